@@ -1,0 +1,84 @@
+"""Rows of packed prompt trees, and who may see whom in them.
+
+A *tree* is a prompt followed, tight, by its K completions; several trees share a row::
+
+    row        the  sky  is   blue  EOS  a  lie  EOS   ·    ·
+    branch      0    0    0    1     1   2   2    2    0    0     0 prompt, 1..K completions
+    position    0    1    2    3     4   3   4    5    0    0     distance from the start of the text
+    example     0    0    0    0     0   0   0    0   -1   -1     slot within the row, -1 padding
+
+Everything is indexed within a row, so that gathers and sums need no communication when rows are sharded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A batch of packed prompt trees: R rows, T columns, S target slots, E example slots, K completions a tree.
+
+    Every field may carry extra leading axes (microbatches). ``extras`` holds what a method adds:
+    per-token inputs ``[R, S]`` and per-completion inputs ``[R, E, K]``.
+    """
+
+    tokens: Int[Array, "*m R T"]  # token ids, 0 where padding
+    branch: Int[Array, "*m R T"]  # 0 prompt, 1..K completions
+    position: Int[Array, "*m R T"]  # place within the text the token belongs to
+    example: Int[Array, "*m R T"]  # tree slot within the row, -1 where padding
+    source: Int[Array, "*m R S"]  # column whose state predicts the target (for a completion's first token: the prompt's last)
+    target: Int[Array, "*m R S"]  # the token id to predict
+    owner: Int[Array, "*m R S"]  # example·K + branch - 1, or -1 where the slot is unused
+    mask: Bool[Array, "*m R S"]  # does this target count
+    last: Int[Array, "*m R E K"]  # column of each completion's last token
+    example_mask: Bool[Array, "*m R E"]  # example slots in use
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def visible(
+    branch: Int[Array, "R T"], position: Int[Array, "R T"], example: Int[Array, "R T"], window: int | None = None
+) -> Bool[Array, "R T T"]:
+    """Which key (last axis) each query (middle axis) may attend to.
+
+    Same example, key's column not after the query's, and key in the prompt or in the query's own branch. With
+    a sliding ``window`` the key also lies fewer than ``window`` *positions* back (columns would count
+    sibling completions). Padding sees itself alone, so that no softmax is over nothing.
+    """
+    column = jnp.arange(branch.shape[-1])
+    causal = column[None, :] <= column[:, None]
+    same_text = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    together = (example[:, None, :] == example[:, :, None]) & (example[:, :, None] >= 0)
+    seen = causal & same_text & together
+    if window is not None:
+        seen &= position[:, :, None] - position[:, None, :] < window
+    return seen | jnp.eye(branch.shape[-1], dtype=bool)
+
+
+def sum_by_owner(
+    values: Float[Array, "R S"], owner: Int[Array, "R S"], num_examples: int, num_completions: int
+) -> Float[Array, "R E K"]:
+    """Σ of the slots of each completion: out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]; unused slots drop out."""
+    segments = num_examples * num_completions
+    # A one-hot product and not a scatter: rows stay independent under sharding, and NaN in unused slots stays out.
+    hit = owner[..., None] == jnp.arange(segments)
+    sums = jnp.sum(jnp.where(hit, values[..., None], 0), axis=-2)
+    return sums.reshape(*values.shape[:-1], num_examples, num_completions)
+
+
+def take_by_owner(per_completion: Float[Array, "R E K"], owner: Int[Array, "R S"]) -> Float[Array, "R S"]:
+    """Each slot's completion's value: out[r, s] = per_completion[r, owner[r, s]], 0 in unused slots."""
+    flat = per_completion.reshape(*per_completion.shape[:-2], -1)
+    taken = jnp.take_along_axis(flat, jnp.maximum(owner, 0), axis=-1)
+    return jnp.where(owner >= 0, taken, 0)
+
+
+def gather_columns(hidden: Float[Array, "R T D"], columns: Int[Array, "R S"]) -> Float[Array, "R S D"]:
+    """States at the given columns of each row: out[r, s] = hidden[r, columns[r, s]]."""
+    return jnp.take_along_axis(hidden, columns[..., None], axis=1, mode="clip")
