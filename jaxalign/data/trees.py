@@ -1,0 +1,329 @@
+"""Prompt trees, and how they are packed into rows.
+
+A *tree* is a prompt and, right behind it, its completions. Packing lays whole trees into rows of one length, first-fit
+by decreasing length, and only arranges: which examples make up a step is decided before, blind to their length.
+The layout itself is pictured in :mod:`jaxalign.masking`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxalign.errors import UserError
+from jaxalign.masking import Rows
+
+TARGET_FRACTIONS = (0.5, 1.0)
+ROW_LENGTHS = (512, 1024, 2048)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tree:
+    """A prompt of P tokens and its K completions. Make one with :meth:`Tree.of`, which fills in and converts.
+
+    ``masks`` says which tokens of each completion count as targets; ``extras`` holds per-completion inputs ``[K]``
+    (labels, scores, reference log-probs, the example's index) that travel with the tree.
+    """
+
+    prompt: Int[np.ndarray, " P"]
+    completions: tuple[Int[np.ndarray, " C"], ...]
+    masks: tuple[Bool[np.ndarray, " C"], ...]
+    extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.prompt) == 0:
+            raise ValueError("a tree's prompt is empty: Tree.of lets the first token be the prompt")
+        if not self.completions or any(len(c) == 0 for c in self.completions):
+            raise ValueError("a tree needs at least one completion, and every completion at least one token")
+        if [len(m) for m in self.masks] != [len(c) for c in self.completions]:
+            raise ValueError("a tree's masks must have the lengths of its completions")
+        if any(len(value) != len(self.completions) for value in self.extras.values()):
+            raise ValueError(f"every extra of a tree needs one value per completion ({len(self.completions)})")
+
+    @classmethod
+    def of(
+        cls,
+        prompt: Sequence[int] | np.ndarray,
+        completions: Sequence[Sequence[int] | np.ndarray],
+        masks: Sequence[Sequence[bool] | np.ndarray] | None = None,
+        **extras: Any,
+    ) -> Tree:
+        """A tree from plain sequences; ``masks`` default to all True, extras are scalars or one value per completion.
+
+        A text's first token is never a target, so without a prompt the completions' first token is the prompt.
+
+        >>> Tree.of([], [[7, 8, 9]]).prompt
+        array([7], dtype=int32)
+
+        Raises:
+            ValueError: if a completion is empty, or there is no prompt and completions begin with different tokens.
+        """
+        texts = [np.asarray(c, np.int32) for c in completions]
+        counts = [np.ones(len(t), bool) for t in texts] if masks is None else [np.asarray(m, bool) for m in masks]
+        root = np.asarray(prompt, np.int32)
+        if len(root) == 0:
+            if len({t[0] if len(t) else None for t in texts}) != 1 or any(len(t) < 2 for t in texts):
+                raise ValueError("without a prompt the completions must share their first token and have a second one")
+            root, texts, counts = texts[0][:1], [t[1:] for t in texts], [m[1:] for m in counts]
+        spread = {name: np.broadcast_to(_narrow(value), (len(texts),)) for name, value in extras.items()}
+        return cls(root, tuple(texts), tuple(counts), spread)
+
+    def __len__(self) -> int:
+        """Distinct tokens: P + Σ C."""
+        return len(self.prompt) + self.num_targets
+
+    @property
+    def num_targets(self) -> int:
+        """Target slots it takes: Σ C (every completion token has a source, its mask says whether it counts)."""
+        return sum(map(len, self.completions))
+
+
+class Packed(NamedTuple):
+    """Rows with leading axes [M, R], of which the first ``used`` microbatches hold examples (the rest is padding)."""
+
+    rows: Rows
+    used: int
+
+    @property
+    def positions(self) -> int:
+        """Token positions that a pass over the used microbatches computes: used · R · T."""
+        return self.used * int(np.prod(self.rows.tokens.shape[1:]))
+
+    @property
+    def slots(self) -> int:
+        """Target slots that pass through the language-model head: used · R · S."""
+        return self.used * int(np.prod(self.rows.source.shape[1:]))
+
+
+def distinct_tokens(trees: Iterable[Tree]) -> int:
+    """Σ (P + Σ C): what would be computed if nothing were wasted."""
+    return sum(map(len, trees))
+
+
+def first_fit_decreasing(sizes: Int[np.ndarray, "N D"], capacity: Sequence[int]) -> list[list[int]] | None:
+    """Put items of D-dimensional size into few bins: the largest first, each into the first bin that has room.
+
+    Args:
+        sizes: what each item takes of each of D resources; the first one orders the items.
+        capacity: what a bin holds of each.
+
+    Returns:
+        Bins of item numbers, or None if an item is larger than a bin. Ties keep the items' order: deterministic.
+    """
+    if len(sizes) and np.any(sizes.max(0) > capacity):
+        return None
+    room = np.tile(np.asarray(capacity), (len(sizes), 1))  # as many bins as could be needed
+    bins: list[list[int]] = []
+    for item in np.argsort(-sizes[:, 0], kind="stable"):
+        chosen = int(np.argmax(np.all(room >= sizes[item], axis=1)))
+        if chosen == len(bins):
+            bins.append([])
+        bins[chosen].append(int(item))
+        room[chosen] -= sizes[item]
+    return bins
+
+
+class Plan(NamedTuple):
+    """Where trees go: rows of tree numbers, the row length T, the target slots S and the price of computing them."""
+
+    bins: list[list[int]]
+    row_length: int
+    num_slots: int
+    price: float
+
+
+def plan(
+    trees: Sequence[Tree],
+    *,
+    row_lengths: Sequence[int] = ROW_LENGTHS,
+    rows_per_microbatch: int = 1,
+    target_fractions: Sequence[float] = TARGET_FRACTIONS,
+) -> Plan | None:
+    """The cheapest of the allowed shapes (T, S) for these trees, or None if a tree is longer than every row.
+
+    A row's price is T (1 + T/4096) + S/4, in tokens through the layers: attention grows with T and the head is paid
+    per slot. The two weights are those of SmolLM2-135M; larger models pay less for either, in the same order.
+    """
+    sizes = np.array([[len(tree), tree.num_targets, 1] for tree in trees])
+    plans = []
+    for length, fraction in itertools.product(sorted(row_lengths), sorted(target_fractions)):
+        slots = int(length * fraction)
+        bins = first_fit_decreasing(sizes, (length, slots, example_slots(length)))
+        if bins is not None:
+            rows = -(-len(bins) // rows_per_microbatch) * rows_per_microbatch
+            plans.append(Plan(bins, length, slots, rows * (length * (1 + length / 4096) + slots / 4)))
+    return min(plans, key=lambda p: p.price, default=None)
+
+
+def example_slots(row_length: int) -> int:
+    """Example slots E of a row, one for every 8 columns: fixed by T, so that (T, S) alone decides the compiled program."""
+    return max(1, row_length // 8)
+
+
+def pack(
+    trees: Sequence[Tree],
+    *,
+    row_lengths: Sequence[int] = ROW_LENGTHS,
+    rows_per_microbatch: int = 1,
+    max_microbatches: int | None = None,
+    num_completions: int | None = None,
+    target_fractions: Sequence[float] = TARGET_FRACTIONS,
+) -> Packed:
+    """Lay trees into rows of one length and rows into microbatches: NumPy arrays with leading axes [M, R].
+
+    Args:
+        trees: the examples of one step; every tree must carry the same extras.
+        row_lengths: the row lengths T to choose from; the cheapest that holds the longest tree is taken (:func:`plan`).
+        rows_per_microbatch: R, a multiple of the devices that rows are spread over.
+        max_microbatches: M; by default as many as trees that each take a row, ⌈trees / R⌉, could need.
+        num_completions: K; by default the most that a tree has. Trees with fewer leave branches unused.
+        target_fractions: target slots S to choose from, as fractions of T.
+
+    Returns:
+        The rows, and how many microbatches are used. Padding: token, branch, position, source, target and last 0,
+        example and owner -1, masks False, extras 0.
+
+    Raises:
+        UserError: if a tree is longer than the longest row.
+
+    >>> rows, used = pack([Tree.of([5, 6], [[7, 8], [9]])], row_lengths=[8])
+    >>> rows.tokens[0, 0], rows.branch[0, 0]
+    (array([5, 6, 7, 8, 9, 0, 0, 0], dtype=int32), array([0, 0, 1, 1, 2, 0, 0, 0], dtype=int32))
+    """
+    most = max((len(tree.completions) for tree in trees), default=1)
+    completions = most if num_completions is None else num_completions
+    if most > completions:
+        raise ValueError(f"a tree has {most} completions, num_completions is {completions}")
+    chosen = plan(
+        trees, row_lengths=row_lengths, rows_per_microbatch=rows_per_microbatch, target_fractions=target_fractions
+    )
+    if chosen is None:
+        raise UserError(
+            f"an example of {max(map(len, trees))} tokens (prompt and all completions) is longer than the longest row "
+            f"of {max(row_lengths)}: lower data.max_length or allow longer rows"
+        )
+    used = -(-len(chosen.bins) // rows_per_microbatch)
+    microbatches = -(-len(trees) // rows_per_microbatch) if max_microbatches is None else max_microbatches
+    if used > microbatches:
+        raise ValueError(f"the trees take {used} microbatches, max_microbatches is {microbatches}")
+
+    shape = (microbatches * rows_per_microbatch, chosen.row_length, chosen.num_slots)
+    rows = _empty_rows(*shape, example_slots(chosen.row_length), completions, trees[0].extras if trees else {})
+    for row, members in enumerate(chosen.bins):
+        column = slot = 0
+        for example, number in enumerate(members):
+            column, slot = _lay(rows, row, example, trees[number], column, slot)
+    split = (microbatches, rows_per_microbatch)
+    return Packed(_map_rows(lambda x: x.reshape(*split, *x.shape[1:]), rows), used)
+
+
+def unpack(packed: Packed) -> list[Tree]:
+    """The trees of packed rows, in the order of microbatch, row and example slot: the inverse of :func:`pack`."""
+    rows = _map_rows(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), packed.rows)
+    completions = rows.last.shape[-1]
+    trees = []
+    for row, example in zip(*np.nonzero(rows.example_mask), strict=True):
+        mine = rows.example[row] == example
+        branches = [k for k in range(1, completions + 1) if np.any(mine & (rows.branch[row] == k))]
+        trees.append(
+            Tree(
+                rows.tokens[row][mine & (rows.branch[row] == 0)],
+                tuple(rows.tokens[row][mine & (rows.branch[row] == k)] for k in branches),
+                tuple(rows.mask[row][rows.owner[row] == example * completions + k - 1] for k in branches),
+                {name: value[row, example, : len(branches)] for name, value in rows.extras.items()},
+            )
+        )
+    return trees
+
+
+def packing_report(batches: Iterable[Packed]) -> dict[str, Any]:
+    """What packing cost over these batches.
+
+    Returns:
+        ``positions``: token positions computed; ``tokens``: distinct tokens in them; ``positions_per_token``: their
+        ratio, 1 is perfect; ``slots``, ``targets``, ``slots_per_target``: the same for the language-model head;
+        ``programs``: how often each shape (T, S) was used, one compiled program each.
+    """
+    positions = tokens = slots = targets = 0
+    programs: dict[tuple[int, int], int] = {}
+    for batch in batches:
+        shape = (batch.rows.tokens.shape[-1], batch.rows.source.shape[-1])
+        programs[shape] = programs.get(shape, 0) + 1
+        positions, slots = positions + batch.positions, slots + batch.slots
+        tokens += int(np.sum(batch.rows.example >= 0))
+        targets += int(np.sum(batch.rows.owner >= 0))
+    return {
+        "positions": positions,
+        "tokens": tokens,
+        "positions_per_token": positions / max(tokens, 1),
+        "slots": slots,
+        "targets": targets,
+        "slots_per_target": slots / max(targets, 1),
+        "programs": programs,
+    }
+
+
+def _lay(rows: Rows, row: int, example: int, tree: Tree, column: int, slot: int) -> tuple[int, int]:
+    """Write one tree into a row from this column and target slot on; returns where the next one starts."""
+    prompt, completions = len(tree.prompt), rows.last.shape[-1]
+    end = column + len(tree)
+    rows.tokens[row, column:end] = np.concatenate((tree.prompt, *tree.completions))
+    rows.example[row, column:end] = example
+    rows.position[row, column : column + prompt] = np.arange(prompt)
+    rows.example_mask[row, example] = True
+    root = column + prompt - 1  # the prompt's last column predicts every completion's first token
+    rows.last[row, example] = root
+    column += prompt
+    for k, (completion, mask) in enumerate(zip(tree.completions, tree.masks, strict=True)):
+        size = len(completion)
+        columns, slots = slice(column, column + size), slice(slot, slot + size)
+        rows.branch[row, columns] = k + 1
+        rows.position[row, columns] = prompt + np.arange(size)
+        rows.source[row, slots] = np.concatenate(([root], np.arange(column, column + size - 1)))
+        rows.target[row, slots] = completion
+        rows.owner[row, slots] = example * completions + k
+        rows.mask[row, slots] = mask
+        rows.last[row, example, k] = column + size - 1
+        column, slot = column + size, slot + size
+    for name, value in tree.extras.items():
+        rows.extras[name][row, example, : len(value)] = value
+    return column, slot
+
+
+def _empty_rows(
+    rows: int, columns: int, slots: int, examples: int, completions: int, extras: Mapping[str, np.ndarray]
+) -> Rows:
+    def full(value: int, size: int) -> np.ndarray:
+        return np.full((rows, size), value, np.int32)
+
+    return Rows(
+        tokens=full(0, columns),
+        branch=full(0, columns),
+        position=full(0, columns),
+        example=full(-1, columns),
+        source=full(0, slots),
+        target=full(0, slots),
+        owner=full(-1, slots),
+        mask=np.zeros((rows, slots), bool),
+        last=np.zeros((rows, examples, completions), np.int32),
+        example_mask=np.zeros((rows, examples), bool),
+        extras={name: np.zeros((rows, examples, completions), value.dtype) for name, value in extras.items()},
+    )
+
+
+def _map_rows(function: Any, rows: Rows) -> Rows:
+    """Apply to every array. Not jax.tree.map: the arrays stay NumPy, and packing runs in data threads without JAX."""
+    fields = {f.name: function(getattr(rows, f.name)) for f in dataclasses.fields(rows) if f.name != "extras"}
+    return Rows(**fields, extras={name: function(value) for name, value in rows.extras.items()})
+
+
+def _narrow(value: Any) -> np.ndarray:
+    """Integers to int32 and floats to float32, what the device would make of them anyway."""
+    array = np.asarray(value)
+    kinds = {"i": np.int32, "u": np.int32, "f": np.float32}
+    return array.astype(kinds[array.dtype.kind]) if array.dtype.kind in kinds else array
