@@ -1,0 +1,102 @@
+"""Argument checks of the array functions: at trace time, one sentence that names the argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array
+
+
+def real(**arrays: ArrayLike) -> list[Array]:
+    """The named arrays, as jax.Arrays of real floats and all of one shape.
+
+    Raises:
+      TypeError: if one is not of a real float type (log-probabilities in integers are a mistake).
+      ValueError: if their shapes differ (broadcasting ``[B]`` against ``[B, 1]`` would be silent nonsense).
+    """
+    out = [to_float(name, value) for name, value in arrays.items()]
+    first = next(iter(arrays))
+    for name, value in zip(arrays, out, strict=True):
+        same_shape(name, value, out[0].shape, first)
+    return out
+
+
+def to_float(name: str, value: ArrayLike) -> Array:
+    """``value`` as a jax.Array, which must be of a real float type."""
+    array = to_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(f"{name} must be real floating point, got {_describe(array)}.")
+    return array
+
+
+def to_number(name: str, value: ArrayLike) -> Array:
+    """``value`` as a float array; integers (rewards of 0 and 1, say) are converted and keep their value."""
+    array = to_array(name, value)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(jnp.result_type(float))
+    return to_float(name, array)
+
+
+def to_mask(name: str, value: ArrayLike, shape: tuple[int, ...], like: str) -> Array:
+    """``value`` as a bool array of the shape that argument ``like`` has."""
+    array = to_array(name, value)
+    if array.dtype != jnp.bool_:
+        raise TypeError(f"{name} must be bool, True where it counts, got {_describe(array)}; pass {name} != 0.")
+    same_shape(name, array, shape, like)
+    return array
+
+
+def to_indices(name: str, value: ArrayLike, shape: tuple[int, ...], like: str) -> Array:
+    """``value`` as an integer array of the given shape."""
+    array = to_array(name, value)
+    if not jnp.issubdtype(array.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers, got {_describe(array)}.")
+    same_shape(name, array, shape, like)
+    return array
+
+
+def to_array(name: str, value: ArrayLike) -> Array:
+    """``value`` as a jax.Array."""
+    try:
+        return jnp.asarray(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
+
+
+def same_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
+    """Raises unless ``array`` has the given shape, the one of argument ``like``."""
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} must have the shape of {like}, {list(shape)}, got {list(array.shape)}.")
+
+
+def at_least_axes(name: str, array: Array, count: int, wanted: str) -> None:
+    """Raises if ``array`` has fewer than ``count`` axes."""
+    if array.ndim < count:
+        raise ValueError(f"{name} must have shape {wanted}, got {list(array.shape)}.")
+
+
+def scalar_or_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
+    """Raises unless ``array`` is a scalar or has the shape of argument ``like``."""
+    if array.shape not in ((), tuple(shape)):
+        raise ValueError(f"{name} must be a scalar or have the shape of {like}, {list(shape)}, got {list(array.shape)}.")
+
+
+def within(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raises if a hyper-parameter is outside [low, high), or (low, high) where ``open_low``; traced ones pass unseen."""
+    if isinstance(value, jax.core.Tracer):
+        return
+    if not (low < value if open_low else low <= value) or not value < high:
+        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}), got {value}.")
+
+
+def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raises unless a name is one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _describe(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
