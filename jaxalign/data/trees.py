@@ -8,7 +8,6 @@ The layout itself is pictured in :mod:`jaxalign.masking`.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from jaxtyping import Bool, Int
 from jaxalign.errors import UserError
 from jaxalign.masking import Rows
 
-TARGET_FRACTIONS = (0.5, 1.0)
 ROW_LENGTHS = (512, 1024, 2048)
 
 
@@ -129,7 +127,7 @@ def first_fit_decreasing(sizes: Int[np.ndarray, "N D"], capacity: Sequence[int])
 
 
 class Plan(NamedTuple):
-    """Where trees go: rows of tree numbers, the row length T, the target slots S and the price of computing them."""
+    """Where trees go: rows of tree numbers, the row length T, the target slots S, and the price of computing them."""
 
     bins: list[list[int]]
     row_length: int
@@ -137,22 +135,14 @@ class Plan(NamedTuple):
     price: float
 
 
-def plan(
-    trees: Sequence[Tree],
-    *,
-    row_lengths: Sequence[int] = ROW_LENGTHS,
-    rows_per_microbatch: int = 1,
-    target_fractions: Sequence[float] = TARGET_FRACTIONS,
-) -> Plan | None:
-    """The cheapest of the allowed shapes (T, S) for these trees, or None if a tree is longer than every row.
+def plan(sizes: Int[np.ndarray, "N 3"], shapes: Iterable[tuple[int, int]], rows_per_microbatch: int = 1) -> Plan | None:
+    """The cheapest of the allowed shapes (T, S) for trees of these :func:`tree_sizes`, None if a tree fits in no shape.
 
     A row's price is T (1 + T/4096) + S/4, in tokens through the layers: attention grows with T and the head is paid
-    per slot. The two weights are those of SmolLM2-135M; larger models pay less for either, in the same order.
+    per slot. The two weights are those of SmolLM2-135M; larger models pay a smaller share for both.
     """
-    sizes = np.array([[len(tree), tree.num_targets, 1] for tree in trees])
     plans = []
-    for length, fraction in itertools.product(sorted(row_lengths), sorted(target_fractions)):
-        slots = int(length * fraction)
+    for length, slots in shapes:
         bins = first_fit_decreasing(sizes, (length, slots, example_slots(length)))
         if bins is not None:
             rows = -(-len(bins) // rows_per_microbatch) * rows_per_microbatch
@@ -160,8 +150,13 @@ def plan(
     return min(plans, key=lambda p: p.price, default=None)
 
 
+def tree_sizes(trees: Sequence[Tree]) -> Int[np.ndarray, "N 3"]:
+    """What each tree takes of a row: columns, target slots, and one example slot."""
+    return np.array([[len(tree), tree.num_targets, 1] for tree in trees], int).reshape(-1, 3)
+
+
 def example_slots(row_length: int) -> int:
-    """Example slots E of a row, one for every 8 columns: fixed by T, so that (T, S) alone decides the compiled program."""
+    """Example slots E of a row, one for every 8 columns: a function of T, so (T, S) decides the compiled program."""
     return max(1, row_length // 8)
 
 
@@ -169,27 +164,27 @@ def pack(
     trees: Sequence[Tree],
     *,
     row_lengths: Sequence[int] = ROW_LENGTHS,
+    shapes: Sequence[tuple[int, int]] | None = None,
     rows_per_microbatch: int = 1,
     max_microbatches: int | None = None,
     num_completions: int | None = None,
-    target_fractions: Sequence[float] = TARGET_FRACTIONS,
 ) -> Packed:
     """Lay trees into rows of one length and rows into microbatches: NumPy arrays with leading axes [M, R].
 
     Args:
         trees: the examples of one step; every tree must carry the same extras.
-        row_lengths: the row lengths T to choose from; the cheapest that holds the longest tree is taken (:func:`plan`).
+        row_lengths: the row lengths T to choose from, each with S = T/2 or S = T target slots.
+        shapes: the pairs (T, S) to choose from, instead of ``row_lengths``; the cheapest is taken (:func:`plan`).
         rows_per_microbatch: R, a multiple of the devices that rows are spread over.
-        max_microbatches: M; by default as many as trees that each take a row, ⌈trees / R⌉, could need.
+        max_microbatches: M; by default ⌈trees / R⌉, enough for trees that each take a row.
         num_completions: K; by default the most that a tree has. Trees with fewer leave branches unused.
-        target_fractions: target slots S to choose from, as fractions of T.
 
     Returns:
         The rows, and how many microbatches are used. Padding: token, branch, position, source, target and last 0,
         example and owner -1, masks False, extras 0.
 
     Raises:
-        UserError: if a tree is longer than the longest row.
+        UserError: if a tree fits in none of the shapes.
 
     >>> rows, used = pack([Tree.of([5, 6], [[7, 8], [9]])], row_lengths=[8])
     >>> rows.tokens[0, 0], rows.branch[0, 0]
@@ -199,13 +194,12 @@ def pack(
     completions = most if num_completions is None else num_completions
     if most > completions:
         raise ValueError(f"a tree has {most} completions, num_completions is {completions}")
-    chosen = plan(
-        trees, row_lengths=row_lengths, rows_per_microbatch=rows_per_microbatch, target_fractions=target_fractions
-    )
+    allowed = shapes or [(length, slots) for length in row_lengths for slots in (length // 2, length)]
+    chosen = plan(tree_sizes(trees), allowed, rows_per_microbatch)
     if chosen is None:
         raise UserError(
-            f"an example of {max(map(len, trees))} tokens (prompt and all completions) is longer than the longest row "
-            f"of {max(row_lengths)}: lower data.max_length or allow longer rows"
+            f"an example of {max(map(len, trees))} tokens (prompt and all completions) fits in none of the row shapes "
+            f"{tuple(allowed)}: lower data.max_length, or allow longer rows"
         )
     used = -(-len(chosen.bins) // rows_per_microbatch)
     microbatches = -(-len(trees) // rows_per_microbatch) if max_microbatches is None else max_microbatches

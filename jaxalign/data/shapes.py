@@ -1,0 +1,58 @@
+"""Which row shapes a run should compile: few programs, little waste."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxalign.data.trees import Tree, plan, tree_sizes
+
+# Multiples of 128 fill the tiles of matrix units; the short ones are for toy data.
+LENGTHS = (32, 64, *range(128, 1025, 128), *range(1280, 2049, 256), *range(2560, 8193, 512))
+FRACTIONS = (3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0)  # of a row's columns that may be targets
+
+
+def choose_shapes(
+    trees: Sequence[Tree],
+    *,
+    batch_size: int,
+    rows_per_microbatch: int = 1,
+    max_programs: int = 4,
+    worth: float = 0.01,
+    trials: int = 16,
+) -> list[tuple[int, int]]:
+    """Row shapes (T, S) for batches drawn from these trees: at most ``max_programs``, one compiled program each.
+
+    Packs ``trials`` random batches in every candidate shape. The first shape chosen is the cheapest that holds all
+    trees; more are added, each the one that lowers the summed price most, as long as it lowers it by a share of
+    ``worth``. The choice depends on the trees and the arguments alone (the trial batches have a fixed seed).
+    """
+    sizes = tree_sizes(trees)
+    # One example needs a shape that holds it, and rows much longer than the longest tree only cost attention.
+    longest = sizes[:, 0].max()
+    lengths = [t for t in LENGTHS if t < 2 * longest] or [LENGTHS[0]]
+    if lengths[-1] < longest:
+        lengths.append(int(-(-longest // 512) * 512))
+    candidates = [(t, int(t * fraction)) for t in lengths for fraction in FRACTIONS]
+
+    random = np.random.default_rng(0)
+    draws = [random.choice(len(trees), batch_size, replace=batch_size > len(trees)) for _ in range(trials)]
+    prices = np.array([[_price(sizes[draw], shape, rows_per_microbatch) for shape in candidates] for draw in draws])
+    holds_all = [t >= longest and s >= sizes[:, 1].max() for t, s in candidates]
+
+    chosen = [int(np.argmin(np.where(holds_all, prices.sum(0), np.inf)))]
+    best = prices[:, chosen[0]]
+    while len(chosen) < max_programs:
+        totals = np.minimum(best[:, None], prices).sum(0)
+        shape = int(np.argmin(totals))
+        if totals[shape] > (1 - worth) * best.sum():
+            break
+        chosen.append(shape)
+        best = np.minimum(best, prices[:, shape])
+    return sorted(candidates[i] for i in chosen)
+
+
+def _price(sizes: np.ndarray, shape: tuple[int, int], rows_per_microbatch: int) -> float:
+    planned = plan(sizes, [shape], rows_per_microbatch)
+    return np.inf if planned is None else planned.price
