@@ -1,0 +1,43 @@
+"""jaxalign: align language models in JAX with pure, composable functions.
+
+``jaxalign.losses``, ``jaxalign.advantages`` and ``jaxalign.logprobs`` work on arrays and know nothing of models;
+``load_model``, ``generate`` and ``loop`` put them to work on real ones. Names load on first use, so that importing the
+package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxalign.models.model import Model as Model
+    from jaxalign.models.sharding import make_mesh as make_mesh
+    from jaxalign.models.tokenizer import load_tokenizer as load_tokenizer
+    from jaxalign.models.weights import load_model as load_model
+    from jaxalign.models.weights import save_model as save_model
+    from jaxalign.rollout import generate as generate
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Model": "jaxalign.models.model",
+    "generate": "jaxalign.rollout",
+    "load_model": "jaxalign.models.weights",
+    "load_tokenizer": "jaxalign.models.tokenizer",
+    "make_mesh": "jaxalign.models.sharding",
+    "save_model": "jaxalign.models.weights",
+}
+_MODULES = ("advantages", "checkpoint", "data", "logprobs", "loop", "losses", "masking", "methods", "models", "rollout")
+
+__all__ = [*_HOME, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"jaxalign.{name}")
+    raise AttributeError(f"module 'jaxalign' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,258 @@
+"""The loop: a train state threaded through pure steps.
+
+A method is a few pure functions (``Method``); ``make_step`` compiles them with an optimiser into
+``step_fn(state, batch) -> (state, metrics)``; ``run`` folds that over batches. Running is a ``for`` that anyone can
+write instead::
+
+    for state, metrics in run(step_fn, state, batches):
+        ...
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from jaxalign.masking import Rows
+from jaxalign.models.sharding import batch_sharding, replicated
+
+Metrics = dict[str, tuple[Array, Array]]  # name → (sum, count): what microbatches, devices and batches add
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a run is, as a pytree.
+
+    Attributes:
+      step: optimiser steps taken, int32 scalar.
+      params: what is trained.
+      opt_state: the optimiser's state.
+      method_state: the method's own (a KL controller, a running baseline); ``()`` where there is none.
+      key: the run's root random key; step ``n`` uses ``fold_in(key, n)``.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    method_state: Any
+    key: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One step's examples: ``rows`` with leading microbatch and row axes [M, R, ...], of which ``used`` microbatches hold any.
+
+    The step runs the used ones only, so batches of different fill share one compiled program.
+    """
+
+    rows: Rows
+    used: Int[Array, ""]
+
+
+class Method(NamedTuple):
+    """The pure functions of a method.
+
+    prepare(params, frozen, method_state, batch) -> (batch, method_state): what needs the whole batch (reference
+      log-probs, baselines, denominators), without gradient.
+    loss(params, rows) -> (weighted sum, metrics): one microbatch's share; sums over microbatches are the batch's.
+    """
+
+    prepare: Callable[[Any, Any, Any, Batch], tuple[Batch, Any]]
+    loss: Callable[[Any, Rows], tuple[Array, Metrics]]
+
+
+class StepFn(Protocol):
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]: ...
+
+
+def microbatch(rows: Rows, index: Int[Array, ""] | int) -> Rows:
+    """The rows of one microbatch: every array without its leading axis."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), rows)
+
+
+def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None) -> Any:
+    """Σ over used microbatches of fn(rows), a pytree of arrays; a loop of dynamic length, not differentiable."""
+    if zeros is None:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: fn(microbatch(batch.rows, 0))))
+
+    def body(index: Int[Array, ""], total: Any) -> Any:
+        return jax.tree.map(jnp.add, total, fn(microbatch(batch.rows, index)))
+
+    return jax.lax.fori_loop(0, batch.used, body, zeros)
+
+
+def map_microbatches(fn: Callable[[Rows], Any], batch: Batch) -> Any:
+    """fn(rows) of each used microbatch, stacked [M, ...]; zeros for the others."""
+    shapes = jax.eval_shape(lambda: fn(microbatch(batch.rows, 0)))
+    count = batch.rows.tokens.shape[0]
+    out = jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), shapes)
+
+    def body(index: Int[Array, ""], out: Any) -> Any:
+        return jax.tree.map(lambda o, y: o.at[index].set(y), out, fn(microbatch(batch.rows, index)))
+
+    return jax.lax.fori_loop(0, batch.used, body, out)
+
+
+def gradients(method: Method, params: Any, frozen: Any, method_state: Any, batch: Batch, shardings: Any = None) -> Any:
+    """(loss, metrics), gradient and new method state of one batch, whatever the microbatches it is cut into.
+
+    ``shardings`` pins the accumulated gradient to where the parameters lie.
+    """
+    pin = (lambda g: g) if shardings is None else (lambda g: jax.lax.with_sharding_constraint(g, shardings))
+    batch, method_state = method.prepare(params, frozen, method_state, batch)
+    batch = jax.lax.stop_gradient(batch)
+    value_and_grad = jax.value_and_grad(method.loss, has_aux=True)
+
+    def one(rows: Rows) -> Any:
+        value, grads = value_and_grad(params, rows)
+        return value, pin(grads)
+
+    value_shape = jax.eval_shape(method.loss, params, microbatch(batch.rows, 0))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), value_shape)
+    value, grads = sum_microbatches(one, batch, (zeros, pin(jax.tree.map(jnp.zeros_like, params))))
+    return value, grads, method_state
+
+
+def averages(metrics: Metrics) -> dict[str, Array]:
+    """sum / count of each metric, 0 where nothing was counted."""
+    return {name: total / jnp.maximum(count, 1) for name, (total, count) in metrics.items()}
+
+
+def init_state(params: Any, optimizer: optax.GradientTransformation, key: Array, *, method_state: Any = ()) -> TrainState:
+    """A run's first state; the optimiser's moments lie where the parameters they mirror do.
+
+    The state is donated to the step: copy ``params`` first if anything else (a reference) still needs them.
+    """
+    shapes = jax.eval_shape(optimizer.init, params)
+    everywhere = _whole(params)
+
+    def mirror(leaf: Any, param: Any) -> Any:
+        return param.sharding if leaf.shape == param.shape else everywhere  # factored optimisers keep smaller leaves
+
+    place = optax.tree.map_params(
+        optimizer, mirror, shapes, params, transform_non_params=lambda _: everywhere
+    )
+    step, key, method_state = jax.device_put((jnp.zeros((), jnp.int32), key, method_state), everywhere)
+    return TrainState(step, params, jax.jit(optimizer.init, out_shardings=place)(params), method_state, key)
+
+
+def _whole(params: Any) -> Any:
+    """The sharding of what every device of the parameters' mesh holds whole."""
+    sharding = jax.tree.leaves(params)[0].sharding
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return sharding
+
+
+def make_step(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    *,
+    frozen: Any = None,
+    learning_rate: Callable[[Any], Any] | None = None,
+) -> StepFn:
+    """Compile one optimiser step: prepare, accumulate the gradient over microbatches, update.
+
+    Args:
+      method: the method's functions.
+      optimizer: any optax transformation.
+      state: the state to start from; read only for where its arrays lie, which is where the step leaves them.
+      frozen: what the method holds fixed (a reference's parameters); never donated.
+      learning_rate: the schedule, only to report it.
+    Returns:
+      ``step_fn(state, batch) -> (state, metrics)``. The given state is donated: its buffers are reused.
+    """
+    places = jax.tree.map(lambda x: x.sharding, state)
+
+    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        (loss, metrics), grads, method_state = gradients(
+            method, state.params, frozen, state.method_state, batch, places.params
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        report = {"loss": loss, **averages(metrics), "grad_norm": optax.tree.norm(grads)}
+        report["num_tokens"] = jnp.sum(batch.rows.example >= 0)
+        if learning_rate is not None:
+            report["learning_rate"] = jnp.asarray(learning_rate(state.step))
+        return TrainState(state.step + 1, params, opt_state, method_state, state.key), report
+
+    where_frozen = jax.tree.map(lambda x: x.sharding, frozen)
+    jitted = jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(places, where_frozen, None),  # a batch lies where ``place`` put it
+        out_shardings=(places, _whole(state.params)),
+    )
+    return lambda state, batch: jitted(state, frozen, batch)
+
+
+def make_eval(method: Method, *, frozen: Any = None) -> Callable[[Any, Any, Iterable[Batch]], dict[str, float]]:
+    """Compile evaluation: ``evaluate(params, method_state, batches) -> metrics`` over all examples of all batches.
+
+    The loss is averaged with the examples' counts, so how batches are cut does not change the result.
+    """
+
+    @jax.jit
+    def sums(params: Any, frozen: Any, method_state: Any, batch: Batch) -> Metrics:
+        batch, _ = method.prepare(params, frozen, method_state, batch)
+        loss, metrics = sum_microbatches(lambda rows: method.loss(params, rows), batch)
+        count = jnp.sum(batch.rows.example_mask)
+        return {"loss": (loss * count, count), **metrics}
+
+    def evaluate(params: Any, method_state: Any, batches: Iterable[Batch]) -> dict[str, float]:
+        total: Metrics = {}
+        for batch in batches:
+            new = jax.device_get(sums(params, frozen, method_state, batch))
+            total = jax.tree.map(lambda a, b: a + b, total, new) if total else new
+        return {name: float(value) / max(float(count), 1.0) for name, (value, count) in total.items()}
+
+    return evaluate
+
+
+def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
+    """Put a packed batch of NumPy arrays [M, R, ...] on the mesh, its rows split over the data and fsdp axes.
+
+    Every process passes the same whole batch and keeps its own part.
+    """
+    sharding = batch_sharding(mesh)
+    put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # noqa: E731
+    return Batch(jax.tree.map(put, rows), jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh)))
+
+
+def run(
+    step_fn: StepFn,
+    state: TrainState,
+    batches: Sequence[Batch],
+    *,
+    steps: int | None = None,
+    checkpoints: Any = None,
+    every: int = 0,
+) -> Iterator[tuple[TrainState, dict[str, Array]]]:
+    """Fold ``step_fn`` over ``batches``, yielding each new state and its metrics.
+
+    Args:
+      step_fn: ``(state, batch) -> (state, metrics)``.
+      state: where to start; its ``step`` is also the position in ``batches``, so a restored state goes on where it was.
+      batches: indexed by step.
+      steps: the step to stop at; by default when ``batches`` end.
+      checkpoints: anything with ``save(state)``, called before the yield of every ``every``-th step and the last.
+      every: how often to save; 0 for the last step only.
+
+    A yielded state is donated by the next iteration: use it before going on, and do not keep it.
+    """
+    stop = len(batches) if steps is None else steps
+    for position in range(int(state.step), stop):
+        state, metrics = step_fn(state, batches[position])
+        done = position + 1
+        if checkpoints is not None and (done == stop or (every and done % every == 0)):
+            checkpoints.save(state)
+        yield state, metrics

@@ -1,0 +1,80 @@
+"""Direct preference optimisation: wiring between models, packed pairs and a preference loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign import losses
+from jaxalign.loop import Batch, Method, Metrics, map_microbatches
+from jaxalign.masking import Rows, sum_by_owner
+from jaxalign.models.model import Model
+
+CHOSEN, REJECTED = 0, 1
+
+
+def completion_logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
+    """log π(completion | prompt): each completion's token log-probs summed, in nats; 0 in unused slots."""
+    return sum_by_owner(model.token_logps(params, rows), rows.owner, *rows.last.shape[-2:])
+
+
+def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) -> Method:
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative with the same four arguments.
+
+    The mean over the batch's examples of ``loss(pc, pr, rc, rr, **options)`` on summed completion log-probs. The
+    reference is what ``frozen`` holds (parameters of the same model), or, where ``frozen`` is None, the log-probs cached
+    in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``).
+
+    Args:
+      model: policy and reference architecture.
+      loss: a preference loss of ``jaxalign.losses``; ``losses.dpo`` by default.
+      **options: its keyword arguments (``beta``, …).
+    Returns:
+      the method, for ``loop.make_step``. Metrics as people's dashboards name them; rewards are
+      ``beta · (log π - log π_ref)``, ties count half in ``rewards/accuracies``, ``logps/*`` are sums over tokens in nats.
+    """
+    objective = functools.partial(losses.dpo if loss is None else loss, **options)
+    beta = options.get("beta", 1.0)
+
+    def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
+        extras = dict(batch.rows.extras)
+        if frozen is not None:
+            extras["ref_logps"] = map_microbatches(lambda rows: completion_logps(model, frozen, rows), batch)
+        counted = batch.rows.example_mask
+        extras["weight"] = counted / jnp.maximum(jnp.sum(counted), 1)  # of the whole batch: microbatches add
+        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
+
+    def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
+        logps, ref_logps = completion_logps(model, params, rows), rows.extras["ref_logps"]
+        chosen, rejected = logps[..., CHOSEN], logps[..., REJECTED]
+        ref_chosen, ref_rejected = ref_logps[..., CHOSEN], ref_logps[..., REJECTED]
+        per_example = objective(chosen, rejected, ref_chosen, ref_rejected)
+        measured = pair_metrics(logps, ref_logps, rows.example_mask, beta=beta)
+        return jnp.sum(per_example * rows.extras["weight"]), measured
+
+    return Method(prepare, microbatch_loss)
+
+
+def pair_metrics(
+    logps: Float[Array, "R E 2"], ref_logps: Float[Array, "R E 2"], mask: Array, *, beta: float
+) -> Metrics:
+    """What DPO dashboards show, each as (sum, count) over examples in use."""
+    rewards = beta * (logps - ref_logps)
+    margins = rewards[..., CHOSEN] - rewards[..., REJECTED]
+    values = {
+        "rewards/chosen": rewards[..., CHOSEN],
+        "rewards/rejected": rewards[..., REJECTED],
+        "rewards/margins": margins,
+        "rewards/accuracies": (jnp.sign(margins) + 1) / 2,
+        "logps/chosen": logps[..., CHOSEN],
+        "logps/rejected": logps[..., REJECTED],
+        "logps/accuracies": (jnp.sign(logps[..., CHOSEN] - logps[..., REJECTED]) + 1) / 2,
+    }
+    count = jnp.sum(mask)
+    return {name: (jnp.sum(jnp.where(mask, jax.lax.stop_gradient(value), 0)), count) for name, value in values.items()}

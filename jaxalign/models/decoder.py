@@ -1,0 +1,169 @@
+"""The Llama-family decoder as Flax NNX modules: RMSNorm, rotary attention with grouped queries, gated MLP.
+
+Layers are stacked on a leading axis and scanned, so one layer is compiled whatever the depth. Attention itself is
+handed in (``attend``): training sees packed rows, generation a cache, and the layer is the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.sharding import constrain
+
+# attend(per-layer input, q [R, T, H, h], k [R, T, G, h], v [R, T, G, h]) -> (output [R, T, H, h], what to keep)
+Attend = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
+
+REMAT_POLICIES = {
+    # Keep the projections' outputs (the costly matmuls), recompute norms, activations and attention scores.
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def inverse_frequencies(config: ModelConfig) -> np.ndarray:
+    """Rotary inverse frequencies θ^(-2i/h), i < h/2, scaled as the configuration says.
+
+    ``linear`` divides all by ``factor`` (Chen et al. 2023, arXiv:2306.15595); ``llama3`` divides those whose
+    wavelength exceeds original/low by ``factor``, keeps those below original/high, and blends between
+    (Llama 3.1, Grattafiori et al. 2024, arXiv:2407.21783, section 3.4.2 and its released code).
+    """
+    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling.rope_type == "linear":
+        return frequencies / scaling.factor
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = np.clip(blend, 0, 1)  # 0: long waves, all scaled; 1: short waves, kept
+    return (1 - blend) * frequencies / scaling.factor + blend * frequencies
+
+
+def rotary_angles(config: ModelConfig, position: Int[Array, "R T"], dtype: Any) -> Float[Array, "R T h"]:
+    """position · inverse frequency, in float32 or wider."""
+    dtype = jnp.promote_types(dtype, jnp.float32)
+    return position[..., None].astype(dtype) * jnp.asarray(inverse_frequencies(config), dtype)
+
+
+def rotate(x: Float[Array, "R T H h"], angles: Float[Array, "R T h/2"]) -> Float[Array, "R T H h"]:
+    """Rotate the pairs (x_i, x_{i+h/2}) by the angles (RoPE, Su et al. 2021, eq. 34, in the half-split layout)."""
+    cos, sin = jnp.cos(angles)[..., None, :].astype(x.dtype), jnp.sin(angles)[..., None, :].astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Attention(nnx.Module):
+    """Projections and rotary embedding around an attention that the caller hands in."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+        self.config, self.mesh = config, mesh
+        width, head = config.hidden_size, config.head_dim
+        linear = functools.partial(
+            nnx.Linear,
+            use_bias=config.attention_bias,
+            dtype=dtype,
+            kernel_init=nnx.initializers.normal(config.initializer_range),
+            rngs=rngs,
+        )
+        self.q = linear(width, config.num_attention_heads * head)
+        self.k = linear(width, config.num_key_value_heads * head)
+        self.v = linear(width, config.num_key_value_heads * head)
+        self.o = linear(config.num_attention_heads * head, width)
+
+    def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.config.head_dim)  # noqa: E731
+        q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
+        q = _pin(self, rotate(q, angles), "batch", None, "heads", None)
+        k = _pin(self, rotate(k, angles), "batch", None, "kv_heads", None)
+        v = _pin(self, v, "batch", None, "kv_heads", None)
+        out, kept = attend(q, k, v)
+        return self.o(out.reshape(*x.shape[:-1], -1)), kept
+
+
+class MLP(nnx.Module):
+    """down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202, eq. 6)."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+        self.config, self.mesh = config, mesh
+        linear = functools.partial(
+            nnx.Linear,
+            use_bias=config.mlp_bias,
+            dtype=dtype,
+            kernel_init=nnx.initializers.normal(config.initializer_range),
+            rngs=rngs,
+        )
+        self.gate = linear(config.hidden_size, config.intermediate_size)
+        self.up = linear(config.hidden_size, config.intermediate_size)
+        self.down = linear(config.intermediate_size, config.hidden_size)
+
+    def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
+        return self.down(_pin(self, jax.nn.silu(self.gate(x)) * self.up(x), "batch", None, "mlp"))
+
+
+class Block(nnx.Module):
+    """One pre-norm layer."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+        self.config, self.mesh = config, mesh
+        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, dtype, mesh, rngs=rngs)
+        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.mlp = MLP(config, dtype, mesh, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
+        attended, kept = self.attention(self.attention_norm(x), angles, attend)
+        x = _pin(self, x + attended, "batch", None, None)
+        return _pin(self, x + self.mlp(self.mlp_norm(x)), "batch", None, None), kept
+
+
+class Decoder(nnx.Module):
+    """Embedding, scanned layers, final norm, and a head unless it is tied to the embedding."""
+
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+        self.config, self.dtype, self.mesh = config, dtype, mesh
+        init = nnx.initializers.normal(config.initializer_range)
+        self.embed = nnx.Embed(
+            config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=init, rngs=rngs
+        )
+        stack = nnx.vmap(lambda keys: Block(config, dtype, mesh, rngs=keys))
+        self.layers = stack(rngs.split(config.num_hidden_layers))
+        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        if not config.tie_word_embeddings:
+            self.head = nnx.Linear(
+                config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
+            )
+
+    def __call__(
+        self, tokens: Int[Array, "R T"], position: Int[Array, "R T"], attend: Attend, per_layer: Any, remat: str
+    ) -> tuple[Float[Array, "R T D"], Any]:
+        """Final-normed states, and what ``attend`` kept, stacked over layers.
+
+        ``per_layer`` is a tree of arrays with a leading layer axis whose slices ``attend`` receives (a cache), or None.
+        """
+        x = _pin(self, self.embed(tokens), "batch", None, None)
+        angles = rotary_angles(self.config, position, self.dtype)
+        graphdef, stacked = nnx.split(self.layers)
+
+        def layer(x: Array, slices: tuple[Any, Any]) -> tuple[Array, Any]:
+            params, given = slices
+            return nnx.merge(graphdef, params)(x, angles, functools.partial(attend, given))
+
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        x, kept = jax.lax.scan(layer, x, (stacked, per_layer))
+        return self.norm(x), kept
+
+
+def _pin(module: Any, x: Array, *logical: str | None) -> Array:
+    return constrain(x, module.config, module.mesh, *logical)

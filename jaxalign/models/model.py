@@ -1,0 +1,121 @@
+"""A model as the rest of the package sees it: a static, hashable description with pure functions of its parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign.errors import UserError
+from jaxalign.logprobs import fused_token_logps
+from jaxalign.masking import Rows, gather_columns, visible
+from jaxalign.models.attention import attention
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.decoder import REMAT_POLICIES, Attend, Decoder
+from jaxalign.models.sharding import make_mesh, param_shardings
+
+Params = Any  # a nested dict of jax.Arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A Llama-family decoder; parameters live outside, as a plain nested dict of arrays.
+
+    Attributes:
+      config: the architecture.
+      mesh: the devices; one device is the mesh (1, 1, 1).
+      dtype: what matmuls compute in. Parameters stay as they are and are cast where used.
+      remat: ``none`` keeps every activation for the backward pass, ``dots`` the outputs of the projections,
+        ``full`` only the layers' inputs (one more forward pass).
+
+    Raises:
+      UserError: for another ``remat``.
+    """
+
+    config: ModelConfig
+    mesh: Mesh = None  # type: ignore[assignment]  # filled in below: a default must not touch devices at import
+    dtype: Any = jnp.float32
+    remat: str = "dots"
+
+    def __post_init__(self) -> None:
+        if self.mesh is None:
+            object.__setattr__(self, "mesh", make_mesh())
+        object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        if self.remat not in ("none", *REMAT_POLICIES):
+            raise UserError(f"remat: {self.remat!r} is not one of none, {', '.join(REMAT_POLICIES)}.")
+
+    def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
+        """Fresh parameters (normal, the configuration's ``initializer_range``), sharded over the mesh."""
+
+        def create(key: Array) -> Params:
+            module = Decoder(self.config, self.dtype, self.mesh, rngs=nnx.Rngs(params=key))
+            return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.split(module)[1]))
+
+        return jax.jit(create, out_shardings=self.param_shardings())(key)
+
+    def param_shapes(self) -> Params:
+        """The tree of ``jax.ShapeDtypeStruct``s (float32) that ``params`` has to match."""
+        return _abstract(self.config, self.dtype, self.mesh)[1]
+
+    def param_shardings(self) -> Params:
+        """The ``NamedSharding`` of each parameter."""
+        return param_shardings(self.config, self.mesh, self.param_shapes())
+
+    def head(self, params: Params) -> Float[Array, "D V"]:
+        """The matrix that turns a state into logits, in the compute dtype."""
+        if self.config.tie_word_embeddings:
+            return params["embed"]["embedding"].T.astype(self.dtype)
+        return params["head"]["kernel"].astype(self.dtype)
+
+    def encode(self, params: Params, rows: Rows) -> Float[Array, "R T D"]:
+        """Final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""
+        seen = visible(rows.branch, rows.position, rows.example, self.config.sliding_window)
+
+        def attend(_: None, q: Array, k: Array, v: Array) -> tuple[Array, None]:
+            return attention(q, k, v, seen), None
+
+        return self.apply(params, rows.tokens, rows.position, attend)[0]
+
+    def token_logps(self, params: Params, rows: Rows) -> Float[Array, "R S"]:
+        """Log-probability of each target slot's token, in nats; 0 in slots that do not count. No [R, T, V] array exists."""
+        states = gather_columns(self.encode(params, rows), rows.source)
+        logps = fused_token_logps(states, self.head(params), rows.target)
+        return jnp.where(rows.mask, logps, 0)
+
+    def logits(
+        self, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """Next-token logits of plain rows; ``mask`` is False on padding, which may stand on either side."""
+        mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask, bool)
+        empty = jnp.zeros((tokens.shape[0], 0), jnp.int32)
+        rows = Rows(
+            tokens=tokens,
+            branch=jnp.zeros_like(tokens),
+            position=jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0),
+            example=jnp.where(mask, 0, -1),
+            source=empty, target=empty, owner=empty, mask=empty.astype(bool), last=empty, example_mask=empty.astype(bool),
+        )  # fmt: skip
+        return jnp.matmul(
+            self.encode(params, rows), self.head(params), preferred_element_type=jnp.promote_types(self.dtype, jnp.float32)
+        )
+
+    def apply(
+        self, params: Params, tokens: Int[Array, "R T"], position: Int[Array, "R T"], attend: Attend, per_layer: Any = None
+    ) -> tuple[Float[Array, "R T D"], Any]:
+        """The layers around an attention of the caller's (a cache, a kernel); see ``decoder.Attend``."""
+        module = nnx.merge(_abstract(self.config, self.dtype, self.mesh)[0], params)
+        return module(tokens, position, attend, per_layer, self.remat)
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(config: ModelConfig, dtype: Any, mesh: Mesh) -> tuple[Any, Params]:
+    """The module's static structure and the shapes of its parameters, built without allocating any."""
+    module = nnx.eval_shape(lambda: Decoder(config, dtype, mesh, rngs=nnx.Rngs(params=0)))
+    graphdef, state = nnx.split(module)
+    return graphdef, nnx.to_pure_dict(state)
