@@ -1,0 +1,209 @@
+"""Rows out of files, folders and the hub, each with its file and its number, so that errors can name them.
+
+Line files are read here and not through ``datasets``, whose errors know neither the line nor the field and which gives
+up on a whole file for one bad row; Parquet, saved data sets and the hub go through it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from jaxalign.data.paths import resolve_path
+from jaxalign.errors import UserError
+
+ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
+
+
+class Problem(NamedTuple):
+    """What is wrong with a row: a short kind to count by, and a clause that says what and what to do."""
+
+    kind: str
+    text: str
+
+
+class Row(NamedTuple):
+    """One row of a file. ``number`` counts from 1, in lines for line files; ``value`` is a Problem if unreadable."""
+
+    file: str
+    number: int
+    value: dict[str, Any] | Problem
+
+
+def read_rows(
+    path: str | Path, *, split: str = "train", name: str | None = None, data_dir: str | None = None
+) -> Iterator[Row]:
+    """The rows of a .jsonl, .json, .csv (each also .gz) or .parquet file, a folder, or a data set on the hub.
+
+    Args:
+        path: file, folder, hub id or ``package:file``.
+        split: which split of a folder or hub data set; single files have none.
+        name: configuration of a hub data set.
+        data_dir: folder within a hub data set.
+
+    Raises:
+        UserError: if there is nothing there, or what is there is broken as a whole. A broken row is not an error here:
+            its value is a :class:`Problem`.
+    """
+    place = resolve_path(path)
+    if place.is_dir():
+        yield from _folder(place, split)
+    elif place.exists():
+        yield from _file(place)
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) and not str(path).endswith((*ENDINGS, ".gz")):
+        yield from _hub(str(path), split, name, data_dir)
+    else:
+        raise UserError(f"{path}: there is no such file: check the path (relative paths start at {Path.cwd()})")
+
+
+def _file(path: Path) -> Iterator[Row]:
+    ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
+    readers = {"jsonl": _json_lines, "json": _json, "csv": _csv}
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: the file is empty: give one with at least one row")
+    if ending == "parquet":
+        yield from _through_datasets(path, "parquet", data_files=str(path), split="train", streaming=True)
+        return
+    if ending not in readers:
+        raise UserError(
+            f"{path}: unknown kind of file: it must end in {', '.join(ENDINGS)}, or in .gz after one of them"
+        )
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            yield from readers[ending](path, stream)
+    except EOFError:
+        raise UserError(f"{path}: the gzip file ends early: it is truncated, fetch it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: not a sound gzip file ({error}): fetch it again, or drop .gz from its name") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from None
+
+
+def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[Row]:
+    for number, line in enumerate(stream, start=1):
+        if line.strip():
+            yield Row(str(path), number, _parse(line))
+
+
+def _json(path: Path, stream: IO[bytes]) -> Iterator[Row]:
+    """A list of rows, or one row per line: both are called .json."""
+    content = stream.read().removeprefix(codecs.BOM_UTF8)
+    if not content.lstrip().startswith(b"["):
+        yield from _json_lines(path, io.BytesIO(content))
+        return
+    try:
+        rows = json.loads(content.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}: not JSON{where}: mend it, or write one row per line as .jsonl") from None
+    for number, row in enumerate(rows, start=1):
+        yield Row(str(path), number, _check_object(row))
+
+
+def _parse(line: bytes) -> dict[str, Any] | Problem:
+    try:
+        return _check_object(json.loads(line.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        return Problem("bad UTF-8", f"is not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8")
+    except json.JSONDecodeError as error:
+        return Problem(
+            "not JSON", f"is not JSON ({error.msg}, column {error.colno}): every line must be one JSON object"
+        )
+    except RecursionError:
+        return Problem("not JSON", "is nested too deeply: every line must be one JSON object")
+
+
+def _check_object(row: Any) -> dict[str, Any] | Problem:
+    if isinstance(row, dict):
+        return row
+    return Problem("not an object", f"is a JSON {type(row).__name__}: every row must be an object with named fields")
+
+
+def _csv(path: Path, stream: IO[bytes]) -> Iterator[Row]:
+    csv.field_size_limit(2**31 - 1)  # the module's 128 KiB is less than a long conversation
+    reader = csv.reader(_decoded(path, stream), strict=True)
+    line = 1
+    try:
+        header = next(reader, [])
+        repeated = {column for column in header if header.count(column) > 1}
+        if repeated:
+            raise UserError(
+                f"{path}: column {min(repeated)!r} appears more than once in the header: rename one of them"
+            )
+        line = reader.line_num + 1
+        for cells in reader:
+            if len(cells) == len(header):
+                yield Row(str(path), line, dict(zip(header, cells, strict=True)))
+            elif cells:
+                text = f"has {len(cells)} cells where the header has {len(header)}: quote cells that hold commas"
+                yield Row(str(path), line, Problem("wrong number of cells", text))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, row {line}: not CSV ({error}): quote cells that hold commas or line breaks") from None
+
+
+def _decoded(path: Path, stream: IO[bytes]) -> Iterator[str]:
+    for number, line in enumerate(stream, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, row {number}: not UTF-8: save the file as UTF-8") from None
+
+
+def _folder(path: Path, split: str) -> Iterator[Row]:
+    import datasets
+
+    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():  # written by save_to_disk
+        saved = datasets.load_from_disk(str(path))
+        if isinstance(saved, datasets.DatasetDict):
+            if split not in saved:
+                raise UserError(f"{path}: no split {split!r}: set data.split to one of {', '.join(saved)}")
+            saved = saved[split]
+        yield from _number(str(path), saved)
+        return
+    try:  # which files belong to which split, by the hub's naming rules
+        files = datasets.load_dataset_builder(str(path)).config.data_files or {}
+    except Exception as error:
+        raise UserError(f"{path}: a folder without readable data files ({_first_line(error)})") from None
+    if split not in files:
+        raise UserError(f"{path}: no files of a split {split!r}: set data.split to one of {', '.join(map(str, files))}")
+    for file in sorted(files[split]):
+        yield from _file(Path(file))
+
+
+def _hub(identifier: str, split: str, name: str | None, data_dir: str | None) -> Iterator[Row]:
+    place = "/".join(filter(None, (identifier, data_dir)))
+    yield from _through_datasets(place, identifier, name=name, data_dir=data_dir, split=split)
+
+
+def _through_datasets(place: str | Path, identifier: str, **options: Any) -> Iterator[Row]:
+    import datasets
+
+    try:
+        yield from _number(str(place), datasets.load_dataset(identifier, **options))
+    except UserError:
+        raise
+    except Exception as error:  # whatever `datasets` and what lies below it raise: there is no common type
+        what = (
+            "not a sound Parquet file" if identifier == "parquet" else "neither a file here nor a data set on the hub"
+        )
+        raise UserError(f"{place}: {what} ({_first_line(error)}): check the name, or give a local file") from None
+
+
+def _number(place: str, rows: Any) -> Iterator[Row]:
+    for number, row in enumerate(rows, start=1):
+        yield Row(place, number, dict(row))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

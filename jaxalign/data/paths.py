@@ -1,0 +1,28 @@
+"""Paths as users write them: a file, a folder, or ``package:file`` for a file inside an installed package."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from jaxalign.errors import UserError
+
+
+def resolve_path(path: str | Path) -> Path:
+    """The path meant by ``path``; ``package:file`` is looked up in the installed package, without importing it.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
+    match = re.fullmatch(r"([A-Za-z_][\w.]+):([^/\\:].*)", str(path))  # two letters at least: C:\x is a Windows drive
+    if not match:
+        return Path(path).expanduser()
+    package, file = match.groups()
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"{path}: there is no installed package {package!r}: install it, or give the path of a file")
+    return Path(next(iter(spec.submodule_search_locations))) / file
