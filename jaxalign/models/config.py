@@ -1,0 +1,168 @@
+"""The architecture of a Llama-family decoder, read from and written to Hugging Face's ``config.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jaxalign.errors import UserError
+
+MODEL_TYPES = ("llama", "mistral")
+ROPE_TYPES = ("default", "linear", "llama3")
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+
+# What `transformers` takes for a field that a file leaves out, where the two model types differ.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": None, "max_position_embeddings": 2048, "sliding_window": None},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched beyond the context the model was first trained on.
+
+    ``linear`` reads only ``factor``; ``llama3`` reads all four.
+    """
+
+    rope_type: str
+    factor: float
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    original_max_position_embeddings: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and constants of a decoder; hashable, so that it can be a static argument of ``jax.jit``."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    max_position_embeddings: int = 2048
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    sliding_window: int | None = None
+    hidden_act: str = "silu"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    initializer_range: float = 0.02
+
+
+def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
+    """A configuration from the contents of a ``config.json``, of ``transformers`` 4 or 5.
+
+    Args:
+      fields: the file's contents. Fields that are left out take the defaults of ``transformers``.
+      where: the name of the file, for messages.
+
+    Raises:
+      UserError: for a model type, rotary scaling, activation or quantisation that is not supported, and for a field
+        that is missing or has the wrong type.
+    """
+    model_type = fields.get("model_type")
+    if model_type not in MODEL_TYPES:
+        raise UserError(f"{where}: model_type {model_type!r} is not supported; use one of {', '.join(MODEL_TYPES)}.")
+    if fields.get("quantization_config"):
+        raise UserError(f"{where}: quantization_config is not supported; use the unquantised model or a .gguf file.")
+    if fields.get("hidden_act", "silu") != "silu":
+        raise UserError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; the supported one is silu.")
+
+    def integer(name: str, default: int | None = None) -> int:
+        value = fields.get(name)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where}: {name} must be a positive whole number, not {value!r}.")
+        return value
+
+    defaults = _DEFAULTS[model_type]
+    hidden_size, heads = integer("hidden_size"), integer("num_attention_heads")
+    kv_heads = integer("num_key_value_heads", fields.get("num_key_value_heads", defaults["num_key_value_heads"]) or heads)
+    head_dim = integer("head_dim", hidden_size // heads)
+    if heads % kv_heads:
+        raise UserError(f"{where}: num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}.")
+    if head_dim % 2:
+        raise UserError(f"{where}: head_dim {head_dim} must be even, since rotary embeddings turn pairs.")
+    max_positions = integer("max_position_embeddings", defaults["max_position_embeddings"])
+    window = fields.get("sliding_window", defaults["sliding_window"]) if model_type == "mistral" else None
+    rope_theta, rope_scaling = _rope(fields, max_positions, where)
+    eos = fields.get("eos_token_id", 2)
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=integer("vocab_size"),
+        hidden_size=hidden_size,
+        intermediate_size=integer("intermediate_size"),
+        num_hidden_layers=integer("num_hidden_layers"),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        rope_theta=rope_theta,
+        rope_scaling=rope_scaling,
+        tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        max_position_embeddings=max_positions,
+        attention_bias=model_type == "llama" and bool(fields.get("attention_bias", False)),
+        mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias", False)),
+        sliding_window=window,
+        bos_token_id=fields.get("bos_token_id", 1),
+        eos_token_ids=token_ids(eos),
+        pad_token_id=fields.get("pad_token_id"),
+        initializer_range=float(fields.get("initializer_range", 0.02)),
+    )
+
+
+def to_hf_config(config: ModelConfig) -> dict[str, Any]:
+    """The contents of a ``config.json`` that ``transformers`` 4 and 5 both read."""
+    fields: dict[str, Any] = {"architectures": [_ARCHITECTURES[config.model_type]]}
+    fields |= dataclasses.asdict(config)
+    eos = fields.pop("eos_token_ids")
+    fields["eos_token_id"] = eos[0] if len(eos) == 1 else list(eos) or None
+    if config.rope_scaling is not None:
+        fields["rope_scaling"] = {k: v for k, v in fields["rope_scaling"].items() if v is not None}
+    if config.model_type == "mistral":
+        del fields["attention_bias"], fields["mlp_bias"]
+    else:
+        del fields["sliding_window"]
+    return fields | {"dtype": "float32"}
+
+
+def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """``eos_token_id`` as files hold it (a number, a list, or null) as a tuple."""
+    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+
+
+def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[float, RopeScaling | None]:
+    """Theta and scaling from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
+    key = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
+    rope = fields.get(key) or {}
+    theta = float(rope.get("rope_theta") or fields.get("rope_theta") or 10000.0)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        raise UserError(f"{where}: {key} of type {rope_type!r} is not supported; use one of {', '.join(ROPE_TYPES)}.")
+    if (rope.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0) != 1.0:
+        raise UserError(f"{where}: partial_rotary_factor is not supported; it must be 1.")
+    if rope_type == "default":
+        return theta, None
+
+    def number(name: str) -> float:
+        if not isinstance(rope.get(name), int | float):
+            raise UserError(f"{where}: {key} of type {rope_type!r} needs a number {name}, not {rope.get(name)!r}.")
+        return float(rope[name])
+
+    if rope_type == "linear":
+        return theta, RopeScaling("linear", number("factor"))
+    original = rope.get("original_max_position_embeddings") or max_positions
+    return theta, RopeScaling(
+        "llama3", number("factor"), number("low_freq_factor"), number("high_freq_factor"), int(original)
+    )
