@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,19 @@ class Method(NamedTuple):
     loss: Callable[[Any, Rows], tuple[Array, Metrics]]
 
 
-class StepFn(Protocol):
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]: ...
+@dataclasses.dataclass(frozen=True)
+class StepFn:
+    """A compiled step and what it holds fixed: ``step_fn(state, batch) -> (state, metrics)``."""
+
+    jitted: Any
+    frozen: Any
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return self.jitted(state, self.frozen, batch)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The step lowered for these arguments (arrays or shapes), to read its program or memory before running it."""
+        return self.jitted.lower(state, self.frozen, batch)
 
 
 def microbatch(rows: Rows, index: Int[Array, ""] | int) -> Rows:
@@ -192,7 +203,7 @@ def make_step(
         in_shardings=(places, where_frozen, None),  # a batch lies where ``place`` put it
         out_shardings=(places, _whole(state.params)),
     )
-    return lambda state, batch: jitted(state, frozen, batch)
+    return StepFn(jitted, frozen)
 
 
 def make_eval(method: Method, *, frozen: Any = None) -> Callable[[Any, Any, Iterable[Batch]], dict[str, float]]:

@@ -151,7 +151,9 @@ class Decoder(nnx.Module):
 
         ``per_layer`` is a tree of arrays with a leading layer axis whose slices ``attend`` receives (a cache), or None.
         """
-        x = _pin(self, self.embed(tokens), "batch", None, None)
+        # Whole along fsdp while in use, or the lookup would leave the states split along their width.
+        table = _pin(self, self.embed.embedding[...].astype(self.dtype), "vocab", None)
+        x = _pin(self, jnp.take(table, tokens, axis=0, mode="clip"), "batch", None, None)
         angles = rotary_angles(self.config, position, self.dtype)
         graphdef, stacked = nnx.split(self.layers)
 

@@ -18,7 +18,7 @@ from jaxalign.masking import Rows, gather_columns, visible
 from jaxalign.models.attention import attention
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import REMAT_POLICIES, Attend, Decoder
-from jaxalign.models.sharding import make_mesh, param_shardings
+from jaxalign.models.sharding import constrain, make_mesh, param_shardings
 
 Params = Any  # a nested dict of jax.Arrays
 
@@ -68,10 +68,10 @@ class Model:
         return param_shardings(self.config, self.mesh, self.param_shapes())
 
     def head(self, params: Params) -> Float[Array, "D V"]:
-        """The matrix that turns a state into logits, in the compute dtype."""
-        if self.config.tie_word_embeddings:
-            return params["embed"]["embedding"].T.astype(self.dtype)
-        return params["head"]["kernel"].astype(self.dtype)
+        """The matrix that turns a state into logits, in the compute dtype; split over its vocabulary only."""
+        tied = self.config.tie_word_embeddings
+        head = params["embed"]["embedding"].T if tied else params["head"]["kernel"]
+        return constrain(head.astype(self.dtype), self.config, self.mesh, None, "vocab")
 
     def encode(self, params: Params, rows: Rows) -> Float[Array, "R T D"]:
         """Final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""
