@@ -31,16 +31,26 @@ class Checkpoints:
         keep: how many of the latest to keep.
         best: the name of the metric, among those given to `save`, whose best checkpoint is kept as well.
         mode: whether a larger ("max") or a smaller ("min") metric is better.
+        read_only: for reading beside a run that may still be writing: nothing is saved or cleaned up.
 
     Raises:
-        UserError: if ``directory`` cannot be written.
+        UserError: if ``directory`` cannot be written, or is to be read and does not exist.
     """
 
     def __init__(
-        self, directory: str | Path, *, keep: int = 1, best: str | None = None, mode: Literal["max", "min"] = "max"
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 1,
+        best: str | None = None,
+        mode: Literal["max", "min"] = "max",
+        read_only: bool = False,
     ):
         self.directory = Path(directory).absolute()
-        check_writable(self.directory)
+        if not read_only:
+            check_writable(self.directory)
+        elif not self.directory.is_dir():
+            raise UserError(f"{self.directory} does not exist; give the directory of a run that saved checkpoints.")
         self.best = best
         self._sign = 1.0 if mode == "max" else -1.0
         latest: policies.PreservationPolicy = policies.LatestN(max(keep, 1))
@@ -49,7 +59,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=latest, best_fn=self._quality, cleanup_tmp_directories=True
+                preservation_policy=latest,
+                best_fn=self._quality,
+                cleanup_tmp_directories=not read_only,
+                create=not read_only,
+                read_only=read_only,
+                save_interval_steps=0 if read_only else 1,
             ),
             item_handlers={"state": ocp.PyTreeCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
         )

@@ -139,6 +139,9 @@ def test_a_half_written_checkpoint_is_never_picked_up(tmp_path):
     assert ended.returncode == 9
     left = [path.name for path in tmp_path.iterdir()]
     assert any(name.startswith("2.") for name in left), left
+    with Checkpoints(tmp_path, read_only=True) as reader:  # a reader leaves the writer's unfinished business alone
+        assert reader.latest_step() == 1
+        assert [path.name for path in tmp_path.iterdir()] == left
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 1
         assert bits(checkpoints.restore(start())[0]) == bits(at(1))
@@ -174,6 +177,8 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path, other, words):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's readers
 def test_no_checkpoint_and_a_damaged_one_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        Checkpoints(tmp_path / "nowhere", read_only=True)
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(UserError, match="holds no checkpoint; give"):
             checkpoints.restore(start())
