@@ -1,0 +1,175 @@
+"""Text to token ids, such that a prompt's ids and then a completion's are what the model sees and must produce.
+
+Three rules hold for any text: nothing merges across the boundary between prompt and completion; what a user wrote never
+becomes a control token, even where it spells one; and the ids of a prompt are those that inference would feed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jaxalign.data.files import Problem
+from jaxalign.data.records import Message
+
+Ids = list[int]
+Run = int | str  # a control token's id, or ordinary text
+SLOT = "q7Zc{}Jx"  # stands for the content of a message when only the template is looked at
+SLOT_PATTERN = re.compile(r"q7Zc(\d+)Jx")
+
+
+class Encoder:
+    """A ``transformers`` tokenizer with the rules above."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+        # The unknown token may stand for ordinary text, unless it doubles as one of the others.
+        self.control = {text: id for text, id in special.items() if id != tokenizer.unk_token_id or id in named}
+        self.control_ids = frozenset(self.control.values())
+        self.flags = {id: tokenizer.added_tokens_decoder[id] for id in self.control_ids}
+        longest_first = sorted(map(re.escape, self.control), key=len, reverse=True)
+        self.control_pattern = re.compile("|".join(longest_first) or r"(?!)")
+        self.bos = self._opening()
+        # SentencePiece puts a space before a text's first word. Behind a newline it does not: then cut the newline off.
+        newline = self._encode("\n")
+        self.anchor = "" if self._encode("\na") == newline + self._encode("a") else "\n"
+        self.anchor_size = len(newline) if self.anchor else 0
+        self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
+
+    def document(self, text: str) -> Ids:
+        """Plain text that starts a document: what the tokenizer puts in front (BOS), once, and the text."""
+        return self.bos + (self._ordinary(text, first=True) if text else [])
+
+    def continuation(self, text: str) -> Ids:
+        """Plain text that goes on where another stopped."""
+        return self._ordinary(text)
+
+    def conversation(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[Ids, list[Ids]] | Problem:
+        """A chat as the tokenizer's template renders it: (prompt, one completion per reply).
+
+        The prompt is ``apply_chat_template(messages, add_generation_prompt=True)``. A completion is what the template
+        puts behind it for an assistant's message, up to and including the first control token after the content
+        (EOS if there is none): what the model has to write until it hands over.
+        """
+        prompt = self._layout(messages, generate=True)
+        whole = self._layout([*messages, Message("assistant", "")], generate=False)
+        if isinstance(prompt, Problem) or isinstance(whole, Problem):
+            return prompt if isinstance(prompt, Problem) else whole  # type: ignore[return-value]
+        slot = SLOT.format(len(messages))
+        before, found, after = whole[len(prompt) :].partition(slot)
+        if not whole.startswith(prompt) or not found:
+            return Problem(
+                "unusable chat template",
+                "the tokenizer's chat template does not render an answer behind its own generation prompt: "
+                "use another template, or data.template=never",
+            )
+        contents = self._contents(prompt, messages, generate=True)
+        if isinstance(contents, Problem):
+            return contents
+        end = self._split_control(after)
+        if not self.control_ids.intersection(run for run in end if isinstance(run, int)):
+            end = [self.tokenizer.eos_token_id]
+        end = end[: next(i for i, run in enumerate(end) if isinstance(run, int)) + 1]
+        completions = []
+        for reply in replies:
+            filled = self._contents(whole, [*messages, Message("assistant", reply)], generate=False)
+            if isinstance(filled, Problem):
+                return filled
+            completions.append(self._encode_runs([*self._split_control(before), filled[-1], *end]))
+        return self._encode_prompt(prompt, contents), completions
+
+    def _encode_prompt(self, layout: str, contents: Sequence[str]) -> Ids:
+        runs: list[Run] = []
+        for i, piece in enumerate(SLOT_PATTERN.split(layout)):  # template, number, template, number, …
+            runs += [contents[int(piece)]] if i % 2 else self._split_control(piece)
+        at_once = self.tokenizer(_fill(layout, contents), add_special_tokens=False)["input_ids"]
+        wanted = [run for run in runs if isinstance(run, int)]
+        # Inference tokenises the rendered text in one go: so do we, unless some content spells a control token.
+        return at_once if [id for id in at_once if id in self.control_ids] == wanted else self._encode_runs(runs)
+
+    def _encode_runs(self, runs: Sequence[Run]) -> Ids:
+        ids: Ids = []
+        text = ""
+        strip = False  # some control tokens swallow the spaces beside them
+        for run in [*runs, None]:
+            if isinstance(run, str):
+                text += run.lstrip() if strip and not text else run
+                continue
+            token = self.flags.get(run)
+            text = text.rstrip() if token is not None and token.lstrip else text
+            ids += self._ordinary(text) if text else []
+            ids += [] if run is None else [run]
+            text, strip = "", token is not None and token.rstrip
+        return ids
+
+    def _split_control(self, template: str) -> list[Run]:
+        runs: list[Run] = []
+        end = 0
+        for match in self.control_pattern.finditer(template):
+            runs += [template[end : match.start()], self.control[match.group()]]
+            end = match.end()
+        return [run for run in (*runs, template[end:]) if run != ""]
+
+    def _ordinary(self, text: str, first: bool = False) -> Ids:
+        ids = self._encode(text) if first else self._encode(self.anchor + text)[self.anchor_size :]
+        if self.control_ids.isdisjoint(ids):
+            return ids
+        # In some vocabularies a control token's spelling is also an ordinary entry: cut the look-alike in two.
+        match = self.control_pattern.search(text)
+        if match is None:
+            raise ValueError(f"the tokenizer makes a control token of the ordinary text {text!r}")
+        cut = match.start() + 1
+        return self._ordinary(text[:cut], first) + self._ordinary(text[cut:])
+
+    def _encode(self, text: str) -> Ids:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _opening(self) -> Ids:
+        """What the tokenizer puts before a text (BOS, if anything), found by looking: tokenizers share no name for it."""
+        with_special, without = (self.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
+        for start in range(len(with_special) - len(without) + 1):
+            if with_special[start : start + len(without)] == without:
+                return list(with_special[:start])
+        return []
+
+    def _layout(self, messages: Sequence[Message], generate: bool) -> str | Problem:
+        """The template rendered with a slot in place of each content; it depends on the roles alone."""
+        roles = tuple(message.role for message in messages)
+        if (roles, generate) not in self._layouts:
+            slots = [Message(role, SLOT.format(i)) for i, role in enumerate(roles)]
+            layout = self._render(slots, generate)
+            if isinstance(layout, Problem):
+                return layout
+            self._layouts[roles, generate] = layout
+        return self._layouts[roles, generate]
+
+    def _contents(self, layout: str, messages: Sequence[Message], generate: bool) -> list[str] | Problem:
+        """The contents as the template writes them: as they are, or stripped."""
+        rendered = self._render(messages, generate)
+        if isinstance(rendered, Problem):
+            return rendered
+        for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
+            if _fill(layout, contents) == rendered:
+                return contents
+        return Problem(
+            "rewritten content",
+            "the tokenizer's chat template changes what a message says, so what the model must produce is not known: "
+            "use another template, or data.template=never",
+        )
+
+    def _render(self, messages: Sequence[Message], generate: bool) -> str | Problem:
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(
+                [message._asdict() for message in messages], tokenize=False, add_generation_prompt=generate
+            )
+        except TemplateError as error:
+            return Problem("refused by the chat template", f"the tokenizer's chat template refuses it ({error})")
+
+
+def _fill(layout: str, contents: Sequence[str]) -> str:
+    return SLOT_PATTERN.sub(lambda match: contents[int(match.group(1))], layout)
