@@ -81,7 +81,9 @@ def at_least_axes(name: str, array: Array, count: int, wanted: str) -> None:
 def scalar_or_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
     """Raises unless ``array`` is a scalar or has the shape of argument ``like``."""
     if array.shape not in ((), tuple(shape)):
-        raise ValueError(f"{name} must be a scalar or have the shape of {like}, {list(shape)}, got {list(array.shape)}.")
+        raise ValueError(
+            f"{name} must be a scalar or have the shape of {like}, {list(shape)}, got {list(array.shape)}."
+        )
 
 
 def within(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:

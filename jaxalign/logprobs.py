@@ -28,8 +28,8 @@ def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Floa
     Raises:
       TypeError, ValueError: for a wrong type or shape, naming the argument.
 
-    >>> token_logps(jnp.zeros([3, 4]), jnp.array([0, 1, 2])).round(4)
-    Array([-1.3863, -1.3863, -1.3863], dtype=float32)
+    >>> token_logps(jnp.zeros([3, 4]), jnp.array([0, 1, 2]))
+    Array([-1.3862..., -1.3862..., -1.3862...], dtype=float32)
     """
     logits = check.to_float("logits", logits)
     check.at_least_axes("logits", logits, 1, "[..., V]")
@@ -61,8 +61,8 @@ def fused_token_logps(
       TypeError, ValueError: for a wrong type or shape, naming the argument.
 
     >>> hidden, head = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
-    >>> fused_token_logps(hidden, head, jnp.array([2])).round(4)
-    Array([-0.4076], dtype=float32)
+    >>> fused_token_logps(hidden, head, jnp.array([2]))
+    Array([-0.4076...], dtype=float32)
     """
     hidden, head = check.to_float("hidden", hidden), check.to_float("head", head)
     check.at_least_axes("hidden", hidden, 1, "[..., D]")
@@ -75,9 +75,7 @@ def fused_token_logps(
     return _fused(hidden.astype(dtype), head.astype(dtype), targets, _chunking(head.shape[1], chunk_size))
 
 
-def kl_estimate(
-    logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, estimator: str
-) -> Float[Array, "*B"]:
+def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, estimator: str) -> Float[Array, "*B"]:
     """Per-token estimate of KL(π ‖ π_ref) from tokens drawn from π; with r = ref_logps - logps::
 
         k1 = -r          k2 = r²/2          k3 = exp(r) - 1 - r
@@ -94,8 +92,8 @@ def kl_estimate(
     Raises:
       TypeError, ValueError: for a wrong type, shape or estimator, naming the argument.
 
-    >>> kl_estimate(jnp.array([-1.0]), jnp.array([-1.5]), estimator="k3").round(4)
-    Array([0.1065], dtype=float32)
+    >>> kl_estimate(jnp.array([-1.0]), jnp.array([-1.5]), estimator="k3")
+    Array([0.1065...], dtype=float32)
     """
     logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
     check.one_of("estimator", estimator, KL_ESTIMATORS)

@@ -1,0 +1,83 @@
+"""Losses of reward models: Bradley-Terry, Plackett-Luce, centering."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float
+
+from jaxalign import _checks as check
+
+Rewards = Float[Array, "*B"]
+
+
+def bradley_terry(chosen_rewards: Rewards, rejected_rewards: Rewards, *, margin: ArrayLike = 0.0) -> Rewards:
+    """Bradley-Terry: -log σ(r_c - r_r - margin).
+
+    Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; the margin is Llama 2's, Touvron et al. 2023, arXiv:2307.09288,
+    eq. 2.
+
+    Args:
+      chosen_rewards, rejected_rewards: scores, ``[...]``.
+      margin: how much better the chosen one is said to be, a scalar or ``[...]``; a constant.
+    Returns:
+      loss per pair, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> bradley_terry(jnp.array([1.0]), jnp.array([0.0]))
+    Array([0.3132...], dtype=float32)
+    """
+    r_c, r_r = check.real(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    margin = check.to_number("margin", margin)
+    check.scalar_or_shape("margin", margin, r_c.shape, "chosen_rewards")
+    return -log_sigmoid(r_c - r_r - jax.lax.stop_gradient(margin).astype(r_c.dtype))
+
+
+def reward_centering(chosen_rewards: Rewards, rejected_rewards: Rewards) -> Rewards:
+    """Penalty that keeps rewards around zero: (r_c + r_r)²; times a small coefficient, the caller's.
+
+    Source: Eisenstein et al. 2023, arXiv:2312.09244, eq. 2.
+
+    Args:
+      chosen_rewards, rejected_rewards: scores, ``[...]``.
+    Returns:
+      penalty per pair, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> reward_centering(jnp.array([1.0]), jnp.array([0.5]))
+    Array([2.25], dtype=float32)
+    """
+    r_c, r_r = check.real(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    return (r_c + r_r) ** 2
+
+
+def plackett_luce(rewards: Float[Array, "*B K"], mask: Bool[Array, "*B K"] | None = None) -> Float[Array, "*B"]:
+    """Negative log-likelihood of a ranking, best first: -Σ_k [r_k - log Σ_{j≥k} exp r_j].
+
+    Source: Plackett 1975, https://doi.org/10.2307/2346567; for preferences, Rafailov et al. 2023, arXiv:2305.18290,
+    eq. 18. With K = 2 it is Bradley-Terry.
+
+    Args:
+      rewards: scores of the K candidates, the best first, ``[..., K]``.
+      mask: which candidates there are, ``[..., K]``; all by default.
+    Returns:
+      loss per ranking, ``[...]``; 0 where no candidate counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> plackett_luce(jnp.array([[2.0, 1.0, 0.0]]))
+    Array([0.7208...], dtype=float32)
+    """
+    rewards = check.to_float("rewards", rewards)
+    check.at_least_axes("rewards", rewards, 1, "[..., K]")
+    mask = jnp.ones(rewards.shape, bool) if mask is None else check.to_mask("mask", mask, rewards.shape, "rewards")
+    rewards = jnp.where(mask, rewards, 0)
+    # Row k of this [K, K] holds who is left when place k is given; a masked one sees itself, so that no sum is empty.
+    itself = jnp.eye(rewards.shape[-1], dtype=bool)
+    left = jnp.triu(jnp.ones_like(itself)) & mask[..., None, :] | itself
+    log_total = jax.nn.logsumexp(jnp.broadcast_to(rewards[..., None, :], left.shape), axis=-1, where=left)
+    return jnp.sum(jnp.where(mask, log_total - rewards, 0), axis=-1)
