@@ -87,7 +87,7 @@ def scalar_or_shape(name: str, array: Array, shape: tuple[int, ...], like: str) 
 
 
 def within(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raises if a hyper-parameter is outside [low, high), or (low, high) where ``open_low``; traced ones pass unseen."""
+    """Raises if a hyper-parameter is outside [low, high), or (low, high) where ``open_low``; traced ones pass."""
     if isinstance(value, jax.core.Tracer):
         return
     if not (low < value if open_low else low <= value) or not value < high:

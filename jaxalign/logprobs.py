@@ -44,8 +44,8 @@ def fused_token_logps(
 ) -> Float[Array, "*B"]:
     """``token_logps(hidden @ head, targets)`` without an array of (tokens × V), forward or backward.
 
-    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867,
-    alg. 3); the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the
+    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867, alg.
+    3); the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the
     head and its gradient. Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head
     sharded over its vocabulary stays where it is. Leading axes need no ``vmap``, which would make one gradient of the
     head for each element.
@@ -80,8 +80,8 @@ def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, est
 
         k1 = -r          k2 = r²/2          k3 = exp(r) - 1 - r
 
-    (Schulman 2020, http://joschu.net/blog/kl-approx.html.) ``k1`` and ``k3`` are unbiased, ``k2`` and ``k3`` never negative.
-    Differentiable with respect to ``logps``; ``ref_logps`` is a constant.
+    (Schulman 2020, http://joschu.net/blog/kl-approx.html.) ``k1`` and ``k3`` are unbiased, ``k2`` and ``k3`` never
+    negative. Differentiable with respect to ``logps``; ``ref_logps`` is a constant.
 
     Args:
       logps: log-probs of the tokens under the policy, nats.

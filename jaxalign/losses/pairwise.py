@@ -1,7 +1,7 @@
 """Losses of a chosen and a rejected completion against a reference model: DPO and its relatives.
 
-Everywhere h_c = policy_chosen_logps - reference_chosen_logps, h_r likewise for the rejected one, Δ = h_c - h_r, and σ is
-the logistic function. Log-probabilities are in nats, summed over the completion's tokens, all four of one shape
+Everywhere h_c = policy_chosen_logps - reference_chosen_logps, h_r likewise for the rejected one, Δ = h_c - h_r, and σ
+is the logistic function. Log-probabilities are in nats, summed over the completion's tokens, all four of one shape
 ``[...]``; the result has that shape and is differentiable with respect to the two policy arguments.
 
 Losses of Δ take a ``divergence``: a function of ``jaxalign.losses.divergences`` applied to h_c and h_r first, so that
@@ -265,9 +265,9 @@ def aot(
 ) -> Logps:
     """Alignment via optimal transport, paired data: logistic_link(β [sort(pc - pr) - sort(rc - rr)]).
 
-    The policy's margins are made to dominate the reference's stochastically, quantile by quantile. Source: Melnyk et al.
-    2024, arXiv:2406.05882, alg. 2. The sort is over the last axis, the batch: values couple, and the i-th value belongs
-    to the i-th quantile, not to the i-th pair.
+    The policy's margins are made to dominate the reference's stochastically, quantile by quantile. Source: Melnyk et
+    al. 2024, arXiv:2406.05882, alg. 2. The sort is over the last axis, the batch: values couple, and the i-th value
+    belongs to the i-th quantile, not to the i-th pair.
 
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[..., B]``.

@@ -1,7 +1,7 @@
 """Losses of log-ratios h_c and h_r one by one, rather than of their difference: NCA, BCO, SPPO, APO, KTO.
 
-``…_pair`` losses, ``sppo_hard``, ``apo_zero`` and ``apo_down`` take a chosen and a rejected completion; the rest take single
-completions with a label, ``desirable``. h = policy - reference, log-probabilities in nats, summed over tokens.
+``…_pair`` losses, ``sppo_hard``, ``apo_zero`` and ``apo_down`` take a chosen and a rejected completion; the rest take
+single completions with a label, ``desirable``. h = policy - reference, log-probabilities in nats, summed over tokens.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def cpo(
 ) -> Logps:
     """Contrastive preference optimisation, DPO under a uniform reference: logistic_link(β(pc - pr)).
 
-    Source: Xu et al. 2024, arXiv:2401.08417, eq. 3; the paper adds the negative log-likelihood of the chosen completion.
+    Source: Xu et al. 2024, arXiv:2401.08417, eq. 3; the paper adds the negative log-likelihood of the chosen
+    completion.
 
     Args:
       policy_chosen_logps, policy_rejected_logps: nats, ``[...]``.
@@ -99,8 +100,8 @@ def cpo(
 def orpo(policy_chosen_avg_logps: Logps, policy_rejected_avg_logps: Logps) -> Logps:
     """Odds ratio preference optimisation's penalty: -log σ(log-odds(a_c) - log-odds(a_r)).
 
-    log-odds(a) = a - log(1 - exp a). Source: Hong et al. 2024, arXiv:2403.07691, eq. 7; the whole objective (eq. 6) is the
-    negative log-likelihood of the chosen completion plus λ times this.
+    log-odds(a) = a - log(1 - exp a). Source: Hong et al. 2024, arXiv:2403.07691, eq. 7; the whole objective (eq. 6) is
+    the negative log-likelihood of the chosen completion plus λ times this.
 
     Args:
       policy_chosen_avg_logps, policy_rejected_avg_logps: a_c and a_r, nats per token, ``[...]``, at most 0.

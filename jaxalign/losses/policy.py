@@ -1,0 +1,320 @@
+"""Policy-gradient losses: PPO and its relatives, per token or per sequence.
+
+logps are the policy's log-probabilities of the tokens taken, in nats, old_logps those it had when it took them, and ρ
+= exp(logps - old_logps). Losses are differentiable with respect to ``logps`` (``values``) only. How per-token losses
+are averaged is part of the algorithm: see ``jaxalign.losses.reductions``.
+
+Per-token losses know no mask: put 0 into masked slots of their inputs, and leave them out of the reduction.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxalign import _checks as check
+
+Tokens = Float[Array, "*B"]
+
+
+def reinforce(logps: Tokens, advantages: Tokens) -> Tokens:
+    """REINFORCE: -A log π.
+
+    Source: Williams 1992, https://doi.org/10.1007/BF00992696, eq. 5, whose gradient this loss has.
+
+    Args:
+      logps: nats, of tokens or of whole sequences, ``[...]``.
+      advantages: A, ``[...]``.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> reinforce(jnp.array([-1.0, -2.0]), jnp.array([1.0, -0.5]))
+    Array([ 1., -1.], dtype=float32)
+    """
+    logps = check.to_float("logps", logps)
+    return -_constant("advantages", advantages, logps) * logps
+
+
+def ppo_clip(
+    logps: Tokens, old_logps: Tokens, advantages: Tokens, *, clip_low: float = 0.2, clip_high: float = 0.2
+) -> Tokens:
+    """PPO's clipped surrogate: -min(ρA, clip(ρ, 1-lo, 1+hi) A).
+
+    Source: Schulman et al. 2017, arXiv:1707.06347, eq. 7; two bounds as in DAPO, Yu et al. 2025, arXiv:2503.14476, eq.
+    10.
+
+    Args:
+      logps, old_logps: nats, of tokens or (RLOO) of whole sequences, ``[...]``.
+      advantages: A, ``[...]``.
+      clip_low, clip_high: lo and hi.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> ppo_clip(jnp.log(jnp.array([0.5, 1.5])), jnp.zeros(2), jnp.array([1.0, 1.0]))
+    Array([-0.5, -1.2], dtype=float32)
+    """
+    log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
+    return -_clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
+
+
+def dual_clip(
+    logps: Tokens,
+    old_logps: Tokens,
+    advantages: Tokens,
+    *,
+    max_ratio: float,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> Tokens:
+    """Dual-clip PPO, which also bounds the ratio where A < 0: -min(ρA, clip(ρ, 1-lo, 1+hi) A), at most -max_ratio A.
+
+    Source: Ye et al. 2020, arXiv:1912.09729, eq. 5.
+
+    Args:
+      logps, old_logps: nats, ``[...]``.
+      advantages: A, ``[...]``.
+      max_ratio: c, above 1 + clip_high (3 in the paper).
+      clip_low, clip_high: lo and hi.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> dual_clip(jnp.log(jnp.array([10.0])), jnp.zeros(1), jnp.array([-1.0]), max_ratio=3.0)
+    Array([3.], dtype=float32)
+    """
+    log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
+    log_ratio = _cap(log_ratio, jnp.log(max_ratio))
+    return -_clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
+
+
+def value_clip(values: Tokens, old_values: Tokens, returns: Tokens, *, clip: float = 0.2) -> Tokens:
+    """PPO's clipped value loss: ½ max((v - R)², (clip(v, v_old - c, v_old + c) - R)²).
+
+    Source: https://github.com/openai/baselines, ppo2/model.py; analysed in Andrychowicz et al. 2020, arXiv:2006.05990.
+
+    Args:
+      values: v, ``[...]``.
+      old_values: v_old, the values when the tokens were taken, ``[...]``.
+      returns: R, ``[...]``.
+      clip: c.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> value_clip(jnp.array([1.0]), jnp.array([0.0]), jnp.array([1.0]))
+    Array([0.3200...], dtype=float32)
+    """
+    values = check.to_float("values", values)
+    old_values = _constant("old_values", old_values, values, "values")
+    returns = _constant("returns", returns, values, "values")
+    clipped = jnp.clip(values, old_values - clip, old_values + clip)
+    return jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2) / 2
+
+
+def cispo(logps: Tokens, old_logps: Tokens, advantages: Tokens, *, max_ratio: float) -> Tokens:
+    """Clipped importance sampling: -stop_gradient(min(ρ, max_ratio)) A log π; every token keeps a gradient.
+
+    Source: MiniMax-M1, 2025, arXiv:2506.13585, eqs. 4 and 5, without a lower bound.
+
+    Args:
+      logps, old_logps: nats, ``[...]``.
+      advantages: A, ``[...]``.
+      max_ratio: an absolute bound on the weight (5.0, say), not an ε.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> cispo(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([1.0]), max_ratio=5.0)
+    Array([5.], dtype=float32)
+    """
+    log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
+    weight = jnp.exp(_cap(jax.lax.stop_gradient(log_ratio), jnp.log(max_ratio)))
+    return -weight * advantages * jnp.asarray(logps)
+
+
+def sapo(
+    logps: Tokens, old_logps: Tokens, advantages: Tokens, *, temperature_pos: float = 1.0, temperature_neg: float = 1.05
+) -> Tokens:
+    """Soft adaptive policy optimisation, a smooth gate for a clip: -(4/τ) σ(τ(ρ - 1)) A, τ by the sign of A.
+
+    Source: Gao et al. 2025, arXiv:2511.20347, eqs. 5 and 6. The gradient is ρA at ρ = 1 and fades on both sides.
+
+    Args:
+      logps, old_logps: nats, ``[...]``.
+      advantages: A, ``[...]``.
+      temperature_pos, temperature_neg: τ where A > 0, and elsewhere.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> sapo(jnp.array([-1.0]), jnp.array([-1.0]), jnp.array([1.0]))
+    Array([-2.], dtype=float32)
+    """
+    log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
+    tau = jnp.where(advantages > 0, temperature_pos, temperature_neg).astype(log_ratio.dtype)
+    # Far beyond the gate's reach, where σ is 1 and flat: keeps ρ finite.
+    ratio = jnp.exp(_cap(log_ratio, 80.0))
+    return -(4 / tau) * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
+
+
+def gspo(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Float[Array, "*B"]:
+    """Group sequence policy optimisation: PPO's clip on the sequence ratio exp(mean over tokens of log ρ).
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7. Its clips are far narrower than PPO's: 3e-4 and 4e-4.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      clip_low, clip_high: lo and hi.
+    Returns:
+      loss per sequence, ``[...]``; 0 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
+    >>> gspo(logps, logps, jnp.array([1.5]), mask, clip_low=3e-4, clip_high=4e-4)
+    Array([-1.5], dtype=float32)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    return -_clipped_ratio(_masked_mean(log_ratio, mask), advantages, clip_low, clip_high) * advantages
+
+
+def gmpo(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    clip: float = 0.4,
+) -> Float[Array, "*B"]:
+    """Geometric-mean policy optimisation: -A exp(mean over tokens of clipped log ρ), clipped as PPO but in log space.
+
+    Where A > 0 log ρ is at most ``clip``, elsewhere at least ``-clip``. Source: Zhao et al. 2025, arXiv:2507.20673,
+    eq. 4.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      clip: bound on a token's log-ratio, nats.
+    Returns:
+      loss per sequence, ``[...]``; 0 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
+    >>> gmpo(logps, logps, jnp.array([1.5]), mask)
+    Array([-1.5], dtype=float32)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    positive = (advantages > 0)[..., None]
+    clipped = jnp.where(positive, _cap(log_ratio, clip), -_cap(-log_ratio, clip))
+    return -jnp.exp(_masked_mean(clipped, mask)) * advantages
+
+
+def vespo(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    k_pos: float = 2.0,
+    lambda_pos: float = 3.0,
+    k_neg: float = 3.0,
+    lambda_neg: float = 2.0,
+) -> Float[Array, "*B T"]:
+    """Variational sequence-level soft policy optimisation: -stop_gradient(w^k exp(λ(1 - w))) A log π, per token.
+
+    w is the sequence's ratio, the product of its tokens' ρ, with log w cut to [log 1e-8, 20]; k and λ go by the sign
+    of A. Source: Shen et al. 2026, arXiv:2602.10693.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      k_pos, lambda_pos: k and λ where A >= 0.
+      k_neg, lambda_neg: k and λ elsewhere.
+    Returns:
+      loss per token, ``[..., T]``, 0 where masked.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, False]])
+    >>> vespo(logps, logps, jnp.array([1.5]), mask)
+    Array([[1.5, 0. ]], dtype=float32)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    log_ratio = jnp.clip(jax.lax.stop_gradient(log_ratio), -20, 20)
+    log_w = jnp.clip(jnp.sum(log_ratio, axis=-1), jnp.log(1e-8), 20)
+    k = jnp.where(advantages >= 0, k_pos, k_neg)
+    rate = jnp.where(advantages >= 0, lambda_pos, lambda_neg)
+    weight = jnp.exp(k * log_w + rate * (1 - jnp.exp(log_w))).astype(log_ratio.dtype)
+    return jnp.where(mask, -(weight * advantages)[..., None] * jnp.where(mask, logps, 0), 0)
+
+
+def _clipped_ratio(log_ratio: Tokens, advantages: Tokens, clip_low: float, clip_high: float) -> Tokens:
+    """The ρ that min(ρA, clip(ρ)A) picks: at most 1+hi where A >= 0, at least 1-lo elsewhere.
+
+    Bounded before the exponential, so that no gradient is 0 · ∞ where ρ overflows.
+    """
+    above = _cap(log_ratio, jnp.log1p(clip_high))
+    below = -_cap(-log_ratio, -jnp.log(jnp.maximum(1 - clip_low, 0)))
+    return jnp.exp(jnp.where(advantages >= 0, above, below))
+
+
+def _cap(x: Array, bound: float) -> Array:
+    """min(x, bound), whose gradient at a tie is x's whole (``jnp.minimum`` halves it)."""
+    return jnp.where(x > bound, jnp.asarray(bound, x.dtype), x)
+
+
+def _log_ratio(logps: Tokens, old_logps: Tokens, advantages: Tokens) -> tuple[Tokens, Tokens]:
+    """(log ρ, A), checked; old log-probs and advantages are constants."""
+    logps = check.to_float("logps", logps)
+    old_logps = check.to_float("old_logps", old_logps)
+    check.same_shape("old_logps", old_logps, logps.shape, "logps")
+    log_ratio = logps - jax.lax.stop_gradient(old_logps)
+    return log_ratio, _constant("advantages", advantages, log_ratio)
+
+
+def _sequences(
+    logps: Float[Array, "*B T"], old_logps: Float[Array, "*B T"], advantages: Float[Array, "*B"], mask: Array
+) -> tuple[Array, Array, Array]:
+    """(log ρ, A, mask) of sequences, checked; log ρ is 0 where masked, A where no token counts."""
+    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    check.at_least_axes("logps", logps, 1, "[..., T]")
+    mask = check.to_mask("mask", mask, logps.shape, "logps")
+    log_ratio = jnp.where(mask, logps - jax.lax.stop_gradient(old_logps), 0)
+    advantages = check.to_number("advantages", advantages)
+    check.same_shape("advantages", advantages, logps.shape[:-1], "logps without its last axis")
+    advantages = jax.lax.stop_gradient(advantages).astype(log_ratio.dtype)
+    return log_ratio, jnp.where(jnp.any(mask, axis=-1), advantages, 0), mask
+
+
+def _masked_mean(x: Array, mask: Array) -> Array:
+    """Mean of x, which is 0 where masked, over the last axis; 0 where nothing counts."""
+    return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)
+
+
+def _constant(name: str, value: Array, like: Array, like_name: str = "logps") -> Array:
+    """``value`` in the shape and type of ``like``, without gradient; integers are welcome."""
+    value = check.to_number(name, value)
+    check.same_shape(name, value, like.shape, like_name)
+    return jax.lax.stop_gradient(value).astype(like.dtype)

@@ -1,0 +1,168 @@
+"""Reductions of per-token losses to one number; in policy-gradient methods they are the algorithm.
+
+==================  ==========================================================================================
+GRPO                ``sequence_mean``: mean over sequences of the mean over each one's tokens
+DAPO, BNPO          ``token_mean``: all tokens weigh the same
+Dr. GRPO            ``fixed_length_mean``: tokens summed, over (sequences × a constant length)
+LUSPO               ``sequence_sum``: mean over sequences of the sum over each one's tokens
+==================  ==========================================================================================
+
+DAPO and BNPO differ only in whose tokens are counted, the whole batch's or the microbatch's. To accumulate over
+microbatches without changing the result, take ``…_weights`` of the whole batch's mask once, and add up
+``weighted_sum(losses, weights)`` microbatch by microbatch; that is all the reductions do. Sequences without a valid
+token (padding) count nowhere.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxalign import _checks as check
+
+Mask = Bool[Array, "*B T"]
+
+
+def weighted_sum(losses: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Float[Array, ""]:
+    """Σ w·x over the entries with w ≠ 0; whatever stands in the others, NaN too, stays out.
+
+    Args:
+      losses: x, any shape.
+      weights: w, of the same shape.
+    Returns:
+      the sum, a scalar.
+
+    >>> weighted_sum(jnp.array([1.0, jnp.nan]), jnp.array([0.5, 0.0]))
+    Array(0.5, dtype=float32)
+    """
+    losses, weights = check.real(losses=losses, weights=weights)
+    return jnp.sum(jnp.where(weights != 0, losses, 0) * weights)
+
+
+def token_mean_weights(mask: Mask) -> Float[Array, "*B T"]:
+    """1 / (number of valid tokens) on each of them.
+
+    >>> token_mean_weights(jnp.array([[True, False], [True, True]]))
+    Array([[0.3333..., 0.        ],
+           [0.3333..., 0.3333...]], dtype=float32)
+    """
+    return _share(_mask(mask), axis=None)
+
+
+def sequence_sum_weights(mask: Mask) -> Float[Array, "*B T"]:
+    """1 / (number of sequences) on each valid token.
+
+    >>> sequence_sum_weights(jnp.array([[True, False], [True, True]]))
+    Array([[0.5, 0. ],
+           [0.5, 0.5]], dtype=float32)
+    """
+    mask = _mask(mask)
+    return mask / jnp.maximum(jnp.sum(jnp.any(mask, axis=-1)), 1)
+
+
+def sequence_mean_weights(mask: Mask) -> Float[Array, "*B T"]:
+    """1 / (number of sequences × the sequence's number of tokens) on each valid token.
+
+    >>> sequence_mean_weights(jnp.array([[True, False], [True, True]]))
+    Array([[0.5 , 0.  ],
+           [0.25, 0.25]], dtype=float32)
+    """
+    return sequence_sum_weights(mask) * _share(_mask(mask), axis=-1)
+
+
+def fixed_length_mean_weights(mask: Mask, *, length: float) -> Float[Array, "*B T"]:
+    """1 / (number of sequences × ``length``) on each valid token.
+
+    >>> fixed_length_mean_weights(jnp.array([[True, False], [True, True]]), length=4)
+    Array([[0.125, 0.   ],
+           [0.125, 0.125]], dtype=float32)
+    """
+    return sequence_sum_weights(mask) / length
+
+
+def token_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
+    """Mean over valid tokens: Σ x / Σ mask (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 8).
+
+    Args:
+      losses: x, ``[..., T]``.
+      mask: True on valid tokens, ``[..., T]``.
+    Returns:
+      a scalar, 0 if no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> token_mean(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]))
+    Array(2., dtype=float32)
+    """
+    losses, mask = _pair(losses, mask)
+    return weighted_sum(losses, token_mean_weights(mask).astype(losses.dtype))
+
+
+def sequence_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
+    """Mean over sequences of the mean over each one's tokens (GRPO: Shao et al. 2024, arXiv:2402.03300, eq. 3).
+
+    Args:
+      losses: x, ``[..., T]``, a sequence per row.
+      mask: True on valid tokens, ``[..., T]``.
+    Returns:
+      a scalar, 0 if no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> sequence_mean(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]))
+    Array(2.5, dtype=float32)
+    """
+    losses, mask = _pair(losses, mask)
+    return weighted_sum(losses, sequence_mean_weights(mask).astype(losses.dtype))
+
+
+def sequence_sum(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
+    """Mean over sequences of the sum over each one's tokens (LUSPO: Liu et al. 2026, arXiv:2602.05261).
+
+    Args:
+      losses: x, ``[..., T]``, a sequence per row.
+      mask: True on valid tokens, ``[..., T]``.
+    Returns:
+      a scalar, 0 if no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> sequence_sum(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]))
+    Array(3., dtype=float32)
+    """
+    losses, mask = _pair(losses, mask)
+    return weighted_sum(losses, sequence_sum_weights(mask).astype(losses.dtype))
+
+
+def fixed_length_mean(losses: Float[Array, "*B T"], mask: Mask, *, length: float) -> Float[Array, ""]:
+    """Sum over tokens, over (sequences × length) (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, listing 1).
+
+    Args:
+      losses: x, ``[..., T]``, a sequence per row.
+      mask: True on valid tokens, ``[..., T]``.
+      length: a constant, the longest completion allowed, say.
+    Returns:
+      a scalar, 0 if no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> fixed_length_mean(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]), length=4)
+    Array(0.75, dtype=float32)
+    """
+    losses, mask = _pair(losses, mask)
+    return weighted_sum(losses, fixed_length_mean_weights(mask, length=length).astype(losses.dtype))
+
+
+def _mask(mask: Mask) -> Array:
+    mask = check.to_array("mask", mask)
+    check.at_least_axes("mask", mask, 1, "[..., T]")
+    return check.to_mask("mask", mask, mask.shape, "mask")
+
+
+def _pair(losses: Float[Array, "*B T"], mask: Mask) -> tuple[Array, Array]:
+    losses = check.to_float("losses", losses)
+    return losses, check.to_mask("mask", mask, losses.shape, "losses")
+
+
+def _share(mask: Array, axis: int | None) -> Array:
+    return mask / jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1)

@@ -1,0 +1,128 @@
+"""Supervised and distillation losses: negative log-likelihood, DFT, generalised Jensen-Shannon."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxalign import _checks as check
+
+Logits = Float[Array, "*B V"]
+
+
+def nll(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Negative log-likelihood: -log π.
+
+    Args:
+      logps: of the target tokens, nats, ``[...]``.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError: for a wrong type, naming the argument.
+
+    >>> nll(jnp.array([-1.5]))
+    Array([1.5], dtype=float32)
+    """
+    return -check.to_float("logps", logps)
+
+
+def dft(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """Dynamic fine-tuning, likelihood-weighted: -stop_gradient(π) log π.
+
+    Source: Wu et al. 2025, arXiv:2508.05629, eq. 9.
+
+    Args:
+      logps: of the target tokens, nats, ``[...]``.
+    Returns:
+      loss, ``[...]``.
+    Raises:
+      TypeError: for a wrong type, naming the argument.
+
+    >>> dft(jnp.log(jnp.array([0.5])))
+    Array([0.3465...], dtype=float32)
+    """
+    logps = check.to_float("logps", logps)
+    return -jax.lax.stop_gradient(jnp.exp(logps)) * logps
+
+
+def distill_forward_kl(
+    student_logits: Logits, teacher_logits: Logits, *, temperature: float = 1.0
+) -> Float[Array, "*B"]:
+    """KL(teacher ‖ student) per token, which covers all the teacher may say: Σ_v p_T (log p_T - log p_S).
+
+    Source: Hinton et al. 2015, arXiv:1503.02531; Agarwal et al. 2023, arXiv:2306.13649, sec. 2.
+
+    Args:
+      student_logits, teacher_logits: unnormalised log-probabilities, ``[..., V]``; no gradient to the teacher.
+      temperature: divides both.
+    Returns:
+      loss per token in nats, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> distill_forward_kl(jnp.zeros([1, 2]), jnp.log(jnp.array([[0.9, 0.1]])))
+    Array([0.3680...], dtype=float32)
+    """
+    student, teacher = _log_probs(student_logits, teacher_logits, temperature)
+    return _kl(teacher, student)
+
+
+def distill_reverse_kl(
+    student_logits: Logits, teacher_logits: Logits, *, temperature: float = 1.0
+) -> Float[Array, "*B"]:
+    """KL(student ‖ teacher) per token, which seeks the teacher's mode: Σ_v p_S (log p_S - log p_T).
+
+    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, eq. 1; Agarwal et al. 2023, arXiv:2306.13649, sec. 2.
+
+    Args:
+      student_logits, teacher_logits: unnormalised log-probabilities, ``[..., V]``; no gradient to the teacher.
+      temperature: divides both.
+    Returns:
+      loss per token in nats, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> distill_reverse_kl(jnp.zeros([1, 2]), jnp.log(jnp.array([[0.9, 0.1]])))
+    Array([0.5108...], dtype=float32)
+    """
+    student, teacher = _log_probs(student_logits, teacher_logits, temperature)
+    return _kl(student, teacher)
+
+
+def generalized_jsd(
+    student_logits: Logits, teacher_logits: Logits, *, beta: float, temperature: float = 1.0
+) -> Float[Array, "*B"]:
+    """Generalised Jensen-Shannon divergence per token: β KL(p_T ‖ m) + (1-β) KL(p_S ‖ m), m = β p_T + (1-β) p_S.
+
+    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1. It vanishes as β goes to 0 or 1; divided by β or 1-β it
+    goes to ``distill_forward_kl`` and ``distill_reverse_kl``.
+
+    Args:
+      student_logits, teacher_logits: unnormalised log-probabilities, ``[..., V]``; no gradient to the teacher.
+      beta: the teacher's share of the mixture, in (0, 1).
+      temperature: divides both.
+    Returns:
+      loss per token in nats, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, or β outside (0, 1), naming the argument.
+
+    >>> generalized_jsd(jnp.zeros([1, 2]), jnp.log(jnp.array([[0.9, 0.1]])), beta=0.5)
+    Array([0.1017...], dtype=float32)
+    """
+    check.within("beta", beta, 0, 1, open_low=True)
+    student, teacher = _log_probs(student_logits, teacher_logits, temperature)
+    mixture = jnp.logaddexp(student + jnp.log1p(-beta), teacher + jnp.log(beta))
+    return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
+
+
+def _kl(log_p: Logits, log_q: Logits) -> Float[Array, "*B"]:
+    return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+def _log_probs(student_logits: Logits, teacher_logits: Logits, temperature: float) -> tuple[Array, Array]:
+    student, teacher = check.real(student_logits=student_logits, teacher_logits=teacher_logits)
+    check.at_least_axes("student_logits", student, 1, "[..., V]")
+    wide = jnp.promote_types(student.dtype, jnp.float32)
+    student, teacher = (jax.nn.log_softmax(x.astype(wide) / temperature, axis=-1) for x in (student, teacher))
+    return student, jax.lax.stop_gradient(teacher)

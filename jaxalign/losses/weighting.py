@@ -1,0 +1,108 @@
+"""What goes into preference losses other than plain sums: averages, LD-DPO's sums, WPO's weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxalign import _checks as check
+
+
+def sum_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
+    """Log-probability of each completion: Σ_t over its tokens, what ``dpo`` and most of its relatives want.
+
+    Args:
+      logps: of its tokens, nats, ``[..., T]``.
+      mask: True on its tokens, ``[..., T]``.
+    Returns:
+      the sums, ``[...]``; 0 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> sum_logps(jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]]))
+    Array([-3.], dtype=float32)
+    """
+    logps, mask = _masked(logps, mask)
+    return jnp.sum(logps, axis=-1)
+
+
+def average_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
+    """Log-probability per token of each completion, what ``ipo``, ``simpo`` and ``orpo`` want.
+
+    Args:
+      logps: of its tokens, nats, ``[..., T]``.
+      mask: True on its tokens, ``[..., T]``.
+    Returns:
+      the means, ``[...]``; 0 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> average_logps(jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]]))
+    Array([-1.5], dtype=float32)
+    """
+    logps, mask = _masked(logps, mask)
+    return jnp.sum(logps, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(logps.dtype)
+
+
+def ld_logps(
+    logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"], shared_length: Int[Array, "*B"], *, alpha: float
+) -> Float[Array, "*B"]:
+    """LD-DPO's length-desensitised sums: Σ_{t ≤ l} log π_t + α Σ_{t > l} log π_t, to be given to ``dpo``.
+
+    l is the number of tokens of the pair's shorter completion; α = 1 is the plain sum. Source: Liu et al. 2024,
+    arXiv:2409.06411, eq. 10.
+
+    Args:
+      logps: of a completion's tokens, nats, ``[..., T]``.
+      mask: True on its tokens, ``[..., T]``.
+      shared_length: l, ``[...]``.
+      alpha: weight of the tokens beyond l.
+    Returns:
+      the sums, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> ld_logps(jnp.array([[-1.0, -2.0, -4.0]]), jnp.array([[True, True, True]]), jnp.array([2]), alpha=0.5)
+    Array([-5.], dtype=float32)
+    """
+    logps, mask = _masked(logps, mask)
+    shared_length = check.to_indices("shared_length", shared_length, logps.shape[:-1], "logps without its last axis")
+    shared = jnp.cumsum(mask, axis=-1) <= shared_length[..., None]
+    return jnp.sum(jnp.where(shared, logps, alpha * logps), axis=-1)
+
+
+def wpo_weights(
+    logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"], log_sum_sq_probs: Float[Array, "*B T"] | None = None
+) -> Float[Array, "*B"]:
+    """WPO's weight of a completion, how on-policy it is: exp(mean_t [log π_t - log Σ_v π_v²]), a constant.
+
+    Multiply a pair's loss by the weights of both its completions. Without ``log_sum_sq_probs`` it is the plain
+    exp(mean_t log π_t). Source: Zhou et al. 2024, arXiv:2406.11827, eqs. 2 and 4 (sampled alignment).
+
+    Args:
+      logps: of a completion's tokens under the policy, nats, ``[..., T]``.
+      mask: True on its tokens, ``[..., T]``.
+      log_sum_sq_probs: log Σ_v π_v² at each token, ``[..., T]``, from ``jaxalign.logprobs.fused_token_statistics``.
+    Returns:
+      weights, ``[...]``, without gradient; 1 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> wpo_weights(jnp.log(jnp.array([[0.5, 0.125]])), jnp.array([[True, True]]))
+    Array([0.25], dtype=float32)
+    """
+    logps, mask = _masked(logps, mask)
+    if log_sum_sq_probs is not None:
+        log_sum_sq_probs = check.to_float("log_sum_sq_probs", log_sum_sq_probs)
+        check.same_shape("log_sum_sq_probs", log_sum_sq_probs, logps.shape, "logps")
+        logps = logps - jnp.where(mask, log_sum_sq_probs, 0)
+    return jnp.exp(average_logps(jax.lax.stop_gradient(logps), mask))
+
+
+def _masked(logps: Array, mask: Array) -> tuple[Array, Array]:
+    """(logps, mask), checked, with 0 in masked slots."""
+    logps = check.to_float("logps", logps)
+    check.at_least_axes("logps", logps, 1, "[..., T]")
+    mask = check.to_mask("mask", mask, logps.shape, "logps")
+    return jnp.where(mask, logps, 0), mask
