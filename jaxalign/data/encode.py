@@ -128,7 +128,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _opening(self) -> Ids:
-        """What the tokenizer puts before a text (BOS, if anything), found by looking: tokenizers share no name for it."""
+        """What the tokenizer puts before a text (BOS, if anything), found by looking: it has no common name."""
         with_special, without = (self.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
         for start in range(len(with_special) - len(without) + 1):
             if with_special[start : start + len(without)] == without:

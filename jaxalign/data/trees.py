@@ -194,6 +194,8 @@ def pack(
     completions = most if num_completions is None else num_completions
     if most > completions:
         raise ValueError(f"a tree has {most} completions, num_completions is {completions}")
+    if any(tree.extras.keys() != trees[0].extras.keys() for tree in trees):
+        raise ValueError("the trees of a batch must carry the same extras")
     allowed = shapes or [(length, slots) for length in row_lengths for slots in (length // 2, length)]
     chosen = plan(tree_sizes(trees), allowed, rows_per_microbatch)
     if chosen is None:

@@ -1,0 +1,139 @@
+"""Batches drawn by (seed, step), blind to length, as an array of steps: any step can be had without those before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from jaxalign.data.shapes import choose_shapes
+from jaxalign.data.trees import Packed, Tree, pack
+from jaxalign.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """``batches[step]`` is the packed batch of a step, a pure function of the data, the seed and the step.
+
+    So a run's place in the data is the step number alone: resuming is ``batches.iterate(start=step)``.
+    """
+
+    dataset: grain.MapDataset[Packed]
+    num_examples: int
+    batch_size: int
+    shapes: tuple[tuple[int, int], ...]  # the row shapes (T, S) that may occur: one compiled program each
+
+    def __getitem__(self, step: int) -> Packed:
+        return self.dataset[step]
+
+    def __len__(self) -> int:
+        """Steps there are; practically without end for training batches."""
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Packed]:
+        return self.iterate()
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.num_examples / self.batch_size
+
+    def iterate(self, start: int = 0, stop: int | None = None, *, threads: int = 2, ahead: int = 4) -> Iterator[Packed]:
+        """The batches of steps ``start``, ``start + 1``, … up to ``stop``; threads make the next ``ahead`` of them."""
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
+        yield from self.dataset[start:stop].to_iter_dataset(options)
+
+
+def attach(trees: Sequence[Tree], **columns: Any) -> list[Tree]:
+    """The trees with more extras: each column ``[N]`` (one value per tree) or ``[N, K]`` (one per completion).
+
+    >>> attach([Tree.of([1], [[2], [3]])], index=[7], score=[[0.5, -0.5]])[0].extras["score"]
+    array([ 0.5, -0.5], dtype=float32)
+    """
+    arrays = {name: np.asarray(column) for name, column in columns.items()}
+    wrong = [name for name, array in arrays.items() if len(array) != len(trees)]
+    if wrong:
+        raise ValueError(f"column {wrong[0]!r} has {len(arrays[wrong[0]])} entries for {len(trees)} trees")
+    return [
+        Tree.of(tree.prompt, tree.completions, tree.masks, **tree.extras, **{n: a[i] for n, a in arrays.items()})
+        for i, tree in enumerate(trees)
+    ]
+
+
+def batches(
+    trees: Sequence[Tree],
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    rows_per_microbatch: int = 1,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    num_completions: int | None = None,
+) -> Batches:
+    """Training batches: every epoch in a new order, a batch at an epoch's end going on into the next.
+
+    Every example's place in ``trees`` travels along as ``extras["index"]``, to look up what was computed for it once.
+
+    Args:
+        trees: the examples.
+        batch_size: examples per step. Larger batches pack tighter: on 1,800 pairs of HH, positions computed per
+            distinct token are 1.16 for 8, 1.10 for 16, 1.07 for 32 and 1.04 for 64.
+        seed: of the order.
+        rows_per_microbatch: R of :func:`jaxalign.data.trees.pack`.
+        shapes: row shapes (T, S) to compile; by default :func:`jaxalign.data.shapes.choose_shapes` picks up to four.
+        num_completions: K; by default the most any tree has.
+
+    Raises:
+        UserError: if there are no trees, or ``batch_size`` or ``rows_per_microbatch`` is not positive.
+    """
+    source = _source(trees, batch_size, rows_per_microbatch).shuffle(seed).repeat()
+    return _batches(source, trees, batch_size, rows_per_microbatch, shapes, num_completions)
+
+
+def evaluation_batches(
+    trees: Sequence[Tree],
+    *,
+    batch_size: int = 32,
+    rows_per_microbatch: int = 1,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    num_completions: int | None = None,
+) -> Batches:
+    """Every example once, in order; the last batch holds what is left. Arguments as in :func:`batches`.
+
+    Pass the ``shapes`` of the training batches to compile nothing new, if its rows hold these trees.
+    """
+    source = _source(trees, batch_size, rows_per_microbatch)
+    return _batches(source, trees, batch_size, rows_per_microbatch, shapes, num_completions)
+
+
+def _source(trees: Sequence[Tree], batch_size: int, rows_per_microbatch: int) -> grain.MapDataset[Tree]:
+    if not trees:
+        raise UserError("there are no examples to draw batches from: check the data and what was skipped or held out")
+    for name, value in (("batch_size", batch_size), ("rows_per_microbatch", rows_per_microbatch)):
+        if value < 1:
+            raise UserError(f"{name}={value}: it must be at least 1")
+    return grain.MapDataset.source(attach(trees, index=np.arange(len(trees))))
+
+
+def _batches(
+    source: grain.MapDataset[Tree],
+    trees: Sequence[Tree],
+    batch_size: int,
+    rows_per_microbatch: int,
+    shapes: Sequence[tuple[int, int]] | None,
+    num_completions: int | None,
+) -> Batches:
+    chosen = shapes or choose_shapes(trees, batch_size=batch_size, rows_per_microbatch=rows_per_microbatch)
+    most = num_completions or max(len(tree.completions) for tree in trees)
+
+    def arrange(drawn: Sequence[Tree]) -> Packed:
+        return pack(
+            drawn,
+            shapes=chosen,
+            rows_per_microbatch=rows_per_microbatch,
+            max_microbatches=-(-batch_size // rows_per_microbatch),
+            num_completions=most,
+        )
+
+    return Batches(source.batch(batch_size, batch_fn=arrange), len(trees), batch_size, tuple(chosen))

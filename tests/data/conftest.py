@@ -1,0 +1,69 @@
+"""Small tokenizers of the two great families, trained on a few sentences, and a few preference rows."""
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Trims contents, puts BOS itself and refuses roles out of order, as Llama's and Mistral's templates do.
+STRICT = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] | trim + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+)
+CORPUS = [
+    "The sky is blue because air scatters short wavelengths. The sky is red in the evening.",
+    "user assistant system: What is the colour of the sky? A lie is not an answer, and the answer is not a lie.",
+    "\n\nHuman: Why is grass green?\n\nAssistant: Chlorophyll. 0123456789 [INST] [/INST] <s> </s> <|im_end|> naïve 🙂",
+] * 3
+
+
+@pytest.fixture(scope="session")
+def byte_level():
+    """Byte-level BPE without BOS and with a ChatML template, like SmolLM2's."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    core.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=420, special_tokens=special, initial_alphabet=alphabet)
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = CHATML
+    return fast
+
+
+@pytest.fixture(scope="session")
+def sentencepiece():
+    """BPE over ▁-marked words with byte fallback and BOS, like Llama 2's; pad is eos."""
+    special = [AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<s>", "</s>")]
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    trained = trainers.BpeTrainer(
+        vocab_size=500, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
+    )
+    core.train_from_iterator((line.replace("\n", " ") for line in CORPUS), trained)
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    fast.chat_template = STRICT
+    return fast
+
+
+@pytest.fixture(scope="session", params=["byte_level", "sentencepiece"])
+def tokenizer(request):
+    return request.getfixturevalue(request.param)
+
+
+def transcript(*turns: str) -> str:
+    """An Anthropic transcript of turns, the human's first."""
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {turn}" for i, turn in enumerate(turns))
