@@ -239,6 +239,23 @@ def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
     return Batch(jax.tree.map(put, rows), jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh)))
 
 
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """Packed batches, put on a mesh when asked for: ``OnMesh(batches, mesh)[step]`` is ``place(*batches[step], mesh)``."""
+
+    batches: Sequence[tuple[Rows, int]]
+    mesh: jax.sharding.Mesh
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, step: int) -> Batch:
+        return place(*self.batches[step], self.mesh)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (place(*packed, self.mesh) for packed in self.batches)
+
+
 def run(
     step_fn: StepFn,
     state: TrainState,

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from jaxalign.checkpoint import Checkpoints
+from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.trees import pack
-from jaxalign.loop import init_state, make_eval, make_step, place, run
+from jaxalign.loop import OnMesh, init_state, make_eval, make_step, place, run
 from jaxalign.methods import dpo
 from jaxalign.models.model import Model
 from tests.test_tree_forward import random_trees
@@ -111,3 +112,17 @@ def test_evaluation_does_not_depend_on_how_examples_are_batched(parts):
     for name in whole:
         np.testing.assert_allclose(whole[name], parts_[name], rtol=1e-5)
     assert 0 < whole["loss"] != np.log(2)
+
+
+def test_cached_reference_is_the_live_one(parts, tiny_config):
+    model, fresh, step, reference = parts
+    trees = random_trees(6)
+    kept = evaluation_batches(trees, batch_size=4, shapes=[(64, 64)])
+    cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, OnMesh(kept, model.mesh)))
+    policy = jax.tree.map(lambda p: p * 1.1, reference)
+    live = make_eval(dpo.dpo(model, beta=0.1), frozen=reference)(policy, (), OnMesh(kept, model.mesh))
+    again = make_eval(dpo.dpo(model, beta=0.1))(
+        policy, (), OnMesh(evaluation_batches(cached, batch_size=3, shapes=[(64, 64)]), model.mesh)
+    )
+    for name in live:
+        np.testing.assert_allclose(live[name], again[name], rtol=1e-5)
