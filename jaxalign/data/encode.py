@@ -24,12 +24,13 @@ class Encoder:
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
-        special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+        added = dict(tokenizer.added_tokens_decoder)
+        special = {token.content: id for id, token in added.items() if token.special}
         named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
         # The unknown token may stand for ordinary text, unless it doubles as one of the others.
         self.control = {text: id for text, id in special.items() if id != tokenizer.unk_token_id or id in named}
         self.control_ids = frozenset(self.control.values())
-        self.flags = {id: tokenizer.added_tokens_decoder[id] for id in self.control_ids}
+        self.flags = {id: added[id] for id in self.control_ids}
         longest_first = sorted(map(re.escape, self.control), key=len, reverse=True)
         self.control_pattern = re.compile("|".join(longest_first) or r"(?!)")
         self.bos = self._opening()

@@ -70,6 +70,9 @@ def _file(path: Path) -> Iterator[Row]:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty: give one with at least one row")
     if ending == "parquet":
+        with path.open("rb") as stream:
+            if stream.read(4) != b"PAR1":  # or `datasets` would first write to the log
+                raise UserError(f"{path}: not a Parquet file: fetch it again, or name it by what it is")
         yield from _through_datasets(path, "parquet", data_files=str(path), split="train", streaming=True)
         return
     if ending not in readers:
@@ -194,9 +197,7 @@ def _through_datasets(place: str | Path, identifier: str, **options: Any) -> Ite
     except UserError:
         raise
     except Exception as error:  # whatever `datasets` and what lies below it raise: there is no common type
-        what = (
-            "not a sound Parquet file" if identifier == "parquet" else "neither a file here nor a data set on the hub"
-        )
+        what = "a damaged Parquet file" if identifier == "parquet" else "neither a file here nor a data set on the hub"
         raise UserError(f"{place}: {what} ({_first_line(error)}): check the name, or give a local file") from None
 
 

@@ -1,5 +1,7 @@
 """Small tokenizers of the two great families, trained on a few sentences, and a few preference rows."""
 
+import json
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -41,16 +43,28 @@ def byte_level():
 @pytest.fixture(scope="session")
 def sentencepiece():
     """BPE over ▁-marked words with byte fallback and BOS, like Llama 2's; pad is eos."""
-    special = [AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<s>", "</s>")]
-    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    words = Tokenizer(models.BPE())  # learns merges within words; the real thing then needs no word splitting
+    words.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
+    )
+    words.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=250, show_progress=False))
+    learned = json.loads(words.to_str())["model"]
+    special = ["<unk>", "<s>", "</s>"]
+    vocab = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+    core = Tokenizer(
+        models.BPE(
+            vocab={piece: i for i, piece in enumerate(vocab)},
+            merges=[tuple(merge) for merge in learned["merges"]],
+            unk_token="<unk>",
+            byte_fallback=True,
+            fuse_unk=True,
+        )
+    )
+    core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in special])
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     core.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    trained = trainers.BpeTrainer(
-        vocab_size=500, special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))], show_progress=False
-    )
-    core.train_from_iterator((line.replace("\n", " ") for line in CORPUS), trained)
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"

@@ -214,6 +214,7 @@ def test_broken_files(tmp_path):
     (tmp_path / "quote.csv").write_text('prompt,chosen,rejected\n"a"b,b,c\n')
     (tmp_path / "latin.csv").write_bytes(b"prompt,chosen,rejected\n\xe9,b,c\n")
     (tmp_path / "a.parquet").write_text("no parquet")
+    (tmp_path / "damaged.parquet").write_text("PAR1 and no more")
     (tmp_path / "a.xlsx").write_text("x")
     (tmp_path / "folder").mkdir()
     lines(tmp_path / "all.jsonl", {"prompt": 1}, {"prompt": 2})
@@ -228,7 +229,8 @@ def test_broken_files(tmp_path):
         "narrow.csv": "row 2: has 2 cells where the header has 3",
         "quote.csv": "row 2: not CSV",
         "latin.csv": "row 2: not UTF-8",
-        "a.parquet": "not a sound Parquet file",
+        "a.parquet": "not a Parquet file",
+        "damaged.parquet": "a damaged Parquet file",
         "a.xlsx": r"must end in \.jsonl",
         "folder": "without readable data files",
     }
