@@ -12,10 +12,12 @@ MODEL_TYPES = ("llama", "mistral")
 ROPE_TYPES = ("default", "linear", "llama3")
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
-# What `transformers` takes for a field that a file leaves out, where the two model types differ.
+# What `transformers` takes for a field that a file leaves out.
+_COMMON = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}
+_COMMON |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {"num_key_value_heads": None, "max_position_embeddings": 2048, "sliding_window": None},
-    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
+    "llama": {**_COMMON, "num_key_value_heads": None, "max_position_embeddings": 2048},
+    "mistral": {**_COMMON, "num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
 }
 
 
@@ -79,25 +81,29 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
     if fields.get("hidden_act", "silu") != "silu":
         raise UserError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; the supported one is silu.")
 
+    fields = _DEFAULTS[model_type] | dict(fields)
+
     def integer(name: str, default: int | None = None) -> int:
-        value = fields.get(name)
-        value = default if value is None else value
+        value = default if fields.get(name) is None else fields[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where}: {name} must be a positive whole number, not {value!r}.")
         return value
 
-    defaults = _DEFAULTS[model_type]
+    def number(name: str) -> float:
+        if not isinstance(fields[name], int | float):
+            raise UserError(f"{where}: {name} must be a number, not {fields[name]!r}.")
+        return float(fields[name])
+
     hidden_size, heads = integer("hidden_size"), integer("num_attention_heads")
-    kv_heads = integer("num_key_value_heads", fields.get("num_key_value_heads", defaults["num_key_value_heads"]) or heads)
-    head_dim = integer("head_dim", hidden_size // heads)
+    kv_heads = integer("num_key_value_heads", default=heads)
+    head_dim = integer("head_dim", default=hidden_size // heads)
     if heads % kv_heads:
         raise UserError(f"{where}: num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}.")
     if head_dim % 2:
         raise UserError(f"{where}: head_dim {head_dim} must be even, since rotary embeddings turn pairs.")
-    max_positions = integer("max_position_embeddings", defaults["max_position_embeddings"])
-    window = fields.get("sliding_window", defaults["sliding_window"]) if model_type == "mistral" else None
+    max_positions = integer("max_position_embeddings")
+    windowed = model_type == "mistral" and fields["sliding_window"] is not None
     rope_theta, rope_scaling = _rope(fields, max_positions, where)
-    eos = fields.get("eos_token_id", 2)
     return ModelConfig(
         model_type=model_type,
         vocab_size=integer("vocab_size"),
@@ -107,18 +113,18 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=number("rms_norm_eps"),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
-        tie_word_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        tie_word_embeddings=bool(fields["tie_word_embeddings"]),
         max_position_embeddings=max_positions,
         attention_bias=model_type == "llama" and bool(fields.get("attention_bias", False)),
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias", False)),
-        sliding_window=window,
-        bos_token_id=fields.get("bos_token_id", 1),
-        eos_token_ids=token_ids(eos),
-        pad_token_id=fields.get("pad_token_id"),
-        initializer_range=float(fields.get("initializer_range", 0.02)),
+        sliding_window=integer("sliding_window") if windowed else None,
+        bos_token_id=fields["bos_token_id"],
+        eos_token_ids=token_ids(fields["eos_token_id"]),
+        pad_token_id=fields["pad_token_id"],
+        initializer_range=number("initializer_range"),
     )
 
 

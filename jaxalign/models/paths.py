@@ -1,0 +1,42 @@
+"""Where a model's files are: a directory, a .gguf file, a file inside an installed package, or a hub id."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import huggingface_hub
+
+from jaxalign.data.paths import resolve_path
+from jaxalign.errors import UserError
+
+# Enough to rebuild model and tokenizer; not the copies of the weights that some repositories also hold.
+_SMALL = ["*.json", "*.jinja", "tokenizer.model"]
+_UNWANTED = ["original/*", "onnx/*", "consolidated*"]
+
+
+def resolve(path: str | Path, *, weights: bool = True) -> Path:
+    """The local directory or .gguf file that ``path`` means; a hub id (``owner/name``) is downloaded.
+
+    Args:
+      path: a directory, a .gguf file, ``package:file``, or a hub id.
+      weights: whether to download the weights too.
+
+    Raises:
+      UserError: if there is nothing of that name, here or on the hub, or the hub cannot be reached.
+    """
+    place = resolve_path(path)
+    if place.is_dir() or (place.suffix == ".gguf" and place.is_file()):
+        return place
+    if place.is_file():
+        raise UserError(f"{path}: not a model: give a directory with config.json and safetensors, or a .gguf file.")
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) or place.suffix == ".gguf":
+        raise UserError(
+            f"{path}: no such model: give a directory, a .gguf file, package:file, or a hub id such as owner/name."
+        )
+    wanted = [*_SMALL, "*.safetensors"] if weights else _SMALL
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted, ignore_patterns=_UNWANTED))
+    except (OSError, ValueError) as error:  # huggingface_hub's errors derive from these
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not a local directory, and the hub did not provide it: {reason}") from error

@@ -1,0 +1,288 @@
+"""Reading and writing models in Hugging Face's layout, and reading GGUF files; without PyTorch.
+
+A file's tensors are read one at a time, and of each only the part that a device holds, straight into the stacked and
+sharded parameters; written the same way. PyTorch keeps a linear layer's weight as [out, in], we as [in, out].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.sharding import Mesh, Sharding
+
+from jaxalign.errors import UserError
+from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config, token_ids
+from jaxalign.models.gguf import GGUFCheckpoint
+from jaxalign.models.model import Model, Params
+from jaxalign.models.paths import resolve
+
+SHARD_BYTES = 5 * 10**9
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+# Our module → Hugging Face's; those under `layers` repeat as model.layers.0, model.layers.1, ...
+_MODULES = {
+    "embed": "model.embed_tokens",
+    "layers.attention_norm": "input_layernorm",
+    "layers.attention.q": "self_attn.q_proj",
+    "layers.attention.k": "self_attn.k_proj",
+    "layers.attention.v": "self_attn.v_proj",
+    "layers.attention.o": "self_attn.o_proj",
+    "layers.mlp_norm": "post_attention_layernorm",
+    "layers.mlp.gate": "mlp.gate_proj",
+    "layers.mlp.up": "mlp.up_proj",
+    "layers.mlp.down": "mlp.down_proj",
+    "norm": "model.norm",
+    "head": "lm_head",
+}
+
+
+class Checkpoint(Protocol):
+    """Named tensors on disk, under Hugging Face's names."""
+
+    path: Path
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of one tensor."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """How one parameter lies in a file: as one tensor, or one per layer; ``turned`` if its axes are swapped there."""
+
+    names: list[str]
+    shape: tuple[int, ...]
+    stacked: bool
+    turned: bool
+
+    @property
+    def tensor_shape(self) -> tuple[int, ...]:
+        """Shape of each tensor in the file."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return shape[::-1] if self.turned else shape
+
+
+def load_model(
+    path_or_hub_id: str | Path, *, mesh: Mesh | None = None, dtype: Any = jnp.float32, remat: str = "dots"
+) -> tuple[Model, Params]:
+    """A model and its parameters from a Hugging Face directory, a .gguf file, ``package:file``, or a hub id.
+
+    Args:
+      path_or_hub_id: config.json with one or many safetensors files; or a GGUF file, whose weights are dequantised.
+      mesh: the devices to spread the parameters over; None is one device.
+      dtype: what the model computes in; parameters are float32 whatever the file holds.
+      remat: see ``Model``.
+
+    Returns:
+      ``(model, params)``: ``model`` is static and hashable, ``params`` a nested dict of arrays on the mesh.
+
+    Raises:
+      UserError: for files that are missing, broken, of an unsupported model, or that do not fit their configuration.
+    """
+    checkpoint = open_checkpoint(resolve(path_or_hub_id))
+    model = Model(checkpoint.config, mesh, dtype, remat)  # type: ignore[arg-type]
+    leaves = param_leaves(model)
+    _check_tensors(checkpoint, leaves)
+    return model, jax.tree.map(functools.partial(_read_leaf, checkpoint), leaves, model.param_shardings())
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The tensors of a directory or a .gguf file, none of them read yet."""
+    return SafetensorsCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
+
+
+class SafetensorsCheckpoint:
+    """config.json and one or many safetensors files in a directory."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.config = from_hf_config(_read_json(path / "config.json"), where=str(path / "config.json"))
+        if (path / "generation_config.json").exists():  # lists every end token, where config.json may name just one
+            eos = _read_json(path / "generation_config.json").get("eos_token_id")
+            if eos is not None:
+                self.config = dataclasses.replace(self.config, eos_token_ids=token_ids(eos))
+        self._slices: dict[str, Any] = {}
+        for file in self._files():
+            try:
+                handle = safetensors.safe_open(file, framework="numpy")
+                self._slices |= {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again.") from error
+        self.shapes = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
+
+    def _files(self) -> list[Path]:
+        if (self.path / _INDEX).exists():
+            listed = _read_json(self.path / _INDEX).get("weight_map", {})
+            return [self.path / name for name in sorted(set(listed.values()))]
+        if not (self.path / _WEIGHTS).exists():
+            raise UserError(f"{self.path}: there is no {_WEIGHTS} and no {_INDEX}; save the model as safetensors.")
+        return [self.path / _WEIGHTS]
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of one tensor, read from the file now.
+
+        Raises:
+          UserError: if the file holds it quantised.
+        """
+        part = self._slices[name]
+        if part.get_dtype() not in _FLOATS:
+            raise UserError(f"{self.path}: tensor {name} is {part.get_dtype()}; supported are {', '.join(_FLOATS)}.")
+        return part[index]
+
+
+def param_leaves(model: Model) -> Any:
+    """A ``Leaf`` for every parameter, in a tree of the parameters' shape."""
+
+    def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Leaf:
+        *place, kind = (entry.key for entry in path)
+        stacked = place[0] == "layers"
+        name = _MODULES[".".join(place)] + (".bias" if kind == "bias" else ".weight")
+        prefixes = [f"model.layers.{layer}." for layer in range(model.config.num_hidden_layers)] if stacked else [""]
+        return Leaf([prefix + name for prefix in prefixes], shape.shape, stacked, turned=kind == "kernel")
+
+    return jax.tree_util.tree_map_with_path(leaf, model.param_shapes())
+
+
+def _check_tensors(checkpoint: Checkpoint, leaves: Any) -> None:
+    """Raise a UserError for the first tensor that is missing, of another shape, or not the model's."""
+    wanted = {name: leaf.tensor_shape for leaf in jax.tree.leaves(leaves) for name in leaf.names}
+    for name, shape in wanted.items():
+        if name not in checkpoint.shapes:
+            raise UserError(f"{checkpoint.path}: tensor {name} is missing; the files do not match their configuration.")
+        if checkpoint.shapes[name] != shape:
+            raise UserError(
+                f"{checkpoint.path}: tensor {name} has shape {checkpoint.shapes[name]}, but the configuration makes it "
+                f"{shape}; correct config.json or the file."
+            )
+    for name in checkpoint.shapes:
+        # Files may repeat what is computed (rotary frequencies) and what is tied (the head).
+        if name not in wanted and not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight":
+            raise UserError(f"{checkpoint.path}: tensor {name} is none of a {checkpoint.config.model_type} model's.")
+
+
+def _read_leaf(checkpoint: Checkpoint, leaf: Leaf, sharding: Sharding) -> jax.Array:
+    """One parameter, on its devices, in float32."""
+
+    def read(index: Any) -> np.ndarray:  # a slice for each axis
+        out = np.empty(sharding.shard_shape(leaf.shape), np.float32)
+        parts, names, index = (out, leaf.names[index[0]], index[1:]) if leaf.stacked else ([out], leaf.names, index)
+        for part, name in zip(parts, names, strict=True):
+            tensor = checkpoint.read(name, index[::-1] if leaf.turned else index)
+            part[...] = tensor.T if leaf.turned else tensor
+        return out
+
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+def save_model(directory: str | Path, model: Model, params: Params, tokenizer: Any = None) -> None:
+    """Write a model in Hugging Face's layout, to be read by ``load_model`` or ``transformers``.
+
+    Everything is written aside first and then moved into place, so a failure leaves nothing half-written; weights that
+    are there already are replaced.
+
+    Args:
+      directory: made if it is not there.
+      model: describes the parameters.
+      params: written in the dtype they have.
+      tokenizer: a ``transformers`` tokenizer to save with the model.
+
+    Raises:
+      UserError: if the directory cannot be written.
+    """
+    directory = Path(directory).expanduser()
+    made = not directory.exists()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        # Inside, not beside: the same file system, and the only place known to be writable.
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as scratch:
+            staging = Path(scratch) / "model"
+            staging.mkdir()
+            _write(staging, model, params, tokenizer)
+            for stale in [directory / _INDEX, *directory.glob("model*.safetensors")]:
+                stale.unlink(missing_ok=True)
+            # The configuration last: until it is there, nobody takes the directory for a model.
+            for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
+                os.replace(file, directory / file.name)
+    except (OSError, safetensors.SafetensorError) as error:
+        if made:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise UserError(
+            f"{directory}: cannot write the model there ({getattr(error, 'strerror', None) or error})."
+        ) from error
+
+
+def _write(staging: Path, model: Model, params: Params, tokenizer: Any) -> None:
+    dtype = jax.tree.leaves(params)[0].dtype
+    _write_json(staging / "config.json", to_hf_config(model.config) | {"dtype": str(dtype)})
+    config = model.config
+    eos = list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None)
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos, "pad_token_id": config.pad_token_id}
+    _write_json(staging / "generation_config.json", {name: value for name, value in ids.items() if value is not None})
+    if tokenizer is not None:
+        tokenizer.save_pretrained(staging)
+    shards = list(_shards(model, params, SHARD_BYTES))
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = _WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {name: _tensor(*place) for name, place in names.items()}
+        safetensors.numpy.save_file(tensors, staging / file, metadata={"format": "pt"})
+        shutil.copymode(staging / "config.json", staging / file)  # safetensors makes it readable by its owner only
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+        _write_json(staging / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _shards(model: Model, params: Params, limit: int) -> Iterator[dict[str, tuple[jax.Array, Leaf, int]]]:
+    """Which tensors go into which file: name → (parameter, its leaf, layer)."""
+    shard: dict[str, tuple[jax.Array, Leaf, int]] = {}
+    size = 0
+    for leaf, value in zip(jax.tree.leaves(param_leaves(model)), jax.tree.leaves(params), strict=True):
+        nbytes = value.nbytes // len(leaf.names)
+        for layer, name in enumerate(leaf.names):
+            if shard and size + nbytes > limit:
+                yield shard
+                shard, size = {}, 0
+            shard[name] = (value, leaf, layer)
+            size += nbytes
+    yield shard
+
+
+_layer = jax.jit(lambda stack, layer: stack[layer])
+
+
+def _tensor(value: jax.Array, leaf: Leaf, layer: int) -> np.ndarray:
+    """One tensor on the host, as the file has it; of a stack only this layer leaves the devices."""
+    tensor = np.asarray(_layer(value, layer) if leaf.stacked else value)
+    return np.ascontiguousarray(tensor.T if leaf.turned else tensor)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read it ({error.strerror}); a model directory needs it.") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}).") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: holds a {type(fields).__name__}, not an object with fields.")
+    return fields
+
+
+def _write_json(path: Path, fields: dict[str, Any]) -> None:
+    path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
