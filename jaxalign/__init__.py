@@ -28,7 +28,7 @@ _HOME = {
 }
 _MODULES = ("advantages", "checkpoint", "data", "logprobs", "loop", "losses", "masking", "methods", "models", "rollout")
 
-__all__ = [*_HOME, *_MODULES]
+__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

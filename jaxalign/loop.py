@@ -48,7 +48,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step's examples: ``rows`` with leading microbatch and row axes [M, R, ...], of which ``used`` microbatches hold any.
+    """One step's examples: ``rows`` with leading axes [M, R, ...], of whose M microbatches the first ``used`` hold any.
 
     The step runs the used ones only, so batches of different fill share one compiled program.
     """
@@ -92,7 +92,9 @@ def microbatch(rows: Rows, index: Int[Array, ""] | int) -> Rows:
 def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None) -> Any:
     """Σ over used microbatches of fn(rows), a pytree of arrays; a loop of dynamic length, not differentiable."""
     if zeros is None:
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: fn(microbatch(batch.rows, 0))))
+        zeros = jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: fn(microbatch(batch.rows, 0)))
+        )
 
     def body(index: Int[Array, ""], total: Any) -> Any:
         return jax.tree.map(jnp.add, total, fn(microbatch(batch.rows, index)))
@@ -137,7 +139,9 @@ def averages(metrics: Metrics) -> dict[str, Array]:
     return {name: total / jnp.maximum(count, 1) for name, (total, count) in metrics.items()}
 
 
-def init_state(params: Any, optimizer: optax.GradientTransformation, key: Array, *, method_state: Any = ()) -> TrainState:
+def init_state(
+    params: Any, optimizer: optax.GradientTransformation, key: Array, *, method_state: Any = ()
+) -> TrainState:
     """A run's first state; the optimiser's moments lie where the parameters they mirror do.
 
     The state is donated to the step: copy ``params`` first if anything else (a reference) still needs them.
@@ -148,9 +152,7 @@ def init_state(params: Any, optimizer: optax.GradientTransformation, key: Array,
     def mirror(leaf: Any, param: Any) -> Any:
         return param.sharding if leaf.shape == param.shape else everywhere  # factored optimisers keep smaller leaves
 
-    place = optax.tree.map_params(
-        optimizer, mirror, shapes, params, transform_non_params=lambda _: everywhere
-    )
+    place = optax.tree.map_params(optimizer, mirror, shapes, params, transform_non_params=lambda _: everywhere)
     step, key, method_state = jax.device_put((jnp.zeros((), jnp.int32), key, method_state), everywhere)
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=place)(params), method_state, key)
 
@@ -241,7 +243,7 @@ def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """Packed batches, put on a mesh when asked for: ``OnMesh(batches, mesh)[step]`` is ``place(*batches[step], mesh)``."""
+    """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``place(*batches[i], mesh)``."""
 
     batches: Sequence[tuple[Rows, int]]
     mesh: jax.sharding.Mesh

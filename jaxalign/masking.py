@@ -17,7 +17,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+Arrays = Array | np.ndarray  # packed on the host, used on the device
 
 
 @jax.tree_util.register_dataclass
@@ -29,16 +32,16 @@ class Rows:
     per-token inputs ``[R, S]`` and per-completion inputs ``[R, E, K]``.
     """
 
-    tokens: Int[Array, "*m R T"]  # token ids, 0 where padding
-    branch: Int[Array, "*m R T"]  # 0 prompt, 1..K completions
-    position: Int[Array, "*m R T"]  # place within the text the token belongs to
-    example: Int[Array, "*m R T"]  # tree slot within the row, -1 where padding
-    source: Int[Array, "*m R S"]  # column whose state predicts the target (for a completion's first token: the prompt's last)
-    target: Int[Array, "*m R S"]  # the token id to predict
-    owner: Int[Array, "*m R S"]  # example·K + branch - 1, or -1 where the slot is unused
-    mask: Bool[Array, "*m R S"]  # does this target count
-    last: Int[Array, "*m R E K"]  # column of each completion's last token
-    example_mask: Bool[Array, "*m R E"]  # example slots in use
+    tokens: Int[Arrays, "*m R T"]  # token ids, 0 where padding
+    branch: Int[Arrays, "*m R T"]  # 0 prompt, 1..K completions
+    position: Int[Arrays, "*m R T"]  # place within the text the token belongs to
+    example: Int[Arrays, "*m R T"]  # tree slot within the row, -1 where padding
+    source: Int[Arrays, "*m R S"]  # column whose state predicts the target; a completion's first: the prompt's last
+    target: Int[Arrays, "*m R S"]  # the token id to predict
+    owner: Int[Arrays, "*m R S"]  # example·K + branch - 1, or -1 where the slot is unused
+    mask: Bool[Arrays, "*m R S"]  # does this target count
+    last: Int[Arrays, "*m R E K"]  # column of each completion's last token
+    example_mask: Bool[Arrays, "*m R E"]  # example slots in use
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -64,7 +67,7 @@ def visible(
 def sum_by_owner(
     values: Float[Array, "R S"], owner: Int[Array, "R S"], num_examples: int, num_completions: int
 ) -> Float[Array, "R E K"]:
-    """Σ of the slots of each completion: out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]; unused slots drop out."""
+    """Sums over each completion's slots: out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]; unused ones drop out."""
     segments = num_examples * num_completions
     # A one-hot product and not a scatter: rows stay independent under sharding, and NaN in unused slots stays out.
     hit = owner[..., None] == jnp.arange(segments)

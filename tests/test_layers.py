@@ -17,7 +17,8 @@ LAYERS = (
     {"cli", "compare"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-ARRAY_IMPORTS = {"__future__", "collections", "dataclasses", "functools", "math", "typing", "jax", "jaxtyping", "numpy", "jaxalign"}
+STANDARD = {"__future__", "collections", "dataclasses", "functools", "math", "typing"}
+ARRAY_IMPORTS = STANDARD | {"jax", "jaxtyping", "numpy", "jaxalign"}
 
 
 def imports(path):

@@ -44,7 +44,8 @@ def parts(tiny_config):
 
 
 def as_numpy(state):
-    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x), state)
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), state)
 
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
@@ -60,11 +61,11 @@ def test_resume_is_bitwise(parts, tmp_path, stop):
         for _ in run(step, fresh(), batches, steps=stop, checkpoints=checkpoints, every=1):
             pass
     with Checkpoints(tmp_path) as checkpoints:
-        state, position = checkpoints.restore(fresh())
-        assert position == stop == int(state.step)
-        jax.tree.map(np.testing.assert_array_equal, as_numpy(state), whole[stop - 1])
+        start, position = checkpoints.restore(fresh())
+        assert position == stop == int(start.step)
+        jax.tree.map(np.testing.assert_array_equal, as_numpy(start), whole[stop - 1])
         seen = stop
-        for state, measured in run(step, state, batches):
+        for state, measured in run(step, start, batches):
             jax.tree.map(np.testing.assert_array_equal, jax.device_get(measured), metrics[seen])
             jax.tree.map(np.testing.assert_array_equal, as_numpy(state), whole[seen])
             seen += 1
@@ -95,7 +96,8 @@ def test_a_run_compiles_one_program_whatever_the_fill(parts):
     state = fresh()
     before = step.jitted._cache_size()
     for seed in range(3):
-        state, _ = step(state, place(*pack(random_trees(4, seed=seed, longest=5 + 5 * seed), row_lengths=(64,)), model.mesh))
+        trees = random_trees(4, seed=seed, longest=5 + 5 * seed)
+        state, _ = step(state, place(*pack(trees, row_lengths=(64,)), model.mesh))
     assert step.jitted._cache_size() - before <= 1
 
 
@@ -104,9 +106,11 @@ def test_evaluation_does_not_depend_on_how_examples_are_batched(parts):
     policy = jax.tree.map(lambda p: p * 1.1, reference)
     evaluate = make_eval(dpo.dpo(model, beta=0.1), frozen=reference)
     trees = random_trees(7)
-    cut = lambda size: [  # noqa: E731
-        place(*pack(trees[i : i + size], row_lengths=(64,), max_microbatches=7), model.mesh) for i in range(0, 7, size)
-    ]
+
+    def cut(size):
+        pieces = [trees[i : i + size] for i in range(0, 7, size)]
+        return [place(*pack(piece, row_lengths=(64,), max_microbatches=7), model.mesh) for piece in pieces]
+
     whole, parts_ = evaluate(policy, (), cut(7)), evaluate(policy, (), cut(3))
     assert whole.keys() == parts_.keys()
     for name in whole:
@@ -115,7 +119,7 @@ def test_evaluation_does_not_depend_on_how_examples_are_batched(parts):
 
 
 def test_cached_reference_is_the_live_one(parts, tiny_config):
-    model, fresh, step, reference = parts
+    model, _, _, reference = parts
     trees = random_trees(6)
     kept = evaluation_batches(trees, batch_size=4, shapes=[(64, 64)])
     cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, OnMesh(kept, model.mesh)))

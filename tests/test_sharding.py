@@ -29,7 +29,10 @@ def train(config, shape, steps=10):
     frozen = jax.tree.map(jnp.copy, params)
     method, optimizer = dpo.dpo(model, beta=0.5), optax.adamw(1e-3)
     # Rows in numbers that every mesh divides; the examples of a step are the same on all.
-    batches = [place(*pack(random_trees(16, seed=s), row_lengths=(64,), rows_per_microbatch=8), model.mesh) for s in range(steps)]
+    batches = [
+        place(*pack(random_trees(16, seed=s), row_lengths=(64,), rows_per_microbatch=8), model.mesh)
+        for s in range(steps)
+    ]
     grads = jax.jit(lambda p, f, b: gradients(method, p, f, (), b)[1])(params, frozen, batches[0])
     grads = jax.tree.map(np.asarray, grads)
     state = init_state(params, optimizer, jax.random.key(1))
@@ -40,7 +43,9 @@ def train(config, shape, steps=10):
 
 
 def distance(a, b):
-    return math.sqrt(sum(float(np.sum((x - y) ** 2)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)))
+    return math.sqrt(
+        sum(float(np.sum((x - y) ** 2)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -116,7 +116,9 @@ def test_poisoned_padding_changes_nothing(tiny_config):
     )
     method = dpo.dpo(model, beta=0.1)
     step = jax.jit(lambda p, f, b: gradients(method, p, f, (), b)[:2])
-    clean, dirty = (step(params, params, Batch(jax.tree.map(jnp.asarray, r), jnp.int32(packed.used))) for r in (rows, poisoned))
+    clean, dirty = (
+        step(params, params, Batch(jax.tree.map(jnp.asarray, r), jnp.int32(packed.used))) for r in (rows, poisoned)
+    )
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 

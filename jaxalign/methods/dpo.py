@@ -29,7 +29,7 @@ def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) 
     """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative with the same four arguments.
 
     The mean over the batch's examples of ``loss(pc, pr, rc, rr, **options)`` on summed completion log-probs. The
-    reference is what ``frozen`` holds (parameters of the same model), or, where ``frozen`` is None, the log-probs cached
+    reference is what ``frozen`` holds (parameters of the same model) or, where ``frozen`` is None, the log-probs cached
     in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``).
 
     Args:
@@ -37,8 +37,8 @@ def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) 
       loss: a preference loss of ``jaxalign.losses``; ``losses.dpo`` by default.
       **options: its keyword arguments (``beta``, …).
     Returns:
-      the method, for ``loop.make_step``. Metrics as people's dashboards name them; rewards are
-      ``beta · (log π - log π_ref)``, ties count half in ``rewards/accuracies``, ``logps/*`` are sums over tokens in nats.
+      the method, for ``loop.make_step``. Metrics as people's dashboards name them: rewards are
+      ``beta · (log π - log π_ref)``, ties count half in accuracies, ``logps/*`` are sums over tokens in nats.
     """
     objective = functools.partial(losses.dpo if loss is None else loss, **options)
     beta = options.get("beta", 1.0)
@@ -63,9 +63,10 @@ def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) 
 
 
 def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Float[np.ndarray, "N K"]:
-    """Summed completion log-probs of every example of ``batches``, in nats, by ``extras["index"]``: compute once, then train.
+    """Summed completion log-probs of every example of ``batches``, in nats, in the order of ``extras["index"]``.
 
-    Attached to the trees as ``ref_logps`` they replace the reference's parameters; see ``data.batches.attach``.
+    Computed once, before training, and attached to the trees as ``ref_logps`` (``data.batches.attach``), they stand in for
+    the reference's parameters.
     """
 
     @jax.jit
@@ -74,7 +75,8 @@ def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Floa
 
     found: dict[int, np.ndarray] = {}
     for batch in batches:
-        values, index, used = jax.device_get((logps(params, batch), batch.rows.extras["index"], batch.rows.example_mask))
+        rows = batch.rows
+        values, index, used = jax.device_get((logps(params, batch), rows.extras["index"], rows.example_mask))
         found.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
     return np.stack([found[i] for i in range(len(found))])
 

@@ -44,8 +44,10 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
         return frequencies
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    assert low is not None and high is not None and scaling.original_max_position_embeddings is not None
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    blend = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    blend = (turns - low) / (high - low)
     blend = np.clip(blend, 0, 1)  # 0: long waves, all scaled; 1: short waves, kept
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
@@ -133,9 +135,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
         self.config, self.dtype, self.mesh = config, dtype, mesh
         init = nnx.initializers.normal(config.initializer_range)
-        self.embed = nnx.Embed(
-            config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=init, rngs=rngs
-        )
+        self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=init, rngs=rngs)
         stack = nnx.vmap(lambda keys: Block(config, dtype, mesh, rngs=keys))
         self.layers = stack(rngs.split(config.num_hidden_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)

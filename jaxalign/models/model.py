@@ -83,7 +83,7 @@ class Model:
         return self.apply(params, rows.tokens, rows.position, attend)[0]
 
     def token_logps(self, params: Params, rows: Rows) -> Float[Array, "R S"]:
-        """Log-probability of each target slot's token, in nats; 0 in slots that do not count. No [R, T, V] array exists."""
+        """Log-probability of each target slot's token, in nats, 0 where it does not count. No [R, T, V] array is made."""
         states = gather_columns(self.encode(params, rows), rows.source)
         logps = fused_token_logps(states, self.head(params), rows.target)
         return jnp.where(rows.mask, logps, 0)
@@ -99,14 +99,23 @@ class Model:
             branch=jnp.zeros_like(tokens),
             position=jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0),
             example=jnp.where(mask, 0, -1),
-            source=empty, target=empty, owner=empty, mask=empty.astype(bool), last=empty, example_mask=empty.astype(bool),
-        )  # fmt: skip
-        return jnp.matmul(
-            self.encode(params, rows), self.head(params), preferred_element_type=jnp.promote_types(self.dtype, jnp.float32)
+            source=empty,
+            target=empty,
+            owner=empty,
+            mask=empty.astype(bool),
+            last=empty,
+            example_mask=empty.astype(bool),
         )
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return jnp.matmul(self.encode(params, rows), self.head(params), preferred_element_type=wide)
 
     def apply(
-        self, params: Params, tokens: Int[Array, "R T"], position: Int[Array, "R T"], attend: Attend, per_layer: Any = None
+        self,
+        params: Params,
+        tokens: Int[Array, "R T"],
+        position: Int[Array, "R T"],
+        attend: Attend,
+        per_layer: Any = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
         """The layers around an attention of the caller's (a cache, a kernel); see ``decoder.Attend``."""
         module = nnx.merge(_abstract(self.config, self.dtype, self.mesh)[0], params)

@@ -86,7 +86,8 @@ def replicated_axes(config: ModelConfig, mesh: Mesh) -> dict[str, str]:
     reasons = {}
     for logical in ("embed", "heads", "kv_heads", "mlp", "vocab"):
         if not _divides(config, mesh, logical):
-            reasons[logical] = f"{logical} is replicated: mesh axis {RULES[logical]}={mesh.shape[RULES[logical]]} does not divide it"
+            axis = RULES[logical]
+            reasons[logical] = f"{logical} is replicated: mesh axis {axis}={mesh.shape[axis]} does not divide it"
     return reasons
 
 

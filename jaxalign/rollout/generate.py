@@ -67,7 +67,7 @@ def generate(
 ) -> Rollout:
     """Sample ``num_completions`` continuations of each prompt.
 
-    Token t of completion k of prompt b is drawn with the key ``fold_in(fold_in(fold_in(key, example_ids[b]), k), t)``, so a
+    Token t of completion k of prompt b is drawn with ``fold_in(fold_in(fold_in(key, example_ids[b]), k), t)``, so a
     rollout does not depend on which prompts share its batch.
 
     Args:
@@ -90,8 +90,9 @@ def generate(
     count = num_completions
     ends = jnp.asarray([] if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id)), jnp.int32)
     ids = jnp.arange(batch) if example_ids is None else example_ids
-    row_keys = jax.vmap(lambda i: jax.vmap(lambda k: jax.random.fold_in(jax.random.fold_in(key, i), k))(jnp.arange(count)))(ids)
-    row_keys = row_keys.reshape(batch * count)
+    fold = jax.vmap(jax.random.fold_in)
+    prompt_keys = jnp.repeat(fold(jnp.broadcast_to(key, (batch,)), ids), count)
+    row_keys = fold(prompt_keys, jnp.tile(jnp.arange(count), batch))
 
     def sample(states: Float[Array, "N D"], t: Int[Array, ""]) -> tuple[Array, Array]:
         wide = jnp.promote_types(model.dtype, jnp.float32)
@@ -175,13 +176,14 @@ def decode(
 ) -> tuple[Float[Array, "N D"], tuple[Array, Array]]:
     """State after one more token of each of N = B·K completions, and its keys and values [L, N, 1, G, h].
 
-    A query sees its prompt (the cache shared by the prompt's K completions), its completion's first ``t`` tokens and itself.
+    A query sees its prompt (in the cache that K completions share), its completion's first ``t`` tokens and itself.
     """
     batch = prompt_mask.shape[0]
     length = own_cache[0].shape[2]
     prompt_position = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
     by_prompt = position.reshape(batch, -1)
-    sees_prompt = prompt_mask[:, None, :] & _within(model, by_prompt[:, :, None], prompt_position[:, None, :])  # [B, K, P]
+    near = _within(model, by_prompt[:, :, None], prompt_position[:, None, :])
+    sees_prompt = prompt_mask[:, None, :] & near  # [B, K, P]
     own_position = (position - t)[:, None] + jnp.arange(length)
     sees_own = (jnp.arange(length) < t) & _within(model, position[:, None], own_position)  # [N, C]
 
@@ -189,7 +191,7 @@ def decode(
         (k_prompt, v_prompt), (k_own, v_own) = cache
         wide = jnp.promote_types(q.dtype, jnp.float32)
         groups, head = k.shape[-2:]
-        q = (q[:, 0] / jnp.sqrt(head).astype(q.dtype)).reshape(batch, -1, groups, q.shape[-2] // groups, head)  # [B, K, G, Q, h]
+        q = (q[:, 0] * head**-0.5).reshape(batch, -1, groups, q.shape[-2] // groups, head)  # [B, K, G, Q, h]
         split = lambda x: x.reshape(batch, -1, *x.shape[1:])  # noqa: E731  # [N, ...] -> [B, K, ...]
         einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
         to_prompt = jnp.where(sees_prompt[:, :, None, None], einsum("bkgqh,bpgh->bkgqp", q, k_prompt), -jnp.inf)
