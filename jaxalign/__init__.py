@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from jaxalign.models.tokenizer import load_tokenizer as load_tokenizer
     from jaxalign.models.weights import load_model as load_model
     from jaxalign.models.weights import save_model as save_model
-    from jaxalign.rollout import generate as generate
+    from jaxalign.rollout.generate import generate as generate
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Model": "jaxalign.models.model",
-    "generate": "jaxalign.rollout",
+    "generate": "jaxalign.rollout.generate",
     "load_model": "jaxalign.models.weights",
     "load_tokenizer": "jaxalign.models.tokenizer",
     "make_mesh": "jaxalign.models.sharding",

@@ -17,10 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Arrays = Array | np.ndarray  # packed on the host, used on the device
+Arrays = Any  # NumPy while packed on the host, jax.Array on the device
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +66,7 @@ def visible(
 def sum_by_owner(
     values: Float[Array, "R S"], owner: Int[Array, "R S"], num_examples: int, num_completions: int
 ) -> Float[Array, "R E K"]:
-    """Sums over each completion's slots: out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]; unused ones drop out."""
+    """Sums over each completion's slots: out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]; -1 drops out."""
     segments = num_examples * num_completions
     # A one-hot product and not a scatter: rows stay independent under sharding, and NaN in unused slots stays out.
     hit = owner[..., None] == jnp.arange(segments)

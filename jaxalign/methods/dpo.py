@@ -65,8 +65,8 @@ def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) 
 def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Float[np.ndarray, "N K"]:
     """Summed completion log-probs of every example of ``batches``, in nats, in the order of ``extras["index"]``.
 
-    Computed once, before training, and attached to the trees as ``ref_logps`` (``data.batches.attach``), they stand in for
-    the reference's parameters.
+    Computed once, before training, and attached to the trees as ``ref_logps`` (``data.batches.attach``), they stand in
+    for the reference's parameters.
     """
 
     @jax.jit

@@ -45,8 +45,11 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    assert low is not None and high is not None and scaling.original_max_position_embeddings is not None
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    original = scaling.original_max_position_embeddings
+    assert low is not None
+    assert high is not None
+    assert original is not None
+    turns = original * frequencies / (2 * math.pi)
     blend = (turns - low) / (high - low)
     blend = np.clip(blend, 0, 1)  # 0: long waves, all scaled; 1: short waves, kept
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies

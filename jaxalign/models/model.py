@@ -83,7 +83,7 @@ class Model:
         return self.apply(params, rows.tokens, rows.position, attend)[0]
 
     def token_logps(self, params: Params, rows: Rows) -> Float[Array, "R S"]:
-        """Log-probability of each target slot's token, in nats, 0 where it does not count. No [R, T, V] array is made."""
+        """Log-probability of each target slot's token, in nats, 0 where it does not count. Makes no [R, T, V]."""
         states = gather_columns(self.encode(params, rows), rows.source)
         logps = fused_token_logps(states, self.head(params), rows.target)
         return jnp.where(rows.mask, logps, 0)
