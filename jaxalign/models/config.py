@@ -13,7 +13,7 @@ ROPE_TYPES = ("default", "linear", "llama3")
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
 # What `transformers` takes for a field that a file leaves out.
-_COMMON = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}
+_COMMON: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}
 _COMMON |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {**_COMMON, "num_key_value_heads": None, "max_position_embeddings": 2048},
@@ -25,14 +25,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 class RopeScaling:
     """How rotary frequencies are stretched beyond the context the model was first trained on.
 
-    ``linear`` reads only ``factor``; ``llama3`` reads all four.
+    ``linear`` reads only ``factor``; ``llama3`` reads all four (the defaults are Llama 3's own).
     """
 
     rope_type: str
     factor: float
-    low_freq_factor: float | None = None
-    high_freq_factor: float | None = None
-    original_max_position_embeddings: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,8 +134,8 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     fields |= dataclasses.asdict(config)
     eos = fields.pop("eos_token_ids")
     fields["eos_token_id"] = eos[0] if len(eos) == 1 else list(eos) or None
-    if config.rope_scaling is not None:
-        fields["rope_scaling"] = {k: v for k, v in fields["rope_scaling"].items() if v is not None}
+    if config.rope_scaling is not None and config.rope_scaling.rope_type == "linear":
+        fields["rope_scaling"] = {"rope_type": "linear", "factor": config.rope_scaling.factor}
     if config.model_type == "mistral":
         del fields["attention_bias"], fields["mlp_bias"]
     else:

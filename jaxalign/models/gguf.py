@@ -146,7 +146,7 @@ def _rope_scaling(path: Path, get: Any, factors: np.ndarray | None) -> dict[str,
     if factors is None:
         kind = get("rope.scaling.type")
         return None if kind in (None, "none") else {"rope_type": kind, "factor": get("rope.scaling.factor")}
-    scaling = {"factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    scaling: dict[str, Any] = {"factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling |= {"rope_type": "llama3", "original_max_position_embeddings": 8192}
     dimension = 2 * factors.size
     frequencies = get("rope.freq_base") ** -(np.arange(0, dimension, 2) / dimension)
