@@ -185,7 +185,8 @@ def decode(
     near = _within(model, by_prompt[:, :, None], prompt_position[:, None, :])
     sees_prompt = prompt_mask[:, None, :] & near  # [B, K, P]
     own_position = (position - t)[:, None] + jnp.arange(length)
-    sees_own = (jnp.arange(length) < t) & _within(model, position[:, None], own_position)  # [N, C]
+    drawn = jnp.broadcast_to(jnp.arange(length) < t, own_position.shape)
+    sees_own = drawn & _within(model, position[:, None], own_position)  # [N, C]
 
     def attend(cache: Any, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
         (k_prompt, v_prompt), (k_own, v_own) = cache
