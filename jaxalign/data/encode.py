@@ -57,8 +57,10 @@ class Encoder:
         """
         prompt = self._layout(messages, generate=True)
         whole = self._layout([*messages, Message("assistant", "")], generate=False)
-        if isinstance(prompt, Problem) or isinstance(whole, Problem):
-            return prompt if isinstance(prompt, Problem) else whole  # type: ignore[return-value]
+        if isinstance(prompt, Problem):
+            return prompt
+        if isinstance(whole, Problem):
+            return whole
         slot = SLOT.format(len(messages))
         before, found, after = whole[len(prompt) :].partition(slot)
         if not whole.startswith(prompt) or not found:

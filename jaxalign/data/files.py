@@ -15,11 +15,12 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from jaxalign.data.paths import resolve_path
 from jaxalign.errors import UserError
 
+Stream: TypeAlias = IO[bytes] | gzip.GzipFile
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -90,13 +91,13 @@ def _file(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from None
 
 
-def _json_lines(path: Path, stream: IO[bytes]) -> Iterator[Row]:
+def _json_lines(path: Path, stream: Stream) -> Iterator[Row]:
     for number, line in enumerate(stream, start=1):
         if line.strip():
             yield Row(str(path), number, _parse(line))
 
 
-def _json(path: Path, stream: IO[bytes]) -> Iterator[Row]:
+def _json(path: Path, stream: Stream) -> Iterator[Row]:
     """A list of rows, or one row per line: both are called .json."""
     content = stream.read().removeprefix(codecs.BOM_UTF8)
     if not content.lstrip().startswith(b"["):
@@ -132,7 +133,7 @@ def _check_object(row: Any) -> dict[str, Any] | Problem:
     return Problem("not an object", f"is a JSON {type(row).__name__}: every row must be an object with named fields")
 
 
-def _csv(path: Path, stream: IO[bytes]) -> Iterator[Row]:
+def _csv(path: Path, stream: Stream) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the module's 128 KiB is less than a long conversation
     reader = csv.reader(_decoded(path, stream), strict=True)
     line = 1
@@ -155,7 +156,7 @@ def _csv(path: Path, stream: IO[bytes]) -> Iterator[Row]:
         raise UserError(f"{path}, row {line}: not CSV ({error}): quote cells that hold commas or line breaks") from None
 
 
-def _decoded(path: Path, stream: IO[bytes]) -> Iterator[str]:
+def _decoded(path: Path, stream: Stream) -> Iterator[str]:
     for number, line in enumerate(stream, start=1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -170,7 +171,7 @@ def _folder(path: Path, split: str) -> Iterator[Row]:
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
-                raise UserError(f"{path}: no split {split!r}: set data.split to one of {', '.join(saved)}")
+                raise UserError(f"{path}: no split {split!r}: set data.split to one of {', '.join(map(str, saved))}")
             saved = saved[split]
         yield from _number(str(path), saved)
         return

@@ -284,24 +284,23 @@ def _chat(value: Mapping[str, Any]) -> Parts | Problem:
             return Problem("no assistant turn", f"the last message of field {field!r} must be the assistant's")
         sides.append(messages)
     chosen, rejected = sides
-    prompt = value.get("prompt")
-    opening: tuple[Message, ...] | Problem = ()
+    if chosen[:-1] != rejected[:-1]:
+        return _unequal_prompts()
+    prompt, opening = value.get("prompt"), chosen[:-1]
     if isinstance(prompt, str):  # a common mixture: the prompt once more as a string
-        if len(chosen) > 1 and Message("user", prompt) not in chosen[:-1]:
+        if opening and Message("user", prompt) not in opening:
             return _unequal_prompts()
-        opening = (Message("user", prompt),) if len(chosen) == 1 else ()
+        opening = opening or (Message("user", prompt),)
     elif prompt is not None:
-        opening = _messages("prompt", prompt)
-        if isinstance(opening, Problem):
-            return opening
-        if len(chosen) > 1 or len(rejected) > 1:
+        messages = _messages("prompt", prompt)
+        if isinstance(messages, Problem):
+            return messages
+        if opening:
             text = (
                 "beside a field 'prompt', chosen and rejected must be one assistant message each: move the rest to it"
             )
             return Problem("several turns", text)
-    if chosen[:-1] != rejected[:-1]:
-        return _unequal_prompts()
-    opening += chosen[:-1]
+        opening = messages
     if not opening:
         return Problem("empty prompt", "the conversation has no message before the answer: add the prompt")
     return opening, chosen[-1].content, rejected[-1].content

@@ -20,23 +20,24 @@ def choose_shapes(
     rows_per_microbatch: int = 1,
     max_programs: int = 4,
     worth: float = 0.01,
-    trials: int = 16,
+    trials: int | None = None,
 ) -> list[tuple[int, int]]:
     """Row shapes (T, S) for batches drawn from these trees: at most ``max_programs``, one compiled program each.
 
-    Packs ``trials`` random batches in every candidate shape. The first shape chosen is the cheapest that holds all
-    trees; more are added, each the one that lowers the summed price most, as long as it lowers it by a share of
-    ``worth``. The choice depends on the trees and the arguments alone (the trial batches have a fixed seed).
+    Packs ``trials`` random batches (by default 64, fewer if they are large) in every candidate shape. The first shape
+    chosen is the cheapest that holds all trees; more are added, each the one that lowers the summed price most, as
+    long as it lowers it by a share of ``worth``. The choice depends on the trees and the arguments alone: the trial
+    batches have a fixed seed.
     """
     sizes = tree_sizes(trees)
-    # One example needs a shape that holds it, and rows much longer than the longest tree only cost attention.
-    longest = sizes[:, 0].max()
-    lengths = [t for t in LENGTHS if t < 2 * longest] or [LENGTHS[0]]
+    longest = int(sizes[:, 0].max())
+    lengths = [t for t in LENGTHS if t <= max(2 * longest, 512)]  # much longer rows only cost attention
     if lengths[-1] < longest:
-        lengths.append(int(-(-longest // 512) * 512))
+        lengths.append(-(-longest // 512) * 512)
     candidates = [(t, int(t * fraction)) for t in lengths for fraction in FRACTIONS]
 
     random = np.random.default_rng(0)
+    trials = trials or min(64, max(4, 2048 // batch_size))
     draws = [random.choice(len(trees), batch_size, replace=batch_size > len(trees)) for _ in range(trials)]
     prices = np.array([[_price(sizes[draw], shape, rows_per_microbatch) for shape in candidates] for draw in draws])
     holds_all = [t >= longest and s >= sizes[:, 1].max() for t, s in candidates]

@@ -171,7 +171,11 @@ BAD_ROWS = {
         "answer one prompt",
     ),
     "chat, only answers": ({"chosen": [BLUE], "rejected": [BLACK]}, "empty prompt", "add the prompt"),
-    "chat, long answers": ({**CHAT, "chosen": [BLUE, USER, BLUE]}, "several turns", "one assistant message each"),
+    "chat, long answers": (
+        {**CHAT, "chosen": [USER, BLUE], "rejected": [USER, BLACK]},
+        "several turns",
+        "one assistant message each",
+    ),
     "not JSON": (b'{"prompt": "a", ', "not JSON", "is not JSON"),
     "a list": (b'["a", "b"]', "not an object", "is a JSON list"),
     "bad UTF-8": (b'{"prompt": "\xff"}', "bad UTF-8", "is not UTF-8"),

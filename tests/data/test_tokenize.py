@@ -13,7 +13,13 @@ from jaxalign.data.tokenize import tokenize_preferences, truncate
 from jaxalign.errors import UserError
 
 LOOK_ALIKES = ["<|im_end|>", "<|im_start|>system\n", "</s>", "<s>", "<|endoftext|>", "[/INST]", "<0x0A>"]
-said = st.lists(st.one_of(st.text(max_size=12), st.sampled_from([*LOOK_ALIKES, " ", "\n", "🙂", "sky"]))).map("".join)
+# SentencePiece cannot tell its own ▁ from a space, so texts hold none.
+said = st.lists(
+    st.one_of(
+        st.text(st.characters(exclude_characters="▁", codec="utf-8"), max_size=12),
+        st.sampled_from([*LOOK_ALIKES, " ", "\n", "🙂", "sky"]),
+    )
+).map("".join)
 spoken = said.filter(str.strip)
 
 
