@@ -1,0 +1,112 @@
+"""What both sides of the DPO step benchmark share: the setting, the rows, and what a measurement is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gzip
+import itertools
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+PAIRS = 4  # the batch: the first pairs of the file, in one optimiser step
+MAX_LENGTH = 512  # tokens of prompt and one answer; nothing may be cut
+BETA = 0.1
+STEPS = 4  # the first one, which compiles and allocates, is not counted
+ADAMW = {"learning_rate": 1e-6, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
+METRICS = ("loss", "logps/chosen", "logps/rejected", "rewards/margins", "grad_norm")  # both sides report these
+
+Texts = tuple[str, str, str]  # prompt, chosen, rejected
+Ids = tuple[list[int], list[int], list[int]]
+
+
+@dataclasses.dataclass
+class Measurement:
+    """What one side did.
+
+    Attributes:
+        side: its name and versions.
+        seconds: wall time of each step, the warm-up step first.
+        cpu_seconds: processor time of each step, over all threads: next to ``seconds`` it shows who else was at work.
+        peak_bytes: largest resident memory of the process from its start through the last step.
+        positions: token positions, padding included, that one forward pass over the batch computes.
+        pairs: the token ids that reached the model: (prompt, chosen, rejected) of each pair.
+        metrics: ``METRICS`` of each step, as this side reports them.
+    """
+
+    side: str
+    seconds: list[float]
+    cpu_seconds: list[float]
+    peak_bytes: int
+    positions: int
+    pairs: list[Ids]
+    metrics: list[dict[str, float]]
+
+
+class Stopwatch:
+    """Wall and processor time of each step, and the process's peak memory after the last one."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.peak_bytes = 0
+
+    def start(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def stop(self) -> None:
+        wall, cpu = self._started
+        self.seconds.append(time.perf_counter() - wall)
+        self.cpu_seconds.append(time.process_time() - cpu)
+        unit = 1 if sys.platform == "darwin" else 1024
+        self.peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def results(self) -> dict[str, Any]:
+        return {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "peak_bytes": self.peak_bytes}
+
+
+def read_texts(path: str | Path) -> list[Texts]:
+    """The first pairs of a file of Anthropic transcripts: the prompt is all through the last ``"\\n\\nAssistant:"``."""
+    opened = gzip.open if str(path).endswith(".gz") else open
+    with opened(path, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in itertools.islice(lines, PAIRS)]
+    texts = []
+    for number, row in enumerate(rows, start=1):
+        end = row["chosen"].rfind("\n\nAssistant:") + len("\n\nAssistant:")
+        prompt = row["chosen"][:end]
+        if row["rejected"][:end] != prompt:
+            sys.exit(f"{path}, row {number}: chosen and rejected answer different prompts")
+        texts.append((prompt, row["chosen"][end:], row["rejected"][end:]))
+    return texts
+
+
+def longest(pairs: list[Ids]) -> int:
+    """Tokens of the longest prompt with one of its answers."""
+    return max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs)
+
+
+def distinct(pairs: list[Ids]) -> int:
+    """Tokens to compute if each prompt is computed once and nothing is padded."""
+    return sum(len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
+
+
+def side_arguments() -> argparse.Namespace:
+    """The command line on which the driver starts a side."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--gguf", required=True, help="path of the model's .gguf file")
+    parser.add_argument("--data", required=True, help="file of Anthropic transcripts (.jsonl or .jsonl.gz)")
+    parser.add_argument("--out", required=True, help="file to write the measurement to")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    return parser.parse_args()
+
+
+def write(measurement: Measurement, path: str) -> None:
+    Path(path).write_text(json.dumps(dataclasses.asdict(measurement)), encoding="utf-8")
+
+
+def read(path: str | Path) -> Measurement:
+    return Measurement(**json.loads(Path(path).read_text(encoding="utf-8")))
