@@ -1,0 +1,26 @@
+"""The README's examples run as they stand."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) == 2
+
+
+@pytest.mark.parametrize("number", range(len(EXAMPLES)))
+def test_example_runs(number, capsys):
+    exec(compile(EXAMPLES[number], f"README example {number}", "exec"), {})
+    printed = capsys.readouterr().out
+    if number == 1:
+        assert re.search(r"40 loss 0\.4\d+, accuracy 1\.00", printed), printed
+
+
+@pytest.mark.parametrize("name", ["main command", "test command"])
+def test_commands_stand_between_markers(name):
+    assert re.search(rf"<!-- {name} -->\n```sh\n[^\n]+\n```\n<!-- end -->", README)
