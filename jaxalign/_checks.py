@@ -94,10 +94,10 @@ def within(name: str, value: Any, low: float, high: float, *, open_low: bool = F
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}), got {value}.")
 
 
-def one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises unless a name is one of the choices."""
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises unless a value is one of the choices."""
     if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
 
 
 def _describe(array: Array) -> str:

@@ -55,7 +55,7 @@ def gae(
         return (jnp.where(counts, value, next_value), jnp.where(counts, advantage, next_advantage)), advantage
 
     zeros = jnp.zeros_like(values[..., 0])
-    time_first = [jnp.moveaxis(x, -1, 0) for x in (rewards, values, mask)]
+    time_first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (rewards, values, mask))
     _, advantages = jax.lax.scan(step, (zeros, zeros), time_first, reverse=True)
     advantages = jnp.where(mask, jnp.moveaxis(advantages, 0, -1), 0)
     return advantages, advantages + values

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,22 +40,49 @@ def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Floa
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def token_entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
+    """Entropy of the next token: -Σ_v p_v log p_v.
+
+    Args:
+      logits: unnormalised log-probabilities, ``[..., V]``.
+    Returns:
+      entropies in nats, ``[...]``, in float32 or wider.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> token_entropy(jnp.zeros([1, 4]))
+    Array([1.3862...], dtype=float32)
+    """
+    logits = check.to_float("logits", logits)
+    check.at_least_axes("logits", logits, 1, "[..., V]")
+    log_probs = jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
+    probs = jnp.exp(log_probs)
+    return -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0), axis=-1)
+
+
 def fused_token_logps(
-    hidden: Float[Array, "*B D"], head: Float[Array, "D V"], targets: Int[Array, "*B"], *, chunk_size: int = 8192
+    hidden: Float[Array, "*B D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "*B"],
+    *,
+    chunk_size: int = 8192,
+    vocab_axis: int = 1,
 ) -> Float[Array, "*B"]:
     """``token_logps(hidden @ head, targets)`` without an array of (tokens × V), forward or backward.
 
-    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867, alg.
-    3); the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the
-    head and its gradient. Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head
-    sharded over its vocabulary stays where it is. Leading axes need no ``vmap``, which would make one gradient of the
-    head for each element.
+    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867, alg. 3);
+    the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the head and
+    its gradient. Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head sharded
+    over its vocabulary stays where it is. Leading axes need no ``vmap``, which would make one gradient of the head for
+    each element. There is no forward-mode derivative.
 
     Args:
       hidden: states that predict, ``[..., D]``.
-      head: output matrix, ``[D, V]``; a tied one is ``embedding.T``.
+      head: output matrix, ``[D, V]``, or ``[V, D]`` with ``vocab_axis=0``.
       targets: token ids, ``[...]``, in [0, V); any valid id in slots that are masked later.
       chunk_size: logits of this many vocabulary entries exist at a time (static).
+      vocab_axis: 0 for a tied head, whose embedding is used as it lies: ``embedding.T`` gives the same, but may cost a
+        transposed copy.
     Returns:
       log-probabilities in nats, ``[...]``, in float32 or wider.
     Raises:
@@ -64,15 +92,52 @@ def fused_token_logps(
     >>> fused_token_logps(hidden, head, jnp.array([2]))
     Array([-0.4076...], dtype=float32)
     """
+    # What a caller leaves unused of the statistics, the compiler drops.
+    return fused_token_statistics(hidden, head, targets, chunk_size=chunk_size, vocab_axis=vocab_axis).logps
+
+
+class TokenStatistics(NamedTuple):
+    """What one pass over the vocabulary tells of each token."""
+
+    logps: Float[Array, "*B"]  # log p of the target, nats
+    entropy: Float[Array, "*B"]  # -Σ_v p_v log p_v, nats
+    log_sum_sq_probs: Float[Array, "*B"]  # log Σ_v p_v², which WPO's weights are measured by; no gradient
+
+
+def fused_token_statistics(
+    hidden: Float[Array, "*B D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "*B"],
+    *,
+    chunk_size: int = 8192,
+    vocab_axis: int = 1,
+) -> TokenStatistics:
+    """Log-probabilities, entropies and log Σ p² of tokens in one pass, as ``fused_token_logps``.
+
+    Args:
+      hidden, head, targets, chunk_size, vocab_axis: as in ``fused_token_logps``.
+    Returns:
+      ``TokenStatistics``, each ``[...]``; ``logps`` and ``entropy`` are differentiable.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> hidden, head = jnp.array([[1.0, 0.0]]), jnp.zeros([2, 4])
+    >>> fused_token_statistics(hidden, head, jnp.array([2])).entropy
+    Array([1.3862...], dtype=float32)
+    """
     hidden, head = check.to_float("hidden", hidden), check.to_float("head", head)
     check.at_least_axes("hidden", hidden, 1, "[..., D]")
-    if head.ndim != 2 or head.shape[0] != hidden.shape[-1]:
-        raise ValueError(f"head must have shape [D, V] with D = {hidden.shape[-1]} as hidden, got {list(head.shape)}.")
+    check.one_of("vocab_axis", vocab_axis, (0, 1))
+    if head.ndim != 2 or head.shape[1 - vocab_axis] != hidden.shape[-1]:
+        wanted = "[D, V]" if vocab_axis else "[V, D]"
+        raise ValueError(f"head must have shape {wanted} with hidden's D, {hidden.shape[-1]}, got {list(head.shape)}.")
     targets = check.to_indices("targets", targets, hidden.shape[:-1], "hidden without its last axis")
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be positive, got {chunk_size}.")
     dtype = jnp.promote_types(hidden.dtype, head.dtype)
-    return _fused(hidden.astype(dtype), head.astype(dtype), targets, _chunking(head.shape[1], chunk_size))
+    chunks = _chunking(head.shape[vocab_axis], vocab_axis, chunk_size)
+    statistics = _fused(hidden.astype(dtype), head.astype(dtype), targets, chunks)
+    return statistics._replace(log_sum_sq_probs=jax.lax.stop_gradient(statistics.log_sum_sq_probs))
 
 
 def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, estimator: str) -> Float[Array, "*B"]:
@@ -110,95 +175,137 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-# A chunk is not a contiguous range of the vocabulary but `width` neighbours from each of `lanes` equal parts of it:
-# head viewed as [D, lanes, V / lanes], sliced along the last axis. So a mesh axis that splits the vocabulary splits
-# `lanes`, every device works on every chunk, and slicing moves nothing between devices.
+# A chunk of the vocabulary is not a contiguous range of it but `width` neighbours from each of `lanes` equal parts: the
+# head viewed as [D, lanes, V / lanes] is sliced along its last axis. So a mesh axis that splits the vocabulary splits
+# `lanes`, every device works on every chunk, and slicing moves nothing between devices. `width` need not divide a lane:
+# the last chunk is moved back to end with the lane, and what it shares with the one before it (not `fresh`) counts once.
 LANES = 64
 
 
-def _chunking(vocab_size: int, chunk_size: int) -> tuple[int, int]:
-    """(lanes, width) of a chunk of at most ``chunk_size`` entries; lanes divide the vocabulary, width need not."""
+class _Chunking(NamedTuple):
+    """How the vocabulary is cut; ``axis`` is the one it takes in the head."""
+
+    axis: int
+    lanes: int
+    length: int  # of a lane
+    width: int  # of a chunk, along a lane
+
+    @property
+    def starts(self) -> Array:
+        return jnp.minimum(jnp.arange(0, self.length, self.width), self.length - self.width)
+
+    @property
+    def overlaps(self) -> bool:
+        return self.length % self.width > 0
+
+    def view(self, head: Array) -> Array:
+        """[D, lanes, length], or [lanes, length, D] where the vocabulary comes first."""
+        return head.reshape((-1, self.lanes, self.length) if self.axis else (self.lanes, self.length, -1))
+
+    def take(self, view: Array, start: Array) -> Array:
+        """The chunk of every lane that begins at ``start``, as [D, chunk] or [chunk, D]."""
+        part = jax.lax.dynamic_slice_in_dim(view, start, self.width, axis=self.axis + 1)
+        return part.reshape((-1, self.lanes * self.width) if self.axis else (self.lanes * self.width, -1))
+
+    def put(self, view: Array, part: Array, start: Array) -> Array:
+        """The inverse of ``take``: writes the chunk into its place."""
+        part = part.reshape((-1, self.lanes, self.width) if self.axis else (self.lanes, self.width, -1))
+        return jax.lax.dynamic_update_slice_in_dim(view, part, start, axis=self.axis + 1)
+
+    def ids(self, start: Array) -> Array:
+        """Vocabulary ids of the chunk, [lanes · width]."""
+        return (jnp.arange(self.lanes)[:, None] * self.length + start + jnp.arange(self.width)).reshape(-1)
+
+    def fresh(self, index: Array, start: Array) -> Array:
+        """Which entries along a lane no earlier chunk held, [width]."""
+        return start + jnp.arange(self.width) >= index * self.width
+
+
+def _chunking(vocab_size: int, axis: int, chunk_size: int) -> _Chunking:
+    """Chunks of at most ``chunk_size`` entries, in multiples of 128 along a lane where they are that long."""
     lanes = math.gcd(vocab_size, LANES)
     while lanes > chunk_size:
         lanes //= 2
-    width = min(chunk_size // lanes, vocab_size // lanes)
-    return lanes, width - width % 128 if width > 128 else width
+    length = vocab_size // lanes
+    width = min(chunk_size // lanes, length)
+    return _Chunking(axis, lanes, length, width - width % 128 if 128 < width < length else width)
 
 
-def _chunk_starts(length: int, width: int) -> Array:
-    """First entries of the chunks of a lane; the last chunk is moved back to end with the lane, and overlaps."""
-    return jnp.minimum(jnp.arange(0, length, width), length - width)
-
-
-def _chunk_logits(hidden: Array, lanes: Array, start: Array, width: int) -> tuple[Array, Array]:
-    """Logits [..., lanes, width] of the chunk at ``start`` of each lane, and its part of the head [D, lanes, width]."""
-    part = jax.lax.dynamic_slice_in_dim(lanes, start, width, axis=2)
-    logits = jnp.einsum("...d,dlw->...lw", hidden, part, preferred_element_type=_wide(hidden.dtype))
-    return logits, part
-
-
-def _ids(num_lanes: int, length: int, start: Array, width: int) -> Array:
-    """Vocabulary ids of a chunk, [lanes, width]."""
-    return jnp.arange(num_lanes)[:, None] * length + start + jnp.arange(width)
+def _matmul(spec: str, a: Array, b: Array) -> Array:
+    """A product in the type of its operands, accumulated in float32 or wider."""
+    return jnp.einsum(spec, a, b, preferred_element_type=_wide(a.dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _fused(hidden: Array, head: Array, targets: Array, chunking: tuple[int, int]) -> Array:
-    return _fused_forward(hidden, head, targets, chunking)[0]
+def _fused(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> TokenStatistics:
+    return _fused_forward(hidden, head, targets, chunks)[0]
 
 
-def _fused_forward(hidden: Array, head: Array, targets: Array, chunking: tuple[int, int]) -> tuple[Array, tuple]:
-    num_lanes, width = chunking
-    length = head.shape[1] // num_lanes
-    lanes = head.reshape(-1, num_lanes, length)
-    starts = _chunk_starts(length, width)
+def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> tuple[TokenStatistics, tuple]:
+    view = chunks.view(head)
+    to_logits = "...d,dc->...c" if chunks.axis else "...d,cd->...c"
 
-    def step(carry: tuple[Array, Array, Array], index: Array) -> tuple[tuple[Array, Array, Array], None]:
+    def step(carry: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], None]:
         # Maxima and sums per lane, not per token: with lanes on several devices the loop needs no communication.
-        top, total, chosen = carry
-        start = starts[index]
-        logits, _ = _chunk_logits(hidden, lanes, start, width)
-        hit = _ids(num_lanes, length, start, width) == targets[..., None, None]
-        fresh = start + jnp.arange(width) >= index * width
-        chosen += jnp.sum(jnp.where(hit & fresh, logits, 0), axis=-1)
-        logits = jnp.where(fresh, logits, -jnp.inf)
-        new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
-        total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(logits - new_top[..., None]), axis=-1)
-        return (new_top, total, chosen), None
+        top, total, energy, squares = carry
+        start = chunks.starts[index]
+        logits = _matmul(to_logits, hidden, chunks.take(view, start))
+        logits = logits.reshape(*targets.shape, chunks.lanes, chunks.width)
+        seen = logits
+        if chunks.overlaps:
+            seen = jnp.where(chunks.fresh(index, start), logits, -jnp.inf)
+        new_top = jnp.maximum(top, jnp.max(seen, axis=-1))
+        rescale, mass = jnp.exp(top - new_top), jnp.exp(seen - new_top[..., None])
+        total = total * rescale + jnp.sum(mass, axis=-1)
+        energy = energy * rescale + jnp.sum(mass * logits, axis=-1)
+        squares = squares * rescale**2 + jnp.sum(mass**2, axis=-1)
+        return (new_top, total, energy, squares), None
 
-    zeros = jnp.zeros((*targets.shape, num_lanes), _wide(hidden.dtype))
-    (top, total, chosen), _ = jax.lax.scan(step, (zeros - jnp.inf, zeros, zeros), jnp.arange(starts.size))
-    log_normaliser = jax.nn.logsumexp(top + jnp.log(total), axis=-1)
-    return jnp.sum(chosen, axis=-1) - log_normaliser, (hidden, head, targets, log_normaliser)
+    zeros = jnp.zeros((*targets.shape, chunks.lanes), _wide(hidden.dtype))
+    carry, _ = jax.lax.scan(step, (zeros - jnp.inf, zeros, zeros, zeros), jnp.arange(chunks.starts.size))
+    top, total, energy, squares = carry
+    highest = jnp.max(top, axis=-1)
+    rescale = jnp.exp(top - highest[..., None])
+    log_total = jnp.log(jnp.sum(total * rescale, axis=-1))
+    log_normaliser = highest + log_total
+    chosen = jnp.take(head, targets, axis=chunks.axis, mode="clip")
+    chosen = _matmul("...d,d...->..." if chunks.axis else "...d,...d->...", hidden, chosen)
+    statistics = TokenStatistics(
+        logps=chosen - log_normaliser,
+        entropy=log_normaliser - jnp.sum(energy * rescale, axis=-1) * jnp.exp(-log_total),
+        log_sum_sq_probs=jnp.log(jnp.sum(squares * rescale**2, axis=-1)) - 2 * log_total,
+    )
+    return statistics, (hidden, head, targets, log_normaliser, statistics.entropy)
 
 
-def _fused_backward(chunking: tuple[int, int], residuals: tuple, cotangent: Array) -> tuple[Array, Array, None]:
-    """∂logp/∂z = 1[v = target] - p_v, chunk by chunk, through logits = hidden @ head."""
-    hidden, head, targets, log_normaliser = residuals
-    num_lanes, width = chunking
-    length = head.shape[1] // num_lanes
-    lanes = head.reshape(-1, num_lanes, length)
-    starts = _chunk_starts(length, width)
-    wide = _wide(hidden.dtype)
+def _fused_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenStatistics) -> tuple[Array, Array, None]:
+    """Through z = hidden @ head, chunk by chunk: ∂logp/∂z_v = 1[v = target] - p_v and ∂H/∂z_v = -p_v (log p_v + H)."""
+    hidden, head, targets, log_normaliser, entropy = residuals
+    to_logps, to_entropy = cotangents.logps[..., None], cotangents.entropy[..., None]
+    view = chunks.view(head)
+    to_logits = "...d,dc->...c" if chunks.axis else "...d,cd->...c"
+    to_hidden = "...c,dc->...d" if chunks.axis else "...c,cd->...d"
+    to_head = "d...,...c->dc" if chunks.axis else "d...,...c->cd"
+    hidden_t = jnp.moveaxis(hidden, -1, 0)  # once, and not in every product that contracts the tokens
 
     def step(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
-        d_hidden, d_lanes = carry
-        start = starts[index]
-        logits, part = _chunk_logits(hidden, lanes, start, width)
-        hit = _ids(num_lanes, length, start, width) == targets[..., None, None]
-        d_logits = (hit - jnp.exp(logits - log_normaliser[..., None, None])) * cotangent[..., None, None]
+        d_hidden, d_view = carry
+        start = chunks.starts[index]
+        part = chunks.take(view, start)
+        log_probs = _matmul(to_logits, hidden, part) - log_normaliser[..., None]
+        hit = chunks.ids(start) == targets[..., None]
+        d_logits = hit * to_logps - jnp.exp(log_probs) * (to_logps + to_entropy * (log_probs + entropy[..., None]))
         d_logits = d_logits.astype(hidden.dtype)
-        # The overlap of the last chunk is written a second time with the same values, but may be added only once.
-        d_part = jnp.einsum("...d,...lw->dlw", hidden, d_logits, preferred_element_type=wide).astype(head.dtype)
-        d_lanes = jax.lax.dynamic_update_slice_in_dim(d_lanes, d_part, start, axis=2)
-        fresh = start + jnp.arange(width) >= index * width
-        part = jnp.where(fresh, part, 0)
-        d_hidden += jnp.einsum("...lw,dlw->...d", d_logits, part, preferred_element_type=wide)
-        return (d_hidden, d_lanes), None
+        # What the last chunk shares is written a second time, with the same values, but may be added only once.
+        d_view = chunks.put(d_view, _matmul(to_head, hidden_t, d_logits).astype(head.dtype), start)
+        if chunks.overlaps:
+            fresh = jnp.tile(chunks.fresh(index, start), chunks.lanes)
+            d_logits = jnp.where(fresh, d_logits, 0)
+        return (d_hidden + _matmul(to_hidden, d_logits, part), d_view), None
 
-    init = (jnp.zeros(hidden.shape, wide), jnp.zeros_like(lanes))
-    (d_hidden, d_lanes), _ = jax.lax.scan(step, init, jnp.arange(starts.size))
-    return d_hidden.astype(hidden.dtype), d_lanes.reshape(head.shape), None
+    init = (jnp.zeros(hidden.shape, _wide(hidden.dtype)), jnp.zeros_like(view))
+    (d_hidden, d_view), _ = jax.lax.scan(step, init, jnp.arange(chunks.starts.size))
+    return d_hidden.astype(hidden.dtype), d_view.reshape(head.shape), None
 
 
 _fused.defvjp(_fused_forward, _fused_backward)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxalign import _checks as check
@@ -280,7 +281,7 @@ def _clipped_ratio(log_ratio: Tokens, advantages: Tokens, clip_low: float, clip_
     return jnp.exp(jnp.where(advantages >= 0, above, below))
 
 
-def _cap(x: Array, bound: float) -> Array:
+def _cap(x: Array, bound: ArrayLike) -> Array:
     """min(x, bound), whose gradient at a tie is x's whole (``jnp.minimum`` halves it)."""
     return jnp.where(x > bound, jnp.asarray(bound, x.dtype), x)
 
