@@ -70,11 +70,11 @@ def fused_token_logps(
 ) -> Float[Array, "*B"]:
     """``token_logps(hidden @ head, targets)`` without an array of (tokens × V), forward or backward.
 
-    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867, alg. 3);
-    the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the head and
-    its gradient. Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head sharded
-    over its vocabulary stays where it is. Leading axes need no ``vmap``, which would make one gradient of the head for
-    each element. There is no forward-mode derivative.
+    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867, alg.
+    3); the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the
+    head and its gradient. Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head
+    sharded over its vocabulary stays where it is. Leading axes need no ``vmap``, which would make one gradient of the
+    head for each element. There is no forward-mode derivative.
 
     Args:
       hidden: states that predict, ``[..., D]``.
@@ -177,8 +177,9 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 
 # A chunk of the vocabulary is not a contiguous range of it but `width` neighbours from each of `lanes` equal parts: the
 # head viewed as [D, lanes, V / lanes] is sliced along its last axis. So a mesh axis that splits the vocabulary splits
-# `lanes`, every device works on every chunk, and slicing moves nothing between devices. `width` need not divide a lane:
-# the last chunk is moved back to end with the lane, and what it shares with the one before it (not `fresh`) counts once.
+# `lanes`, every device works on every chunk, and slicing moves nothing between devices. `width` need not divide a
+# lane: the last chunk is moved back to end with the lane, and what it shares with the one before (not `fresh`) counts
+# once.
 LANES = 64
 
 
@@ -236,6 +237,9 @@ def _matmul(spec: str, a: Array, b: Array) -> Array:
     return jnp.einsum(spec, a, b, preferred_element_type=_wide(a.dtype))
 
 
+_Sums = tuple[Array, Array, Array, Array]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _fused(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> TokenStatistics:
     return _fused_forward(hidden, head, targets, chunks)[0]
@@ -245,7 +249,7 @@ def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking
     view = chunks.view(head)
     to_logits = "...d,dc->...c" if chunks.axis else "...d,cd->...c"
 
-    def step(carry: tuple[Array, ...], index: Array) -> tuple[tuple[Array, ...], None]:
+    def step(carry: _Sums, index: Array) -> tuple[_Sums, None]:
         # Maxima and sums per lane, not per token: with lanes on several devices the loop needs no communication.
         top, total, energy, squares = carry
         start = chunks.starts[index]
