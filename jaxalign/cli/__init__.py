@@ -1,0 +1,93 @@
+"""The command line: ``jaxalign COMMAND --config FILE [--any.key value]``.
+
+A command is a module of this package with a dataclass ``Config`` and a function ``run(config)``; what a user got
+wrong ends as one sentence on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from jaxalign.errors import UserError
+
+# In the order people meet them. Modules load when their command is called: --help stays instant.
+COMMANDS = {
+    "dpo": "align a model on preference pairs with direct preference optimisation",
+    "generate": "sample answers from a model",
+    "export": "write a run's checkpoint as a Hugging Face model directory",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what follows ``jaxalign``; the process's own arguments by default.
+
+    Returns:
+        The exit code: 0, or 2 for a user's mistake, or 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _run(arguments)
+    except UserError as error:
+        print(f"jaxalign: {sentence(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxalign: interrupted; a training command goes on from its last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if arguments[0] == "--version":
+        import jaxalign
+
+        print(f"jaxalign {jaxalign.__version__}")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is not a command; the commands are {', '.join(COMMANDS)}.")
+    from jaxalign.cli.parse import parse
+
+    # A library's own error line beside ours would be two accounts of one mistake.
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    command = importlib.import_module(f"jaxalign.cli.{name}")
+    config = parse(command.Config, f"jaxalign {name}", rest)
+    if config is not None:  # None: --help or --print_config has been answered
+        command.run(config)
+
+
+def sentence(error: UserError) -> str:
+    """What is wrong, on one line.
+
+    >>> sentence(UserError("there is no such file: check the path"))
+    'there is no such file: check the path.'
+    """
+    text = " ".join(str(error).split())
+    return text if text.endswith((".", ")", "?")) else text + "."
+
+
+def usage() -> str:
+    """What ``jaxalign --help`` prints."""
+    lines = [f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()]
+    return "\n".join(
+        (
+            "usage: jaxalign COMMAND [--config FILE] [--any.key value ...]",
+            "",
+            "Align language models in JAX.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "jaxalign COMMAND --help lists a command's settings, --print_config the merged configuration.",
+        )
+    )

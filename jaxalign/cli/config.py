@@ -1,0 +1,157 @@
+"""Settings that commands share. A field that nothing reads fails a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from jaxalign.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSection:
+    """Which model.
+
+    Args:
+        path: a Hugging Face directory, a .gguf file, a hub id, or package:file for a file of an installed package
+        dtype: what matrix products compute in; parameters stay float32
+        remat: activations kept for the backward pass: all (none), projections (dots) or layer inputs (full)
+    """
+
+    path: str
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: Literal["none", "dots", "full"] = "dots"
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSection:
+    """How devices are arranged; the product is the number of devices used, -1 takes what the others leave.
+
+    Args:
+        data: rows of the batch
+        fsdp: rows of the batch and slices of the parameters
+        tensor: heads, hidden units and vocabulary
+    """
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PairsSection:
+    """Which preference pairs.
+
+    Args:
+        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
+        name: configuration of a hub data set
+        data_dir: folder within a hub data set
+        split: split of a folder or a hub data set
+        format: shape of the rows; auto takes that of the first one
+        template: the tokenizer's chat template is for chats and transcripts (auto), plain prompts too (always), never
+        on_error: stop at the first bad row, or skip bad rows and report them
+        limit: use the first so many pairs only
+        holdout: pairs held out for evaluation, as a count or as a share; no prompt is on both sides
+        eval_path: evaluate on the pairs of this file instead
+        max_length: longest example, prompt and one answer, in tokens; a longer prompt loses its beginning
+        max_completion_length: longest answer, in tokens; a longer one loses its end
+    """
+
+    path: str
+    name: str | None = None
+    data_dir: str | None = None
+    split: str = "train"
+    format: Literal["auto", "text", "transcript", "chat"] = "auto"
+    template: Literal["auto", "always", "never"] = "auto"
+    on_error: Literal["stop", "skip"] = "stop"
+    limit: int | None = None
+    holdout: int | float = 0.1
+    eval_path: str | None = None
+    max_length: int = 1024
+    max_completion_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSection:
+    """The loop.
+
+    Args:
+        batch_size: examples a step
+        steps: optimiser steps; by default as many as epochs take
+        epochs: passes over the training examples, where steps is not given
+        rows_per_microbatch: packed rows computed at a time, by default one per device that rows are spread over;
+            memory grows with it, results do not depend on it
+        row_lengths: lengths a packed row may have, in tokens; by default chosen from the data
+        eval_every: steps between evaluations on the held-out examples; 0 for before and after only
+        checkpoint_every: steps between checkpoints, 0 for the last step only; evaluations make one too
+        keep: latest checkpoints to keep, besides the best one
+        best: the metric whose best checkpoint is kept; one of those logged by evaluation
+        best_mode: whether a larger or a smaller one is better
+        seed: of the held-out split, the order of the data and everything random
+        resume: auto goes on from the run's latest checkpoint, never starts anew and refuses a used directory
+    """
+
+    batch_size: int = 8
+    steps: int | None = None
+    epochs: float = 1.0
+    rows_per_microbatch: int | None = None
+    row_lengths: tuple[int, ...] | None = None
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 1
+    best: str = "eval/loss"
+    best_mode: Literal["max", "min"] = "min"
+    seed: int = 0
+    resume: Literal["auto", "never"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplesSection:
+    """Answers sampled before and after training, to see what changed.
+
+    Args:
+        prompts: how many held-out prompts are answered; 0 for none
+        max_new_tokens: the longest answer
+        temperature: 0 takes the most likely token
+    """
+
+    prompts: int = 3
+    max_new_tokens: int = 64
+    temperature: float = 0.0
+
+
+def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
+    """Raise for the first number that is outside its range; null is in every range.
+
+    Args:
+        config: a command's configuration.
+        ranges: "section.key" → least and largest value.
+
+    Raises:
+        UserError: naming the key, its value and the range.
+    """
+    for key, (low, high) in ranges.items():
+        value: Any = config
+        for name in key.split("."):
+            value = getattr(value, name)
+        if value is not None and not low <= value <= high:
+            limits = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
+            raise UserError(f"{key} is {value}; give {limits}.")
+
+
+TRAIN_RANGES = {
+    "train.batch_size": (1, math.inf),
+    "train.steps": (1, math.inf),
+    "train.rows_per_microbatch": (1, math.inf),
+    "train.eval_every": (0, math.inf),
+    "train.checkpoint_every": (0, math.inf),
+    "train.keep": (1, math.inf),
+    "train.seed": (0, 2**31 - 1),
+    "data.limit": (1, math.inf),
+    "data.holdout": (0, math.inf),
+    "log.every": (1, math.inf),
+    "samples.prompts": (0, math.inf),
+    "samples.max_new_tokens": (1, math.inf),
+    "samples.temperature": (0, math.inf),
+}

@@ -1,0 +1,129 @@
+"""``jaxalign generate``: answers to prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from jaxalign.checkpoint import check_writable
+from jaxalign.cli.config import MeshSection, ModelSection
+from jaxalign.cli.models import open_mesh, open_model
+from jaxalign.cli.sampling import answers
+from jaxalign.data.encode import Encoder
+from jaxalign.data.files import Problem, read_rows
+from jaxalign.data.records import Message
+from jaxalign.errors import UserError
+from jaxalign.models.tokenizer import load_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sample answers from a model.
+
+    Args:
+        model: which model
+        prompt: one prompt
+        prompts: a file of prompts instead: .jsonl, .json, .csv or .parquet with a field prompt
+        chat: put prompts into the tokenizer's chat template, where it has one
+        output: also write the answers to this .jsonl file
+        max_new_tokens: the longest answer
+        temperature: divides the logits; 0 takes the most likely token
+        top_k: sample among the k most likely tokens; 0 for all
+        top_p: sample among the most likely tokens that together reach this probability
+        seed: another seed, other answers
+        batch_size: prompts at a time
+        mesh: devices
+    """
+
+    model: ModelSection
+    prompt: str | None = None
+    prompts: str | None = None
+    chat: bool = True
+    output: str | None = None
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    batch_size: int = 8
+    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
+
+
+def run(config: Config) -> None:
+    """Answer every prompt, on standard output and, where asked, into a file."""
+    check(config)
+    prompts = [config.prompt] if config.prompt is not None else read_prompts(str(config.prompts))
+    tokenizer = load_tokenizer(config.model.path)
+    encoder = Encoder(tokenizer)
+    chat = config.chat and bool(tokenizer.chat_template)
+    encoded = [encode(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
+    model, params = open_model(config.model, open_mesh(config.mesh), Console(stderr=True, highlight=False))
+    texts = answers(
+        model,
+        params,
+        tokenizer,
+        encoded,
+        max_new_tokens=config.max_new_tokens,
+        key=jax.random.key(config.seed),
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        batch_size=config.batch_size,
+    )
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(text if config.prompt is not None else f"prompt: {prompt}\nanswer: {text}\n")
+    if config.output is not None:
+        pairs = zip(prompts, texts, strict=True)
+        lines = [json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
+        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.output).write_text("".join(lines), encoding="utf-8")
+
+
+def check(config: Config) -> None:
+    """Raise for settings that make no sense, before anything is loaded."""
+    if (config.prompt is None) == (config.prompts is None):
+        raise UserError("give either --prompt TEXT or --prompts FILE.")
+    wrong = {
+        "max_new_tokens must be 1 or more": config.max_new_tokens < 1,
+        "temperature must be 0 or more": config.temperature < 0,
+        "top_k must be 0 or more": config.top_k < 0,
+        "top_p must be above 0 and at most 1": not 0 < config.top_p <= 1,
+        "batch_size must be 1 or more": config.batch_size < 1,
+    }
+    for rule, broken in wrong.items():
+        if broken:
+            raise UserError(f"{rule}, it is {getattr(config, rule.split()[0])}.")
+    if config.output is not None:
+        check_writable(Path(config.output).parent)
+
+
+def read_prompts(path: str) -> list[str]:
+    """The field ``prompt`` of every row."""
+    prompts = []
+    for row in read_rows(path):
+        if isinstance(row.value, Problem):
+            raise UserError(f"{row.file}, row {row.number}: {row.value.text}.")
+        if not isinstance(row.value.get("prompt"), str):
+            raise UserError(f"{row.file}, row {row.number}: field 'prompt' must be there and be a string.")
+        prompts.append(row.value["prompt"])
+    if not prompts:
+        raise UserError(f"{path}: there are no rows: give a file with at least one.")
+    return prompts
+
+
+def encode(encoder: Encoder, prompt: str, chat: bool, number: int) -> list[int]:
+    """The prompt's ids as training sees them."""
+    if not chat:
+        ids = encoder.document(prompt)
+    else:
+        found = encoder.conversation([Message("user", prompt)], [""])
+        if isinstance(found, Problem):
+            raise UserError(f"prompt {number}: {found.text}; or set chat=false.")
+        ids = found[0]
+    if not ids:
+        raise UserError(f"prompt {number} is empty and the tokenizer puts nothing before it; give a prompt.")
+    return ids

@@ -1,0 +1,89 @@
+"""Preference pairs for the commands that train or evaluate on them: read, split, tokenised."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rich.console import Console
+
+from jaxalign.cli.config import PairsSection, TrainSection
+from jaxalign.data.records import Preference, read_preferences, split_by_prompt
+from jaxalign.data.shapes import choose_shapes
+from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+
+
+def read_pairs(data: PairsSection, seed: int, console: Console) -> tuple[list[Preference], list[Preference]]:
+    """Records to train on and records held out, with a line about what was read.
+
+    Raises:
+        UserError: for a bad file or row, or a split that leaves nothing.
+    """
+    records = _read(data, data.path, console)
+    records = records[: data.limit]
+    if data.eval_path is not None:
+        return records, _read(data, data.eval_path, console)
+    return split_by_prompt(records, holdout=data.holdout, seed=seed)
+
+
+def _read(data: PairsSection, path: str, console: Console) -> list[Preference]:
+    records, report = read_preferences(
+        path, format=data.format, on_error=data.on_error, split=data.split, name=data.name, data_dir=data.data_dir
+    )
+    console.print(f"{path}: {report}", markup=False)
+    return records
+
+
+def make_trees(
+    records: list[Preference], tokenizer: Any, data: PairsSection, purpose: str, console: Console
+) -> list[Tree]:
+    """Prompt trees of the records, with a line about what was cut; no records, no trees."""
+    if not records:
+        return []
+    trees, report = tokenize_preferences(
+        records,
+        tokenizer,
+        max_length=data.max_length,
+        max_completion_length=data.max_completion_length,
+        template=data.template,
+        on_error=data.on_error,
+    )
+    console.print(f"{purpose}: {report}", markup=False)
+    return trees
+
+
+def batch_options(
+    trees: list[Tree], held: list[Tree], train: TrainSection, row_devices: int
+) -> tuple[dict[str, Any], int]:
+    """What training and evaluation batches share (size, row shapes), and the steps of the run.
+
+    Args:
+        trees: to train on.
+        held: to evaluate on.
+        train: batch size, steps and row shapes.
+        row_devices: devices that the rows of a microbatch are spread over.
+
+    Raises:
+        UserError: for numbers that make no batch.
+    """
+    rows = train.rows_per_microbatch or row_devices
+    if rows % row_devices:
+        raise UserError(
+            f"train.rows_per_microbatch is {rows}; it must be a multiple of the mesh's data × fsdp = {row_devices}."
+        )
+    if train.row_lengths is None:
+        shapes = choose_shapes([*trees, *held], batch_size=train.batch_size, rows_per_microbatch=rows)
+    else:
+        shapes = [(length, slots) for length in train.row_lengths for slots in (length // 2, length)]
+        longest = max(map(len, [*trees, *held]))
+        if longest > max(train.row_lengths):
+            raise UserError(
+                f"train.row_lengths is {list(train.row_lengths)}, and the longest example has {longest} tokens "
+                "(prompt and both answers); allow longer rows, or lower data.max_length."
+            )
+    steps = train.steps if train.steps is not None else math.ceil(train.epochs * len(trees) / train.batch_size)
+    if steps < 1:
+        raise UserError(f"the run has {steps} steps; give train.steps or train.epochs that make 1 or more.")
+    return {"batch_size": train.batch_size, "rows_per_microbatch": rows, "shapes": shapes}, steps

@@ -1,0 +1,117 @@
+"""A run's output directory: what lies where, and when a run may go on in it.
+
+::
+
+    config.yaml      the merged settings
+    base/            the model's config.json and the tokenizer, so that checkpoints can be read without the original
+    checkpoints/     train states (see jaxalign.checkpoint)
+    metrics.jsonl    what was computed; timings.jsonl what the clock said
+    reference.npz    the reference's log-probs, where they are cached
+    samples.json     answers before and after
+    model/           the trained model, Hugging Face layout
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from jaxalign.errors import UserError
+from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config
+
+SETTINGS, BASE, CHECKPOINTS, SAMPLES, MODEL = "config.yaml", "base", "checkpoints", "samples.json", "model"
+
+# What may change between a run and its resumption: none of it changes what is learned.
+FREE = ("output", "log", "mesh", "samples", "train.resume", "train.keep", "train.checkpoint_every", "train.eval_every")
+
+
+def settings(config: Any) -> dict[str, Any]:
+    """A configuration as plain values, the way config.yaml holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as YAML has no tuples
+
+
+def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> None:
+    """Raise if there is a run in ``directory`` that cannot go on with these settings (some of them change no result).
+
+    Args:
+        directory: the output directory.
+        wanted: the settings now.
+        resume: ``auto``, or ``never`` to refuse any earlier run.
+
+    Raises:
+        UserError: naming the settings that differ.
+    """
+    if not any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*")):
+        return  # nothing was saved: nothing to go on from
+    if resume == "never":
+        raise UserError(f"{directory} already holds a run; give another output, or train.resume=auto to go on.")
+    was, now = _flat(read_settings(directory)), _flat(wanted)
+    changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not _is_free(key)]
+    if changed:
+        what = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
+        raise UserError(
+            f"{directory} holds a run with other settings: {what}; give another output, or these settings again."
+        )
+
+
+def read_settings(directory: Path) -> dict[str, Any]:
+    """The settings that a run was started with.
+
+    Raises:
+        UserError: if the directory holds no run.
+    """
+    try:
+        return dict(yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{directory} holds no run (there is no readable {SETTINGS} in it); check the path.") from error
+
+
+def write_settings(directory: Path, wanted: dict[str, Any]) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SETTINGS).write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+
+
+def write_base(directory: Path, config: ModelConfig, tokenizer: Any) -> None:
+    """Keep what a checkpoint needs to become a model again."""
+    base = directory / BASE
+    base.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(base)
+    (base / "config.json").write_text(json.dumps(to_hf_config(config), indent=2), encoding="utf-8")
+
+
+def read_base(directory: Path) -> ModelConfig:
+    """The architecture of the model that a run trains."""
+    try:
+        return from_hf_config(json.loads((directory / BASE / "config.json").read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{directory / BASE} holds no readable config.json; is {directory} a run's output?") from error
+
+
+def write_samples(directory: Path, answered: dict[str, list[str]]) -> None:
+    """Keep the answers: ``prompt``, ``before`` and, in the end, ``after``."""
+    text = json.dumps(answered, indent=2, ensure_ascii=False)
+    (directory / SAMPLES).write_text(text + "\n", encoding="utf-8")
+
+
+def read_samples(directory: Path) -> dict[str, list[str]]:
+    """What `write_samples` kept."""
+    return dict(json.loads((directory / SAMPLES).read_text(encoding="utf-8")))
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """
+    >>> _flat({"train": {"seed": 0}, "output": "run"})
+    {'train.seed': 0, 'output': 'run'}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves

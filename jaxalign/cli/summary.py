@@ -1,0 +1,67 @@
+"""What a run ends with: held-out metrics before and after, answers before and after."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson score interval of a share of ``count`` independent trials, 95% by default.
+
+    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)   (Wilson 1927)
+
+    >>> low, high = wilson(0.5, 100)
+    >>> round(low, 3), round(high, 3)
+    (0.404, 0.596)
+    """
+    if count == 0:
+        return 0.0, 1.0
+    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    middle, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def print_comparison(lines: Sequence[Mapping[str, Any]], count: int, console: Console, prefix: str = "eval/") -> None:
+    """A table of the first and the last evaluation of a run, each on ``count`` held-out examples; none, no table.
+
+    Args:
+        lines: the run's metrics file.
+        count: held-out examples.
+        console: where to print.
+        prefix: what the names of evaluation metrics begin with.
+    """
+    evaluations = [line for line in lines if any(name.startswith(prefix) for name in line)]
+    if not evaluations:
+        return
+    before, after = evaluations[0], evaluations[-1]
+    table = Table(title=f"{count} held-out examples (shares with 95% intervals)")
+    table.add_column("metric")
+    for line in (before, after):
+        table.add_column(f"step {line['step']}", justify="right")
+    for name in after:
+        if name.startswith(prefix):
+            table.add_row(name.removeprefix(prefix), *(_cell(name, line.get(name), count) for line in (before, after)))
+    console.print(table)
+
+
+def print_samples(answered: Mapping[str, Sequence[str]], console: Console) -> None:
+    """Each prompt with its answer before and after."""
+    for trio in zip(answered["prompt"], answered["before"], answered["after"], strict=True):
+        for label, text in zip(("prompt", "before", "after"), trio, strict=True):
+            console.print(f"{label:>6}: ", style="bold", end="")
+            console.print(text.strip() or "(nothing)", markup=False)
+        console.print()
+
+
+def _cell(name: str, value: float | None, count: int) -> str:
+    if value is None:
+        return "not finite"
+    if not name.endswith("accuracies"):
+        return f"{value:.4f}"
+    low, high = wilson(value, count)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,49 @@
+"""Every setting is read somewhere: a field that nothing reads would be a promise nobody keeps."""
+
+import ast
+import dataclasses
+import importlib
+import typing
+from pathlib import Path
+
+import pytest
+
+import jaxalign
+from jaxalign.cli import COMMANDS
+
+
+def attribute_reads(root: Path) -> set[tuple[str, str]]:
+    """Every (owner, attribute) read in the package: ``config.train.seed`` gives (train, seed) and (config, train)."""
+    found = set()
+    for path in root.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+                owner = node.value
+                name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", None)
+                found.add((name, node.attr))
+    return found
+
+
+def fields(kind: type, section: str) -> typing.Iterator[tuple[str, str]]:
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield section, field.name
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from fields(hints[field.name], field.name)
+
+
+# Sections handed whole to a function (optim.make, Tracker, open_model), and what it calls them.
+ALIAS = {"optim": "config", "log": "config", "model": "section"}
+READS = attribute_reads(Path(jaxalign.__file__).parent)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_field_is_read(command):
+    settings = list(fields(importlib.import_module(f"jaxalign.cli.{command}").Config, "config"))
+    unread = [f"{owner}.{name}" for owner, name in settings if not {(owner, name), (ALIAS.get(owner), name)} & READS]
+    assert not unread
+
+
+def test_an_unread_field_would_be_found():
+    assert ("train", "seed") in READS
+    assert ("train", "sead") not in READS

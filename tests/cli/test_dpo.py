@@ -1,0 +1,156 @@
+"""``jaxalign dpo`` from files to files, stopped and resumed; then ``export`` and ``generate`` on what it made."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import jaxalign
+from jaxalign import loop
+from jaxalign.cli import main
+from jaxalign.tracking import read_jsonl
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+def same_model(a, b):
+    (_, left), (_, right) = jaxalign.load_model(a), jaxalign.load_model(b)
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+
+
+@pytest.fixture(scope="module")
+def finished(flags, tmp_path_factory):
+    """The output of a run of five steps."""
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert main(flags(output)) == 0
+    return output
+
+
+def check_learned(run):
+    lines = read_jsonl(run / "metrics.jsonl")
+    training, evaluations = [x for x in lines if "loss" in x], [x for x in lines if "eval/loss" in x]
+    assert [line["step"] for line in training] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in evaluations] == [0, 2, 4, 5]
+    assert training[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert evaluations[0]["eval/loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert evaluations[-1]["eval/loss"] < 0.5
+    assert evaluations[-1]["eval/rewards/accuracies"] == 1
+    assert {"rewards/margins", "logps/chosen", "num_tokens", "learning_rate", "grad_norm"} <= set(training[0])
+
+
+def test_a_run_learns_the_preference_and_leaves_its_files(finished):
+    check_learned(finished)
+    left = "base checkpoints config.yaml metrics.jsonl model reference.npz samples.json timings.jsonl"
+    assert names(finished) == left.split()
+    assert "5" in names(finished / "checkpoints")
+    answered = json.loads((finished / "samples.json").read_text())
+    assert {name: len(texts) for name, texts in answered.items()} == {"prompt": 1, "before": 1, "after": 1}
+    assert answered["prompt"][0].startswith("what is the ")
+
+
+def test_a_live_reference_learns_the_same(flags, finished, tmp_path, capsys):
+    assert main(flags(tmp_path / "run", method__reference="live")) == 0
+    check_learned(tmp_path / "run")
+    ours, theirs = (read_jsonl(run / "metrics.jsonl")[-1] for run in (tmp_path / "run", finished))
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    shown = capsys.readouterr().out
+    for words in (
+        "20 of 20 rows kept",
+        "step 5/5  loss",
+        "4 held-out examples",
+        "before: ",
+        str(tmp_path / "run/model"),
+    ):
+        assert words in shown
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("stop", "every"), [(2, 1), (5, 3)])
+def test_a_resumed_run_is_the_uninterrupted_one(flags, finished, tmp_path, monkeypatch, capsys, stop, every):
+    """Dies in step ``stop``, after its last checkpoint."""
+    fold = loop.run
+
+    def cut_short(*arguments, **options):
+        for step, yielded in enumerate(fold(*arguments, **options), start=1):
+            if step == stop:
+                raise Stopped
+            yield yielded
+
+    cut = tmp_path / "cut"
+    arguments = flags(cut, train__checkpoint_every=every)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", cut_short)
+        with pytest.raises(Stopped):
+            main(arguments)
+    assert not (cut / "model").exists()
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert f"going on after step {stop - 1}" in capsys.readouterr().out
+    for name in ("metrics.jsonl", "samples.json"):
+        assert (finished / name).read_bytes() == (cut / name).read_bytes()
+    assert same_model(finished / "model", cut / "model")
+
+
+def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(flags, finished, told, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(flags(run, log__every=2)) == 0
+    assert (run / "metrics.jsonl").read_bytes() == before
+    told_of = told(flags(run, optim__learning_rate=0.1))
+    assert "holds a run with other settings: optim.learning_rate (was 0.01, now 0.1);" in told_of
+    assert "already holds a run" in told(flags(run, train__resume="never"))
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_export_writes_the_best_the_latest_or_a_given_checkpoint(flags, told, tmp_path, capsys):
+    # Rejected answers become ever less likely: the best checkpoint by this measure is the first.
+    run = tmp_path / "run"
+    best_by = {"train__best": "eval/logps/rejected", "train__best_mode": "max", "train__eval_every": 1}
+    assert main(flags(run, **best_by)) == 0
+    scores = {line["step"]: line.get("eval/logps/rejected", -np.inf) for line in read_jsonl(run / "metrics.jsonl")}
+    best = max(range(1, 6), key=scores.__getitem__)
+    assert best < 5
+    assert names(run / "checkpoints") == [str(best), "5"]
+    for which, step in (("best", best), ("latest", 5), (str(best), best)):
+        target = tmp_path / f"export-{which}"
+        assert main(["export", "--run", str(run), "--output", str(target), "--checkpoint", which]) == 0
+        assert f"step {step}, eval/logps/rejected {scores[step]:.4f}" in capsys.readouterr().out
+        assert same_model(target, run / "model") == (step == 5)
+        assert jaxalign.load_tokenizer(target).chat_template
+    assert "holds no checkpoint of step 77" in told(
+        ["export", "--run", str(run), "--output", "x", "--checkpoint", "77"]
+    )
+    assert "holds no run" in told(["export", "--run", str(tmp_path), "--output", "x"])
+
+
+def test_generate_answers_a_prompt_or_a_file(tiny_model, pairs_file, told, tmp_path, capsys):
+    few = ["generate", "--model.path", str(tiny_model), "--max_new_tokens", "5"]
+    once, again = [], []
+    for shown in (once, again):
+        assert main([*few, "--prompt", "what is it?"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert once == again
+    out = tmp_path / "new" / "answers.jsonl"
+    assert main([*few, "--prompts", str(pairs_file), "--output", str(out), "--batch_size", "20"]) == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 20
+    assert rows[3]["prompt"] == "what is the sky 3?"
+    assert len({row["answer"] for row in rows}) > 1
+    capsys.readouterr()
+    assert told(few) == "give either --prompt TEXT or --prompts FILE."
+    assert told([*few, "--prompt", "x", "--temperature", "-1"]) == "temperature must be 0 or more, it is -1.0."
+
+
+@pytest.mark.parametrize("unset", ["data.holdout", "samples.prompts"])
+def test_evaluation_and_samples_can_be_left_out(flags, tmp_path, unset):
+    assert main(flags(tmp_path / "run", **{unset: 0})) == 0
+    assert (tmp_path / "run" / "model" / "config.json").exists()
