@@ -54,7 +54,7 @@ def explain(message: str, keys: Sequence[str], where: str, prog: str) -> str:
     """jsonargparse's message as one sentence that names the key, the value and the way out.
 
     >>> explain("Group 'train' does not accept option 'batch_sise'", ["train.batch_size"], " in a.yaml", "jaxalign dpo")
-    "unknown setting train.batch_sise in a.yaml; did you mean train.batch_size? (jaxalign dpo --help lists all.)"
+    'unknown setting train.batch_sise in a.yaml; did you mean train.batch_size? (jaxalign dpo --help lists all.)'
     """
     if match := re.match(r"Group '(.+)' does not accept option '(.+)'", message):
         return _unknown(f"{match[1]}.{match[2]}", keys, where, prog)
