@@ -11,8 +11,8 @@ write instead::
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxtyping import Array, Int
 from jaxalign.masking import Rows
 from jaxalign.models.sharding import batch_sharding, replicated
 
+T_co = TypeVar("T_co", covariant=True)
 Metrics = dict[str, tuple[Array, Array]]  # name → (sum, count): what microbatches, devices and batches add
 
 
@@ -55,6 +56,14 @@ class Batch:
 
     rows: Rows
     used: Int[Array, ""]
+
+
+class Steps(Protocol[T_co]):
+    """What is indexed by step: a list, or anything that makes the batch of a step when asked for it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, step: int, /) -> T_co: ...
 
 
 class Method(NamedTuple):
@@ -245,7 +254,7 @@ def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
 class OnMesh:
     """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``place(*batches[i], mesh)``."""
 
-    batches: Sequence[tuple[Rows, int]]
+    batches: Steps[tuple[Rows, int]]
     mesh: jax.sharding.Mesh
 
     def __len__(self) -> int:
@@ -255,13 +264,13 @@ class OnMesh:
         return place(*self.batches[step], self.mesh)
 
     def __iter__(self) -> Iterator[Batch]:
-        return (place(*packed, self.mesh) for packed in self.batches)
+        return (self[step] for step in range(len(self)))
 
 
 def run(
     step_fn: StepFn,
     state: TrainState,
-    batches: Sequence[Batch],
+    batches: Steps[Batch],
     *,
     steps: int | None = None,
     checkpoints: Any = None,

@@ -69,9 +69,16 @@ class Model:
 
     def head(self, params: Params) -> Float[Array, "D V"]:
         """The matrix that turns a state into logits, in the compute dtype; split over its vocabulary only."""
-        tied = self.config.tie_word_embeddings
-        head = params["embed"]["embedding"].T if tied else params["head"]["kernel"]
-        return constrain(head.astype(self.dtype), self.config, self.mesh, None, "vocab")
+        matrix, vocab_axis = self._head(params)
+        return matrix if vocab_axis else matrix.T
+
+    def _head(self, params: Params) -> tuple[Array, int]:
+        """The head as it lies in memory, and which of its axes is the vocabulary: a tied one is the embedding."""
+        if self.config.tie_word_embeddings:
+            matrix, axes = params["embed"]["embedding"], ("vocab", None)
+        else:
+            matrix, axes = params["head"]["kernel"], (None, "vocab")
+        return constrain(matrix.astype(self.dtype), self.config, self.mesh, *axes), axes.index("vocab")
 
     def encode(self, params: Params, rows: Rows) -> Float[Array, "R T D"]:
         """Final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""
@@ -85,7 +92,8 @@ class Model:
     def token_logps(self, params: Params, rows: Rows) -> Float[Array, "R S"]:
         """Log-probability of each target slot's token, in nats, 0 where it does not count. Makes no [R, T, V]."""
         states = gather_columns(self.encode(params, rows), rows.source)
-        logps = fused_token_logps(states, self.head(params), rows.target)
+        head, vocab_axis = self._head(params)
+        logps = fused_token_logps(states, head, rows.target, vocab_axis=vocab_axis)
         return jnp.where(rows.mask, logps, 0)
 
     def logits(
