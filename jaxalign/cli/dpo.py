@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 
 from jaxalign import loop, optim
 from jaxalign.checkpoint import Checkpoints, check_writable
@@ -29,7 +30,7 @@ from jaxalign.cli.config import (
 from jaxalign.cli.models import open_mesh, open_model
 from jaxalign.cli.pairs import batch_options, make_trees, read_pairs
 from jaxalign.cli.sampling import answers
-from jaxalign.cli.summary import print_comparison, print_samples
+from jaxalign.cli.summary import print_comparison, print_cost, print_samples
 from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
@@ -38,7 +39,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.models.weights import save_model
 from jaxalign.optim import OptimConfig
-from jaxalign.tracking import METRICS_FILE, LogConfig, Tracker, duration, read_jsonl
+from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, LogConfig, Tracker, duration, read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +152,7 @@ def run(config: Config) -> None:
     runs.write_samples(output, answered)
     print_samples(answered, console)
     print_comparison(read_jsonl(output / METRICS_FILE), len(held), console)
+    print_cost(read_jsonl(output / TIMINGS_FILE), console)
     console.print(f"The trained model is in {output / runs.MODEL}, its metrics in {output / METRICS_FILE}.")
 
 
@@ -188,7 +190,9 @@ def with_reference(
         def logps(chosen: Sequence[Tree]) -> np.ndarray:
             if not chosen:
                 return np.zeros((0, 2), np.float32)
-            return reference_logps(model, params, loop.OnMesh(evaluation_batches(chosen, **options), model.mesh))
+            feed = loop.OnMesh(evaluation_batches(chosen, **options), model.mesh)
+            live = track(feed, "reference", len(feed), console=console, transient=True, disable=not console.is_terminal)
+            return reference_logps(model, params, live)
 
         found = np.full((len(trees), 2), np.nan, np.float32)  # what is not computed must not be used unnoticed
         found[drawn] = logps([trees[i] for i in drawn])

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import resource
+import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -56,6 +60,22 @@ def print_samples(answered: Mapping[str, Sequence[str]], console: Console) -> No
             console.print(f"{label:>6}: ", style="bold", end="")
             console.print(text.strip() or "(nothing)", markup=False)
         console.print()
+    if answered["prompt"]:
+        before, after = (sum(len(text.split()) for text in answered[when]) for when in ("before", "after"))
+        count = len(answered["prompt"])
+        console.print(f"words an answer: {before / count:.0f} before, {after / count:.0f} after")
+
+
+def print_cost(timings: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Seconds a step (the median: the first ones compile) and the most memory that was in use."""
+    if not timings:
+        return
+    memory = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)}
+    for device in jax.local_devices()[:1]:
+        memory[device.platform] = (device.memory_stats() or {}).get("peak_bytes_in_use", 0)  # CPUs have no statistics
+    seconds = statistics.median(line["seconds"] for line in timings)
+    peaks = ", ".join(f"{place} {size / 2**30:.1f} GiB" for place, size in memory.items() if size)
+    console.print(f"{seconds:.2f} s a step (median); peak memory: {peaks}")
 
 
 def _cell(name: str, value: float | None, count: int) -> str:

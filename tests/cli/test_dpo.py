@@ -64,6 +64,8 @@ def test_a_live_reference_learns_the_same(flags, finished, tmp_path, capsys):
         "step 5/5  loss",
         "4 held-out examples",
         "before: ",
+        "words an answer: ",
+        " s a step (median); peak memory: host ",
         str(tmp_path / "run/model"),
     ):
         assert words in shown
