@@ -31,7 +31,7 @@ from jaxalign.losses.pointwise import (
     nca_pair,
     sppo_hard,
 )
-from jaxalign.losses.policy import cispo, dual_clip, gmpo, gspo, ppo_clip, reinforce, sapo, value_clip, vespo
+from jaxalign.losses.policy import cispo, dual_clip, ppo_clip, reinforce, sapo, value_clip
 from jaxalign.losses.reductions import (
     fixed_length_mean,
     fixed_length_mean_weights,
@@ -45,11 +45,13 @@ from jaxalign.losses.reductions import (
 )
 from jaxalign.losses.reference_free import alpha_po, cpo, orpo, simpo
 from jaxalign.losses.rewards import bradley_terry, plackett_luce, reward_centering
+from jaxalign.losses.sequence import a_star_po, gmpo, gspo, off_policy_mask, optimal_value, vespo
 from jaxalign.losses.supervised import dft, distill_forward_kl, distill_reverse_kl, generalized_jsd, nll
 from jaxalign.losses.weighting import average_logps, ld_logps, sum_logps, wpo_weights
 
 __all__ = [
     "KLState",
+    "a_star_po",
     "adaptive_kl",
     "alpha_divergence",
     "alpha_po",
@@ -90,6 +92,8 @@ __all__ = [
     "metrics",
     "nca_pair",
     "nll",
+    "off_policy_mask",
+    "optimal_value",
     "orpo",
     "plackett_luce",
     "ppo_clip",

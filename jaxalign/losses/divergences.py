@@ -44,7 +44,7 @@ def forward_kl(log_ratio: Float[Array, "*B"]) -> Float[Array, "*B"]:
     >>> forward_kl(jnp.array([0.5]))
     Array([0.3934...], dtype=float32)
     """
-    return -_expm1(-check.to_float("log_ratio", log_ratio))
+    return -bounded_expm1(-check.to_float("log_ratio", log_ratio))
 
 
 def jensen_shannon(log_ratio: Float[Array, "*B"]) -> Float[Array, "*B"]:
@@ -77,8 +77,13 @@ def alpha_divergence(log_ratio: Float[Array, "*B"], *, alpha: float) -> Float[Ar
     """
     log_ratio = check.to_float("log_ratio", log_ratio)
     order = alpha - 1
-    return log_ratio if order == 0 else _expm1(order * log_ratio) / order
+    return log_ratio if order == 0 else bounded_expm1(order * log_ratio) / order
 
 
-def _expm1(x: Array) -> Array:
+def bounded_expm1(x: Array) -> Array:
+    """exp(x) - 1 with the exponent cut, so that differences of two stay finite.
+
+    >>> bounded_expm1(jnp.array([1.0, 1000.0]))
+    Array([1.7182..., 5.5406...e+34], dtype=float32)
+    """
     return jnp.expm1(jnp.minimum(x, _LARGEST_EXPONENT[x.dtype.name]))

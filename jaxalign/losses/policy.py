@@ -1,4 +1,4 @@
-"""Policy-gradient losses: PPO and its relatives, per token or per sequence.
+"""Policy-gradient losses per token: PPO and its relatives.
 
 logps are the policy's log-probabilities of the tokens taken, in nats, old_logps those it had when it took them, and ρ
 = exp(logps - old_logps). Losses are differentiable with respect to ``logps`` (``values``) only. How per-token losses
@@ -12,7 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from jaxalign import _checks as check
 
@@ -60,7 +60,7 @@ def ppo_clip(
     Array([-0.5, -1.2], dtype=float32)
     """
     log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
-    return -_clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
+    return -clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
 
 
 def dual_clip(
@@ -90,8 +90,8 @@ def dual_clip(
     Array([3.], dtype=float32)
     """
     log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
-    log_ratio = _cap(log_ratio, jnp.log(max_ratio))
-    return -_clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
+    log_ratio = cap(log_ratio, jnp.log(max_ratio))
+    return -clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
 
 
 def value_clip(values: Tokens, old_values: Tokens, returns: Tokens, *, clip: float = 0.2) -> Tokens:
@@ -137,7 +137,7 @@ def cispo(logps: Tokens, old_logps: Tokens, advantages: Tokens, *, max_ratio: fl
     Array([5.], dtype=float32)
     """
     log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
-    weight = jnp.exp(_cap(jax.lax.stop_gradient(log_ratio), jnp.log(max_ratio)))
+    weight = jnp.exp(cap(jax.lax.stop_gradient(log_ratio), jnp.log(max_ratio)))
     return -weight * advantages * jnp.asarray(logps)
 
 
@@ -163,126 +163,29 @@ def sapo(
     log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
     tau = jnp.where(advantages > 0, temperature_pos, temperature_neg).astype(log_ratio.dtype)
     # Far beyond the gate's reach, where σ is 1 and flat: keeps ρ finite.
-    ratio = jnp.exp(_cap(log_ratio, 80.0))
+    ratio = jnp.exp(cap(log_ratio, 80.0))
     return -(4 / tau) * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
 
 
-def gspo(
-    logps: Float[Array, "*B T"],
-    old_logps: Float[Array, "*B T"],
-    advantages: Float[Array, "*B"],
-    mask: Bool[Array, "*B T"],
-    *,
-    clip_low: float,
-    clip_high: float,
-) -> Float[Array, "*B"]:
-    """Group sequence policy optimisation: PPO's clip on the sequence ratio exp(mean over tokens of log ρ).
-
-    Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7. Its clips are far narrower than PPO's: 3e-4 and 4e-4.
-
-    Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      clip_low, clip_high: lo and hi.
-    Returns:
-      loss per sequence, ``[...]``; 0 where no token counts.
-    Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
-
-    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
-    >>> gspo(logps, logps, jnp.array([1.5]), mask, clip_low=3e-4, clip_high=4e-4)
-    Array([-1.5], dtype=float32)
-    """
-    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
-    return -_clipped_ratio(_masked_mean(log_ratio, mask), advantages, clip_low, clip_high) * advantages
-
-
-def gmpo(
-    logps: Float[Array, "*B T"],
-    old_logps: Float[Array, "*B T"],
-    advantages: Float[Array, "*B"],
-    mask: Bool[Array, "*B T"],
-    *,
-    clip: float = 0.4,
-) -> Float[Array, "*B"]:
-    """Geometric-mean policy optimisation: -A exp(mean over tokens of clipped log ρ), clipped as PPO but in log space.
-
-    Where A > 0 log ρ is at most ``clip``, elsewhere at least ``-clip``. Source: Zhao et al. 2025, arXiv:2507.20673,
-    eq. 4.
-
-    Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      clip: bound on a token's log-ratio, nats.
-    Returns:
-      loss per sequence, ``[...]``; 0 where no token counts.
-    Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
-
-    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
-    >>> gmpo(logps, logps, jnp.array([1.5]), mask)
-    Array([-1.5], dtype=float32)
-    """
-    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
-    positive = (advantages > 0)[..., None]
-    clipped = jnp.where(positive, _cap(log_ratio, clip), -_cap(-log_ratio, clip))
-    return -jnp.exp(_masked_mean(clipped, mask)) * advantages
-
-
-def vespo(
-    logps: Float[Array, "*B T"],
-    old_logps: Float[Array, "*B T"],
-    advantages: Float[Array, "*B"],
-    mask: Bool[Array, "*B T"],
-    *,
-    k_pos: float = 2.0,
-    lambda_pos: float = 3.0,
-    k_neg: float = 3.0,
-    lambda_neg: float = 2.0,
-) -> Float[Array, "*B T"]:
-    """Variational sequence-level soft policy optimisation: -stop_gradient(w^k exp(λ(1 - w))) A log π, per token.
-
-    w is the sequence's ratio, the product of its tokens' ρ, with log w cut to [log 1e-8, 20]; k and λ go by the sign
-    of A. Source: Shen et al. 2026, arXiv:2602.10693.
-
-    Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      k_pos, lambda_pos: k and λ where A >= 0.
-      k_neg, lambda_neg: k and λ elsewhere.
-    Returns:
-      loss per token, ``[..., T]``, 0 where masked.
-    Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
-
-    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, False]])
-    >>> vespo(logps, logps, jnp.array([1.5]), mask)
-    Array([[1.5, 0. ]], dtype=float32)
-    """
-    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
-    log_ratio = jnp.clip(jax.lax.stop_gradient(log_ratio), -20, 20)
-    log_w = jnp.clip(jnp.sum(log_ratio, axis=-1), jnp.log(1e-8), 20)
-    k = jnp.where(advantages >= 0, k_pos, k_neg)
-    rate = jnp.where(advantages >= 0, lambda_pos, lambda_neg)
-    weight = jnp.exp(k * log_w + rate * (1 - jnp.exp(log_w))).astype(log_ratio.dtype)
-    return jnp.where(mask, -(weight * advantages)[..., None] * jnp.where(mask, logps, 0), 0)
-
-
-def _clipped_ratio(log_ratio: Tokens, advantages: Tokens, clip_low: float, clip_high: float) -> Tokens:
+def clipped_ratio(log_ratio: Tokens, advantages: Tokens, clip_low: float, clip_high: float) -> Tokens:
     """The ρ that min(ρA, clip(ρ)A) picks: at most 1+hi where A >= 0, at least 1-lo elsewhere.
 
     Bounded before the exponential, so that no gradient is 0 · ∞ where ρ overflows.
+
+    >>> clipped_ratio(jnp.array([500.0, -500.0]), jnp.array([1.0, -1.0]), 0.2, 0.2)
+    Array([1.2, 0.8], dtype=float32)
     """
-    above = _cap(log_ratio, jnp.log1p(clip_high))
-    below = -_cap(-log_ratio, -jnp.log(jnp.maximum(1 - clip_low, 0)))
+    above = cap(log_ratio, jnp.log1p(clip_high))
+    below = -cap(-log_ratio, -jnp.log(jnp.maximum(1 - clip_low, 0)))
     return jnp.exp(jnp.where(advantages >= 0, above, below))
 
 
-def _cap(x: Array, bound: ArrayLike) -> Array:
-    """min(x, bound), whose gradient at a tie is x's whole (``jnp.minimum`` halves it)."""
+def cap(x: Array, bound: ArrayLike) -> Array:
+    """min(x, bound), whose gradient at a tie is x's whole (``jnp.minimum`` halves it).
+
+    >>> cap(jnp.array([1.0, 3.0]), 2.0)
+    Array([1., 2.], dtype=float32)
+    """
     return jnp.where(x > bound, jnp.asarray(bound, x.dtype), x)
 
 
@@ -293,25 +196,6 @@ def _log_ratio(logps: Tokens, old_logps: Tokens, advantages: Tokens) -> tuple[To
     check.same_shape("old_logps", old_logps, logps.shape, "logps")
     log_ratio = logps - jax.lax.stop_gradient(old_logps)
     return log_ratio, _constant("advantages", advantages, log_ratio)
-
-
-def _sequences(
-    logps: Float[Array, "*B T"], old_logps: Float[Array, "*B T"], advantages: Float[Array, "*B"], mask: Array
-) -> tuple[Array, Array, Array]:
-    """(log ρ, A, mask) of sequences, checked; log ρ is 0 where masked, A where no token counts."""
-    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
-    check.at_least_axes("logps", logps, 1, "[..., T]")
-    mask = check.to_mask("mask", mask, logps.shape, "logps")
-    log_ratio = jnp.where(mask, logps - jax.lax.stop_gradient(old_logps), 0)
-    advantages = check.to_number("advantages", advantages)
-    check.same_shape("advantages", advantages, logps.shape[:-1], "logps without its last axis")
-    advantages = jax.lax.stop_gradient(advantages).astype(log_ratio.dtype)
-    return log_ratio, jnp.where(jnp.any(mask, axis=-1), advantages, 0), mask
-
-
-def _masked_mean(x: Array, mask: Array) -> Array:
-    """Mean of x, which is 0 where masked, over the last axis; 0 where nothing counts."""
-    return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)
 
 
 def _constant(name: str, value: Array, like: Array, like_name: str = "logps") -> Array:

@@ -7,6 +7,7 @@ from jax.nn import log_sigmoid
 from jaxtyping import Array, Float
 
 from jaxalign import _checks as check
+from jaxalign.losses.divergences import bounded_expm1
 from jaxalign.losses.pairwise import logistic_link
 
 Logps = Float[Array, "*B"]
@@ -52,7 +53,8 @@ def alpha_po(
 ) -> Logps:
     """AlphaPO, SimPO with a bent reward: -log σ(β(r_c - r_r) - γ), r = (1 - exp(-α a)) / α.
 
-    Source: Gupta et al. 2025, arXiv:2501.03884, eq. 7. α → 0 is SimPO; at α = 0 use that.
+    Source: Gupta et al. 2025, arXiv:2501.03884, eq. 7. α → 0 is SimPO; at α = 0 use that. The exponent is cut as in
+    ``forward_kl``.
 
     Args:
       policy_chosen_avg_logps, policy_rejected_avg_logps: a_c and a_r, nats per token, ``[...]``.
@@ -69,7 +71,7 @@ def alpha_po(
     Array([0.4008...], dtype=float32)
     """
     a_c, a_r = _averages(policy_chosen_avg_logps, policy_rejected_avg_logps)
-    margin = (jnp.expm1(-alpha * a_r) - jnp.expm1(-alpha * a_c)) / alpha
+    margin = (bounded_expm1(-alpha * a_r) - bounded_expm1(-alpha * a_c)) / alpha
     return logistic_link(beta * margin - gamma, label_smoothing=label_smoothing)
 
 

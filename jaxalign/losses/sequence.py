@@ -1,0 +1,222 @@
+"""Policy-gradient losses of whole sequences: GSPO, GMPO, VESPO, A*-PO.
+
+logps are the policy's log-probabilities of a sequence's tokens, in nats, old_logps those it had when it took them, ρ
+their ratio. What stands in masked slots is not looked at. Differentiable with respect to ``logps`` only.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from jaxalign import _checks as check
+from jaxalign.losses.policy import cap, clipped_ratio
+
+
+def gspo(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Float[Array, "*B"]:
+    """Group sequence policy optimisation: PPO's clip on the sequence ratio exp(mean over tokens of log ρ).
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7. Its clips are far narrower than PPO's: 3e-4 and 4e-4.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      clip_low, clip_high: lo and hi.
+    Returns:
+      loss per sequence, ``[...]``; 0 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
+    >>> gspo(logps, logps, jnp.array([1.5]), mask, clip_low=3e-4, clip_high=4e-4)
+    Array([-1.5], dtype=float32)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    return -clipped_ratio(_masked_mean(log_ratio, mask), advantages, clip_low, clip_high) * advantages
+
+
+def gmpo(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    clip: float = 0.4,
+) -> Float[Array, "*B"]:
+    """Geometric-mean policy optimisation: -A exp(mean over tokens of clipped log ρ), clipped as PPO but in log space.
+
+    Where A > 0 log ρ is at most ``clip``, elsewhere at least ``-clip``. Source: Zhao et al. 2025, arXiv:2507.20673,
+    eq. 4.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      clip: bound on a token's log-ratio, nats.
+    Returns:
+      loss per sequence, ``[...]``; 0 where no token counts.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
+    >>> gmpo(logps, logps, jnp.array([1.5]), mask)
+    Array([-1.5], dtype=float32)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    positive = (advantages > 0)[..., None]
+    clipped = jnp.where(positive, cap(log_ratio, clip), -cap(-log_ratio, clip))
+    return -jnp.exp(_masked_mean(clipped, mask)) * advantages
+
+
+def vespo(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    k_pos: float = 2.0,
+    lambda_pos: float = 3.0,
+    k_neg: float = 3.0,
+    lambda_neg: float = 2.0,
+) -> Float[Array, "*B T"]:
+    """Variational sequence-level soft policy optimisation: -stop_gradient(w^k exp(λ(1 - w))) A log π, per token.
+
+    w is the sequence's ratio, the product of its tokens' ρ, with log w cut to [log 1e-8, 20]; k and λ go by the sign
+    of A. Source: Shen et al. 2026, arXiv:2602.10693.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      k_pos, lambda_pos: k and λ where A >= 0.
+      k_neg, lambda_neg: k and λ elsewhere.
+    Returns:
+      loss per token, ``[..., T]``, 0 where masked.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, False]])
+    >>> vespo(logps, logps, jnp.array([1.5]), mask)
+    Array([[1.5, 0. ]], dtype=float32)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    log_ratio = jnp.clip(jax.lax.stop_gradient(log_ratio), -20, 20)
+    log_w = jnp.clip(jnp.sum(log_ratio, axis=-1), jnp.log(1e-8), 20)
+    k = jnp.where(advantages >= 0, k_pos, k_neg)
+    rate = jnp.where(advantages >= 0, lambda_pos, lambda_neg)
+    weight = jnp.exp(k * log_w + rate * (1 - jnp.exp(log_w))).astype(log_ratio.dtype)
+    return jnp.where(mask, -(weight * advantages)[..., None] * jnp.where(mask, logps, 0), 0)
+
+
+def a_star_po(
+    logps: Float[Array, "*B"],
+    ref_logps: Float[Array, "*B"],
+    rewards: Float[Array, "*B"],
+    optimal_values: Float[Array, "*B"],
+    *,
+    beta: float,
+) -> Float[Array, "*B"]:
+    """A*-PO, regression onto the optimal advantage: (β(log π - log π_ref) - (r - V*))².
+
+    Source: Brantley et al. 2025, arXiv:2505.20686, alg. 1, with V* from ``optimal_value``.
+
+    Args:
+      logps, ref_logps: of whole completions, nats, ``[...]``.
+      rewards: r, ``[...]``.
+      optimal_values: V* of each completion's prompt, ``[...]``.
+      beta: strength of the pull to the reference.
+    Returns:
+      loss per completion, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> a_star_po(jnp.array([-2.0]), jnp.array([-3.0]), jnp.array([1.0]), jnp.array([0.5]), beta=0.1)
+    Array([0.1600...], dtype=float32)
+    """
+    logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
+    targets = []
+    for name, value in (("rewards", rewards), ("optimal_values", optimal_values)):
+        value = check.to_number(name, value)
+        check.same_shape(name, value, logps.shape, "logps")
+        targets.append(jax.lax.stop_gradient(value).astype(logps.dtype))
+    return (beta * (logps - jax.lax.stop_gradient(ref_logps)) - (targets[0] - targets[1])) ** 2
+
+
+def optimal_value(rewards: Float[Array, "*B K"], *, beta: float) -> Float[Array, "*B"]:
+    """V*, the value of the best policy under a KL penalty, from K samples of the reference: β log mean_k exp(r_k / β).
+
+    Source: Brantley et al. 2025, arXiv:2505.20686, sec. 3.
+
+    Args:
+      rewards: of K samples of each prompt, ``[..., K]``.
+      beta: price of a nat of KL.
+    Returns:
+      V*, ``[...]``: between the mean (large β) and the maximum (β → 0) of the rewards.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> optimal_value(jnp.array([[0.0, 1.0]]), beta=0.5)
+    Array([0.7168...], dtype=float32)
+    """
+    rewards = check.to_number("rewards", rewards)
+    check.at_least_axes("rewards", rewards, 1, "[..., K]")
+    return beta * (jax.nn.logsumexp(rewards / beta, axis=-1) - jnp.log(rewards.shape[-1]).astype(rewards.dtype))
+
+
+def off_policy_mask(
+    logps: Float[Array, "*B T"],
+    old_logps: Float[Array, "*B T"],
+    advantages: Float[Array, "*B"],
+    mask: Bool[Array, "*B T"],
+    *,
+    max_kl: float,
+) -> Bool[Array, "*B"]:
+    """Which sequences to keep: all with A >= 0, and those whose mean over tokens of -log ρ is at most ``max_kl``.
+
+    Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, sec. 3.1, off-policy sequence masking.
+
+    Args:
+      logps, old_logps: nats, ``[..., T]``.
+      advantages: A, one per sequence, ``[...]``.
+      mask: True on the sequence's tokens, ``[..., T]``.
+      max_kl: nats per token.
+    Returns:
+      True where kept, ``[...]``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> logps, old_logps = jnp.array([[-3.0], [-3.0]]), jnp.array([[-1.0], [-1.0]])
+    >>> off_policy_mask(logps, old_logps, jnp.array([1.0, -1.0]), jnp.ones((2, 1), bool), max_kl=1.0)
+    Array([ True, False], dtype=bool)
+    """
+    log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
+    return (advantages >= 0) | (-_masked_mean(log_ratio, mask) <= max_kl)
+
+
+def _sequences(
+    logps: Float[Array, "*B T"], old_logps: Float[Array, "*B T"], advantages: Float[Array, "*B"], mask: Array
+) -> tuple[Array, Array, Array]:
+    """(log ρ, A, mask) of sequences, checked; log ρ is 0 where masked, A where no token counts."""
+    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    check.at_least_axes("logps", logps, 1, "[..., T]")
+    mask = check.to_mask("mask", mask, logps.shape, "logps")
+    log_ratio = jnp.where(mask, logps - jax.lax.stop_gradient(old_logps), 0)
+    advantages = check.to_number("advantages", advantages)
+    check.same_shape("advantages", advantages, logps.shape[:-1], "logps without its last axis")
+    advantages = jax.lax.stop_gradient(advantages).astype(log_ratio.dtype)
+    return log_ratio, jnp.where(jnp.any(mask, axis=-1), advantages, 0), mask
+
+
+def _masked_mean(x: Array, mask: Array) -> Array:
+    """Mean of x, which is 0 where masked, over the last axis; 0 where nothing counts."""
+    return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)
