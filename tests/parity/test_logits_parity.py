@@ -79,7 +79,9 @@ def texts(shared_data, smollm2):
     with gzip.open(shared_data / "hh-rlhf" / "harmless-base.jsonl.gz", "rt") as file:
         dialogues = [json.loads(next(file))["chosen"] for _ in range(6)]
     tokenizer = load_tokenizer(smollm2)
-    rows = [tokenizer(text)["input_ids"][:limit] for text, limit in zip(dialogues, (300, 16, 77, 128, 200, 33))]
+    rows = [
+        tokenizer(text)["input_ids"][:limit] for text, limit in zip(dialogues, (300, 16, 77, 128, 200, 33), strict=True)
+    ]
     return left_padded(rows, tokenizer.pad_token_id)
 
 
