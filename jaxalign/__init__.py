@@ -26,7 +26,21 @@ _HOME = {
     "make_mesh": "jaxalign.models.sharding",
     "save_model": "jaxalign.models.weights",
 }
-_MODULES = ("advantages", "checkpoint", "data", "logprobs", "loop", "losses", "masking", "methods", "models", "rollout")
+_MODULES = (
+    "advantages",
+    "checkpoint",
+    "data",
+    "errors",
+    "logprobs",
+    "loop",
+    "losses",
+    "masking",
+    "methods",
+    "models",
+    "optim",
+    "rollout",
+    "tracking",
+)
 
 __all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 

@@ -162,7 +162,10 @@ def init_state(
         return param.sharding if leaf.shape == param.shape else everywhere  # factored optimisers keep smaller leaves
 
     place = optax.tree.map_params(optimizer, mirror, shapes, params, transform_non_params=lambda _: everywhere)
-    step, key, method_state = jax.device_put((jnp.zeros((), jnp.int32), key, method_state), everywhere)
+    # Copies: what the caller still holds must outlive the state that the step donates.
+    step, key, method_state = jax.device_put(
+        jax.tree.map(jnp.copy, (jnp.zeros((), jnp.int32), key, method_state)), everywhere
+    )
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=place)(params), method_state, key)
 
 
@@ -243,9 +246,15 @@ def make_eval(method: Method, *, frozen: Any = None) -> Callable[[Any, Any, Iter
 def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
     """Put a packed batch of NumPy arrays [M, R, ...] on the mesh, its rows split over the data and fsdp axes.
 
-    Every process passes the same whole batch and keeps its own part.
+    Raises:
+      ValueError: if data × fsdp does not divide the rows of a microbatch.
     """
     sharding = batch_sharding(mesh)
+    count, devices = rows.tokens.shape[1], mesh.shape["data"] * mesh.shape["fsdp"]
+    if count % devices:
+        raise ValueError(
+            f"rows_per_microbatch is {count}, but the mesh spreads rows over data × fsdp = {devices} devices."
+        )
     put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # noqa: E731
     return Batch(jax.tree.map(put, rows), jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh)))
 

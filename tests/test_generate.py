@@ -125,6 +125,16 @@ def test_sampled_frequencies_are_the_model_s(tiny_config):
     assert statistic < 37.7  # the 99.9th percentile of chi-square with 15 degrees of freedom; fewer only lower it
 
 
+def test_old_style_keys_and_lists_of_ends_are_taken(tiny_config):
+    model = Model(tiny_config)
+    params = model.init(jax.random.key(0))
+    tokens, mask = padded(PROMPTS, 7)
+    options = {"prompt_mask": mask, "max_new_tokens": 4}
+    old = generate(model, params, np.asarray(tokens), key=jax.random.PRNGKey(3), eos_id=[2, 5], **options)
+    new = generate(model, params, tokens, key=jax.random.key(3), eos_id=(2, 5), **options)
+    np.testing.assert_array_equal(old.tokens, new.tokens)
+
+
 def test_filters():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
     assert np.isfinite(filter_logits(logits, top_k=2, top_p=1.0)).tolist() == [[True, True, False, False]]

@@ -7,7 +7,7 @@ import jaxalign
 
 ROOT = Path(jaxalign.__file__).parent
 LAYERS = (
-    {"errors", "_checks"},
+    {"errors", "paths", "_checks"},
     {"masking"},
     {"losses", "advantages", "logprobs"},
     {"data", "models"},

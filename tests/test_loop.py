@@ -1,5 +1,7 @@
 """A run stopped at any step and resumed is bitwise the uninterrupted one; donation and evaluation."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,12 +85,14 @@ def test_checkpoints_hold_what_the_state_was_though_the_next_step_reuses_its_buf
             jax.tree.map(np.testing.assert_array_equal, as_numpy(checkpoints.restore(fresh(), step=number)[0]), want)
 
 
-def test_the_state_is_donated_and_the_reference_is_not(parts):
+def test_the_state_is_donated_and_what_the_caller_holds_is_not(parts):
     model, fresh, step, reference = parts
-    state = fresh()
+    key = jax.random.key(3)
+    state = dataclasses.replace(init_state(fresh().params, optax.sgd(0.1), key), opt_state=fresh().opt_state)
     step(state, Batches(model.mesh)[0])
     assert all(x.is_deleted() for x in jax.tree.leaves(state.params))
     assert not any(x.is_deleted() for x in jax.tree.leaves(reference))
+    assert not key.is_deleted()
 
 
 def test_a_run_compiles_one_program_whatever_the_fill(parts):

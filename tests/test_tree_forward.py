@@ -113,12 +113,16 @@ def test_poisoned_padding_changes_nothing(tiny_config):
         branch=np.where(padding, 2, rows.branch),
         source=np.where(unused, 127, rows.source),
         target=np.where(unused, 55, rows.target),
+        last=np.where(rows.example_mask[..., None], rows.last, 99),
     )
+    cached = np.random.default_rng(0).normal(-20, 1, rows.last.shape).astype(np.float32)
+    rows = dataclasses.replace(rows, extras={"ref_logps": np.where(rows.example_mask[..., None], cached, 0)})
+    poison = np.where(rows.example_mask[..., None], cached, np.nan)
+    poisoned = dataclasses.replace(poisoned, extras={"ref_logps": poison})
     method = dpo.dpo(model, beta=0.1)
-    step = jax.jit(lambda p, f, b: gradients(method, p, f, (), b)[:2])
-    clean, dirty = (
-        step(params, params, Batch(jax.tree.map(jnp.asarray, r), jnp.int32(packed.used))) for r in (rows, poisoned)
-    )
+    step = jax.jit(lambda p, b: gradients(method, p, None, (), b)[:2])
+    clean, dirty = (step(params, Batch(jax.tree.map(jnp.asarray, r), jnp.int32(packed.used))) for r in (rows, poisoned))
+    assert np.isfinite(clean[0][0])
     jax.tree.map(np.testing.assert_array_equal, clean, dirty)
 
 

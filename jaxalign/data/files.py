@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
-from jaxalign.data.paths import resolve_path
 from jaxalign.errors import UserError
+from jaxalign.paths import resolve_path
 
 Stream: TypeAlias = IO[bytes] | gzip.GzipFile
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")

@@ -25,23 +25,32 @@ def completion_logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E
     return sum_by_owner(model.token_logps(params, rows), rows.owner, *rows.last.shape[-2:])
 
 
-def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) -> Method:
-    """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative with the same four arguments.
+# Coupled over the batch (a sort), or defined on length-averaged log-probs: not what this method feeds a loss.
+_UNFIT = (losses.aot, losses.aot_unpaired, losses.ipo)
 
-    The mean over the batch's examples of ``loss(pc, pr, rc, rr, **options)`` on summed completion log-probs. The
+
+def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, **options: Any) -> Method:
+    """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative on the same four summed log-probs.
+
+    The mean over the batch's examples of ``loss(pc, pr, rc, rr, beta=beta, **options)``. The
     reference is what ``frozen`` holds (parameters of the same model) or, where ``frozen`` is None, the log-probs cached
     in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``).
 
     Args:
       model: policy and reference architecture.
-      loss: a preference loss of ``jaxalign.losses``; ``losses.dpo`` by default.
-      **options: its keyword arguments (``beta``, …).
+      beta: how strongly the policy is held to the reference.
+      loss: a function of four arrays and ``beta`` that treats each example by itself, such as those of
+        ``jaxalign.losses`` on summed log-probs.
+      **options: further keyword arguments of the loss.
     Returns:
       the method, for ``loop.make_step``. Metrics as people's dashboards name them: rewards are
       ``beta · (log π - log π_ref)``, ties count half in accuracies, ``logps/*`` are sums over tokens in nats.
+    Raises:
+      ValueError: for a loss that couples examples (``aot``) or wants length-averaged log-probs (``ipo``).
     """
-    objective = functools.partial(losses.dpo if loss is None else loss, **options)
-    beta = options.get("beta", 1.0)
+    if loss in _UNFIT:
+        raise ValueError(f"loss={loss.__name__}: it is not a function of one example's summed log-probs.")
+    objective = functools.partial(loss, beta=beta, **options)
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
         extras = dict(batch.rows.extras)
@@ -52,7 +61,8 @@ def dpo(model: Model, loss: Callable[..., Array] | None = None, **options: Any) 
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
 
     def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
-        logps, ref_logps = completion_logps(model, params, rows), rows.extras["ref_logps"]
+        logps = completion_logps(model, params, rows)
+        ref_logps = jnp.where(rows.example_mask[..., None], rows.extras["ref_logps"], 0)  # unused slots may hold NaN
         chosen, rejected = logps[..., CHOSEN], logps[..., REJECTED]
         ref_chosen, ref_rejected = ref_logps[..., CHOSEN], ref_logps[..., REJECTED]
         per_example = objective(chosen, rejected, ref_chosen, ref_rejected)

@@ -45,17 +45,13 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    original = scaling.original_max_position_embeddings
-    assert low is not None
-    assert high is not None
-    assert original is not None
-    turns = original * frequencies / (2 * math.pi)
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     blend = (turns - low) / (high - low)
     blend = np.clip(blend, 0, 1)  # 0: long waves, all scaled; 1: short waves, kept
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
-def rotary_angles(config: ModelConfig, position: Int[Array, "R T"], dtype: Any) -> Float[Array, "R T h"]:
+def rotary_angles(config: ModelConfig, position: Int[Array, "R T"], dtype: Any) -> Float[Array, "R T h/2"]:
     """position · inverse frequency, in float32 or wider."""
     dtype = jnp.promote_types(dtype, jnp.float32)
     return position[..., None].astype(dtype) * jnp.asarray(inverse_frequencies(config), dtype)
@@ -171,4 +167,4 @@ class Decoder(nnx.Module):
 
 
 def _pin(module: Any, x: Array, *logical: str | None) -> Array:
-    return constrain(x, module.config, module.mesh, *logical)
+    return constrain(x, module.mesh, *logical)

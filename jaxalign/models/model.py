@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.errors import UserError
@@ -18,7 +18,7 @@ from jaxalign.masking import Rows, gather_columns, visible
 from jaxalign.models.attention import attention
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.decoder import REMAT_POLICIES, Attend, Decoder
-from jaxalign.models.sharding import constrain, make_mesh, param_shardings
+from jaxalign.models.sharding import MESH_AXES, constrain, make_mesh, param_shardings
 
 Params = Any  # a nested dict of jax.Arrays
 
@@ -35,7 +35,7 @@ class Model:
         ``full`` only the layers' inputs (one more forward pass).
 
     Raises:
-      UserError: for another ``remat``.
+      UserError: for another ``remat``, or a mesh with other axes than ``make_mesh`` gives.
     """
 
     config: ModelConfig
@@ -47,6 +47,11 @@ class Model:
         if self.mesh is None:
             object.__setattr__(self, "mesh", make_mesh())
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
+        if self.mesh.axis_names != MESH_AXES or any(t != AxisType.Auto for t in self.mesh.axis_types):
+            raise UserError(
+                f"mesh: axes {self.mesh.axis_names} of types {self.mesh.axis_types}; make it with jaxalign.make_mesh, "
+                f"which names them {MESH_AXES}, all Auto."
+            )
         if self.remat not in ("none", *REMAT_POLICIES):
             raise UserError(f"remat: {self.remat!r} is not one of none, {', '.join(REMAT_POLICIES)}.")
 
@@ -75,10 +80,8 @@ class Model:
     def _head(self, params: Params) -> tuple[Array, int]:
         """The head as it lies in memory, and which of its axes is the vocabulary: a tied one is the embedding."""
         if self.config.tie_word_embeddings:
-            matrix, axes = params["embed"]["embedding"], ("vocab", None)
-        else:
-            matrix, axes = params["head"]["kernel"], (None, "vocab")
-        return constrain(matrix.astype(self.dtype), self.config, self.mesh, *axes), axes.index("vocab")
+            return constrain(params["embed"]["embedding"].astype(self.dtype), self.mesh, "vocab", None), 0
+        return constrain(params["head"]["kernel"].astype(self.dtype), self.mesh, None, "vocab"), 1
 
     def encode(self, params: Params, rows: Rows) -> Float[Array, "R T D"]:
         """Final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""

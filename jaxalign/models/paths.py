@@ -7,8 +7,8 @@ from pathlib import Path
 
 import huggingface_hub
 
-from jaxalign.data.paths import resolve_path
 from jaxalign.errors import UserError
+from jaxalign.paths import resolve_path
 
 # Enough to rebuild model and tokenizer; not the copies of the weights that some repositories also hold.
 _SMALL = ["*.json", "*.jinja", "tokenizer.model"]

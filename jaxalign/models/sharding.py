@@ -92,15 +92,18 @@ def replicated_axes(config: ModelConfig, mesh: Mesh) -> dict[str, str]:
 
 
 def spec(config: ModelConfig, mesh: Mesh, *logical: str | None) -> PartitionSpec:
-    """PartitionSpec of an array whose axes are the given logical ones."""
+    """PartitionSpec of a parameter whose axes are the given logical ones."""
     return PartitionSpec(
-        *(RULES[name] if name in (None, "batch") or _divides(config, mesh, name) else None for name in logical)
+        *(RULES[name] if name is not None and _divides(config, mesh, name) else None for name in logical)
     )
 
 
-def constrain(x: jax.Array, config: ModelConfig, mesh: Mesh, *logical: str | None) -> jax.Array:
-    """Pin an activation to its logical axes."""
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(config, mesh, *logical)))
+def constrain(x: jax.Array, mesh: Mesh, *logical: str | None) -> jax.Array:
+    """Pin an activation to its logical axes; an axis that the mesh does not divide stays whole."""
+    names = [RULES[name] for name in logical]
+    sizes = [math.prod(mesh.shape[n] for n in ((name,) if isinstance(name, str) else name or ())) for name in names]
+    fits = (name if length % size == 0 else None for name, length, size in zip(names, x.shape, sizes, strict=True))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*fits)))
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh, shapes: Any) -> Any:

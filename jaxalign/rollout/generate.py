@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxalign.masking import gather_columns
+from jaxalign.masking import Arrays, gather_columns
 from jaxalign.models.attention import attention
 from jaxalign.models.model import Model
 
@@ -46,24 +48,20 @@ def filter_logits(logits: Float[Array, "N V"], *, top_k: int, top_p: float) -> F
     return logits
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "max_new_tokens", "num_completions", "temperature", "top_k", "top_p", "eos_id"),
-)
 def generate(
     model: Model,
     params: Any,
-    prompts: Int[Array, "B P"],
+    prompts: Int[Arrays, "B P"],
     *,
-    prompt_mask: Bool[Array, "B P"],
+    prompt_mask: Bool[Arrays, "B P"],
     max_new_tokens: int,
     key: Array,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    eos_id: int | tuple[int, ...] | None = None,
+    eos_id: int | Sequence[int] | None = None,
     num_completions: int = 1,
-    example_ids: Int[Array, " B"] | None = None,
+    example_ids: Int[Arrays, " B"] | None = None,
 ) -> Rollout:
     """Sample ``num_completions`` continuations of each prompt.
 
@@ -86,10 +84,49 @@ def generate(
     Returns:
       ``Rollout`` with ``tokens``, ``mask``, ``logps`` [B·K, C]. Stops computing when all completions have ended.
     """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # made by jax.random.PRNGKey
+        key = jax.random.wrap_key_data(key)
+    ends = () if eos_id is None else tuple(int(i) for i in np.ravel(eos_id))
+    ids = jnp.arange(prompts.shape[0]) if example_ids is None else jnp.asarray(example_ids)
+    return _generate(
+        model,
+        params,
+        jnp.asarray(prompts),
+        jnp.asarray(prompt_mask, bool),
+        key,
+        ids,
+        max_new_tokens=max_new_tokens,
+        num_completions=num_completions,
+        temperature=float(temperature),
+        top_k=top_k,
+        top_p=float(top_p),
+        eos_ids=ends,
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("model", "max_new_tokens", "num_completions", "temperature", "top_k", "top_p", "eos_ids"),
+)
+def _generate(
+    model: Model,
+    params: Any,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    key: Array,
+    ids: Int[Array, " B"],
+    *,
+    max_new_tokens: int,
+    num_completions: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    eos_ids: tuple[int, ...],
+) -> Rollout:
+    """The program of ``generate``, one for each shape and setting."""
     batch, width = prompts.shape
     count = num_completions
-    ends = jnp.asarray([] if eos_id is None else jnp.atleast_1d(jnp.asarray(eos_id)), jnp.int32)
-    ids = jnp.arange(batch) if example_ids is None else example_ids
+    ends = jnp.asarray(eos_ids, jnp.int32)
     fold = jax.vmap(jax.random.fold_in)
     prompt_keys = jnp.repeat(fold(jnp.broadcast_to(key, (batch,)), ids), count)
     row_keys = fold(prompt_keys, jnp.tile(jnp.arange(count), batch))

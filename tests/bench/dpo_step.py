@@ -43,8 +43,8 @@ def main() -> None:
     options = parser.parse_args()
 
     sys.path.insert(0, str(HERE.parents[1]))
-    from jaxalign.data.paths import resolve_path
     from jaxalign.errors import UserError
+    from jaxalign.paths import resolve_path
 
     try:
         model, data = resolve_path(options.gguf), resolve_path(options.data)

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from jaxalign.data.paths import resolve_path
 from jaxalign.data.records import Message, Preference, read_preferences, split_by_prompt, transcript_messages
 from jaxalign.errors import UserError
+from jaxalign.paths import resolve_path
 
 TEXT = {"prompt": "Why is the sky blue?", "chosen": " Scattering.", "rejected": " A lie."}
 TRANSCRIPT = {
