@@ -116,6 +116,6 @@ def test_hashable():
     ],
 )
 def test_bad_fields_are_named(change, said):
-    with pytest.raises(UserError, match="^somewhere/config.json: ") as caught:
+    with pytest.raises(UserError, match=r"^somewhere/config\.json: ") as caught:
         from_hf_config(LLAMA_31 | change, where="somewhere/config.json")
     assert said in str(caught.value)

@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from tests.models import tiny_gguf
 
 import jaxalign
 from jaxalign.errors import UserError
@@ -19,6 +18,7 @@ from jaxalign.models.config import from_hf_config
 from jaxalign.models.decoder import inverse_frequencies
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh
+from tests.models import tiny_gguf
 
 TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
 TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False, "initializer_range": 0.3}
