@@ -31,14 +31,8 @@ TINY |= {"num_attention_heads": 1}
 def random_unicode(count, seed=0):
     """Texts of characters from all planes, of those that split words, and of special tokens' parts."""
     rng = np.random.default_rng(seed)
-    common = list(" \n\t\r'.,0123456789abcABC<|>_éß中🙂\u200d\u00a0") + [
-        "  ",
-        "\n\n",
-        "'s",
-        " 1",
-        "<|im_end|>",
-        "Human:",
-    ]
+    words = ["  ", "\n\n", "'s", " 1", "<|im_end|>", "Human:"]
+    common = [*" \n\t\r'.,0123456789abcABC<|>_éß中🙂\u200d\u00a0", *words]
     texts = []
     for _ in range(count):
         codes = rng.integers(1, 0x110000, 20)
