@@ -57,7 +57,8 @@ def _run(arguments: list[str]) -> None:
         raise UserError(f"{name!r} is not a command; the commands are {', '.join(COMMANDS)}.")
     from jaxalign.cli.parse import parse
 
-    # A library's own error line beside ours would be two accounts of one mistake.
+    # A library's own line beside ours would be two accounts of one thing.
+    logging.getLogger("absl").setLevel(logging.ERROR)
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     command = importlib.import_module(f"jaxalign.cli.{name}")
