@@ -65,7 +65,7 @@ def group_relative(rewards: Float[Array, "*B K"], *, scale: bool = True, eps: fl
     """GRPO's advantages within the samples of a prompt: (r - mean r) / (std r + eps), the sample std (K - 1).
 
     Source: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, sec. 4.1.2. Without the scale it is Dr. GRPO's, Liu et
-    al. 2025, arXiv:2503.20783, eq. 4.
+    al. 2025, arXiv:2503.20783.
 
     Args:
       rewards: of the K samples of each prompt, ``[..., K]``.
@@ -92,8 +92,8 @@ def group_relative(rewards: Float[Array, "*B K"], *, scale: bool = True, eps: fl
 def leave_one_out(rewards: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
     """RLOO's advantages: r_k - mean of the other K - 1 samples of the prompt, which is (r_k - mean r) K/(K - 1).
 
-    Source: Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE, eq. 8; for language models Ahmadian et al.
-    2024, arXiv:2402.14740, sec. 2.3.
+    Source: Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE; for language models Ahmadian et al.
+    2024, arXiv:2402.14740.
 
     Args:
       rewards: of the K samples of each prompt, ``[..., K]``.

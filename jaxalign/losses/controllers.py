@@ -62,7 +62,7 @@ def best_of_n_kl(n: ArrayLike) -> Float[Array, "*B"]:
     """KL of best-of-n sampling from the policy it samples: log n - (n-1)/n, in nats.
 
     Exact where no two samples tie, an upper bound otherwise. Source: Stiennon et al. 2020, arXiv:2009.01325, app. G.3;
-    Beirami et al. 2024, arXiv:2401.01879, thm. 3.
+    Beirami et al. 2024, arXiv:2401.01879.
 
     Args:
       n: number of samples, at least 1, any shape.

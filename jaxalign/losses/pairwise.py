@@ -106,7 +106,7 @@ def robust_dpo(
 ) -> Logps:
     """DPO, unbiased under labels flipped with probability e: [-(1-e) log σ(βΔ) + e log σ(-βΔ)] / (1-2e).
 
-    Source: Ray Chowdhury et al. 2024, arXiv:2403.00409, eq. 12.
+    Source: Ray Chowdhury et al. 2024, arXiv:2403.00409.
 
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
@@ -168,7 +168,7 @@ def hinge(
 ) -> Logps:
     """SLiC's hinge, normalised by the reference: max(0, 1 - βΔ).
 
-    Source: Liu et al. 2023 (RSO), arXiv:2309.06657, eq. 10, after SLiC-HF, Zhao et al. 2023, arXiv:2305.10425, eq. 1.
+    Source: Liu et al. 2023 (RSO), arXiv:2309.06657, after SLiC-HF, Zhao et al. 2023, arXiv:2305.10425, eq. 1.
 
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
@@ -266,7 +266,7 @@ def aot(
     """Alignment via optimal transport, paired data: logistic_link(β [sort(pc - pr) - sort(rc - rr)]).
 
     The policy's margins are made to dominate the reference's stochastically, quantile by quantile. Source: Melnyk et
-    al. 2024, arXiv:2406.05882, alg. 2. The sort is over the last axis, the batch: values couple, and the i-th value
+    al. 2024, arXiv:2406.05882. The sort is over the last axis, the batch: values couple, and the i-th value
     belongs to the i-th quantile, not to the i-th pair.
 
     Args:
@@ -300,7 +300,7 @@ def aot_unpaired(
 ) -> Logps:
     """Alignment via optimal transport, unpaired data: logistic_link(β [sort(h_c) - sort(h_r)]).
 
-    Source: Melnyk et al. 2024, arXiv:2406.05882, alg. 1. The sort is over the last axis, as in ``aot``.
+    Source: Melnyk et al. 2024, arXiv:2406.05882. The sort is over the last axis, as in ``aot``.
 
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[..., B]``;

@@ -25,7 +25,7 @@ def nca_pair(
 ) -> Logps:
     """Noise contrastive alignment of a pair: -log σ(βh_c) - ½ log σ(-βh_c) - ½ log σ(-βh_r).
 
-    Source: Chen et al. 2024, arXiv:2402.05369, alg. 2 for K = 2 with hard labels.
+    Source: Chen et al. 2024, arXiv:2402.05369, for K = 2 with hard labels.
 
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
@@ -53,7 +53,7 @@ def bco_pair(
 ) -> Logps:
     """Binary classifier optimisation of a pair: -log σ(βh_c - δ) - log σ(-(βh_r - δ)).
 
-    Source: Jung et al. 2024, arXiv:2404.04656, eq. 9 (δ the reward shift).
+    Source: Jung et al. 2024, arXiv:2404.04656 (δ the reward shift).
 
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
@@ -167,7 +167,7 @@ def kto(
 ) -> Logps:
     """Kahneman-Tversky optimisation: w_D (1 - σ(β(h - kl))) where desirable, else w_U (1 - σ(β(kl - h))).
 
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8. ``kl`` is the batch's reference point, from ``kto_kl``.
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7. ``kl`` is the batch's reference point, from ``kto_kl``.
 
     Args:
       policy_logps, reference_logps: nats, ``[...]``.
@@ -250,7 +250,7 @@ def bco(
 ) -> Logps:
     """Binary classifier optimisation: -log σ(βh - δ) where desirable, else -log σ(-(βh - δ)).
 
-    Source: Jung et al. 2024, arXiv:2404.04656, eq. 9. δ is the mean of the average reward βh of desirable and of
+    Source: Jung et al. 2024, arXiv:2404.04656. δ is the mean of the average reward βh of desirable and of
     undesirable completions, kept as a running mean.
 
     Args:

@@ -22,7 +22,7 @@ Tokens = Float[Array, "*B"]
 def reinforce(logps: Tokens, advantages: Tokens) -> Tokens:
     """REINFORCE: -A log π.
 
-    Source: Williams 1992, https://doi.org/10.1007/BF00992696, eq. 5, whose gradient this loss has.
+    Source: Williams 1992, https://doi.org/10.1007/BF00992696, whose gradient this loss has.
 
     Args:
       logps: nats, of tokens or of whole sequences, ``[...]``.
@@ -146,7 +146,7 @@ def sapo(
 ) -> Tokens:
     """Soft adaptive policy optimisation, a smooth gate for a clip: -(4/τ) σ(τ(ρ - 1)) A, τ by the sign of A.
 
-    Source: Gao et al. 2025, arXiv:2511.20347, eqs. 5 and 6. The gradient is ρA at ρ = 1 and fades on both sides.
+    Source: Gao et al. 2025, arXiv:2511.20347. The gradient is ρA at ρ = 1 and fades on both sides.
 
     Args:
       logps, old_logps: nats, ``[...]``.

@@ -135,7 +135,7 @@ def sequence_sum(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
 
 
 def fixed_length_mean(losses: Float[Array, "*B T"], mask: Mask, *, length: float) -> Float[Array, ""]:
-    """Sum over tokens, over (sequences × length) (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783, listing 1).
+    """Sum over tokens, over (sequences × length) (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783).
 
     Args:
       losses: x, ``[..., T]``, a sequence per row.

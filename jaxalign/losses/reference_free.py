@@ -53,7 +53,7 @@ def alpha_po(
 ) -> Logps:
     """AlphaPO, SimPO with a bent reward: -log σ(β(r_c - r_r) - γ), r = (1 - exp(-α a)) / α.
 
-    Source: Gupta et al. 2025, arXiv:2501.03884, eq. 7. α → 0 is SimPO; at α = 0 use that. The exponent is cut as in
+    Source: Gupta et al. 2025, arXiv:2501.03884. α → 0 is SimPO; at α = 0 use that. The exponent is cut as in
     ``forward_kl``.
 
     Args:

@@ -55,8 +55,7 @@ def gmpo(
 ) -> Float[Array, "*B"]:
     """Geometric-mean policy optimisation: -A exp(mean over tokens of clipped log ρ), clipped as PPO but in log space.
 
-    Where A > 0 log ρ is at most ``clip``, elsewhere at least ``-clip``. Source: Zhao et al. 2025, arXiv:2507.20673,
-    eq. 4.
+    Where A > 0 log ρ is at most ``clip``, elsewhere at least ``-clip``. Source: Zhao et al. 2025, arXiv:2507.20673.
 
     Args:
       logps, old_logps: nats, ``[..., T]``.
@@ -128,7 +127,7 @@ def a_star_po(
 ) -> Float[Array, "*B"]:
     """A*-PO, regression onto the optimal advantage: (β(log π - log π_ref) - (r - V*))².
 
-    Source: Brantley et al. 2025, arXiv:2505.20686, alg. 1, with V* from ``optimal_value``.
+    Source: Brantley et al. 2025, arXiv:2505.20686, with V* from ``optimal_value``.
 
     Args:
       logps, ref_logps: of whole completions, nats, ``[...]``.
@@ -155,7 +154,7 @@ def a_star_po(
 def optimal_value(rewards: Float[Array, "*B K"], *, beta: float) -> Float[Array, "*B"]:
     """V*, the value of the best policy under a KL penalty, from K samples of the reference: β log mean_k exp(r_k / β).
 
-    Source: Brantley et al. 2025, arXiv:2505.20686, sec. 3.
+    Source: Brantley et al. 2025, arXiv:2505.20686.
 
     Args:
       rewards: of K samples of each prompt, ``[..., K]``.
@@ -183,7 +182,7 @@ def off_policy_mask(
 ) -> Bool[Array, "*B"]:
     """Which sequences to keep: all with A >= 0, and those whose mean over tokens of -log ρ is at most ``max_kl``.
 
-    Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, sec. 3.1, off-policy sequence masking.
+    Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, eq. 9.
 
     Args:
       logps, old_logps: nats, ``[..., T]``.

@@ -30,7 +30,7 @@ def nll(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def dft(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """Dynamic fine-tuning, likelihood-weighted: -stop_gradient(π) log π.
 
-    Source: Wu et al. 2025, arXiv:2508.05629, eq. 9.
+    Source: Wu et al. 2025, arXiv:2508.05629.
 
     Args:
       logps: of the target tokens, nats, ``[...]``.

@@ -51,7 +51,7 @@ def ld_logps(
     """LD-DPO's length-desensitised sums: Σ_{t ≤ l} log π_t + α Σ_{t > l} log π_t, to be given to ``dpo``.
 
     l is the number of tokens of the pair's shorter completion; α = 1 is the plain sum. Source: Liu et al. 2024,
-    arXiv:2409.06411, eq. 10.
+    arXiv:2409.06411.
 
     Args:
       logps: of a completion's tokens, nats, ``[..., T]``.
@@ -78,7 +78,7 @@ def wpo_weights(
     """WPO's weight of a completion, how on-policy it is: exp(mean_t [log π_t - log Σ_v π_v²]), a constant.
 
     Multiply a pair's loss by the weights of both its completions. Without ``log_sum_sq_probs`` it is the plain
-    exp(mean_t log π_t). Source: Zhou et al. 2024, arXiv:2406.11827, eqs. 2 and 4 (sampled alignment).
+    exp(mean_t log π_t). Source: Zhou et al. 2024, arXiv:2406.11827, eq. 2, and its sampled alignment.
 
     Args:
       logps: of a completion's tokens under the policy, nats, ``[..., T]``.
