@@ -89,7 +89,8 @@ class Checkpoints:
         """The saved state, bit for bit, and its position in the data.
 
         Args:
-            like: a state of the same structure (arrays, or shapes with shardings): it says where each array goes.
+            like: a state of the same structure: it says where each array goes. With shapes and shardings instead of
+                arrays (`jax.ShapeDtypeStruct`), the arrays it stands for need not be in memory beside the saved ones.
             step: which checkpoint; by default the latest.
 
         Raises:
@@ -97,8 +98,11 @@ class Checkpoints:
         """
         step = self._existing(step)
         state = self._read(step, like, prefix="")
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        return state, int(run["position"])
+        try:
+            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            return state, int(run["position"])
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise self._damaged(step) from error
 
     def restore_params(self, like: Any, *, step: int | None = None) -> Any:
         """The ``params`` of a saved state alone, without reading the optimiser's part; see `restore`."""
@@ -152,10 +156,13 @@ class Checkpoints:
         except UserError:
             raise
         except (ValueError, OSError) as error:
-            raise UserError(
-                f"The checkpoint {self.directory / str(step)} is damaged; delete it to go on from an earlier one."
-            ) from error
+            raise self._damaged(step) from error
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+
+    def _damaged(self, step: int) -> UserError:
+        return UserError(
+            f"The checkpoint {self.directory / str(step)} is damaged; delete it to go on from an earlier one."
+        )
 
     def _check_same(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], prefix: str) -> None:
         """Orbax would pad, cut or cast what does not fit; a checkpoint of something else is a mistake to be told."""
@@ -185,16 +192,26 @@ def check_writable(directory: str | Path) -> None:
     """
     directory = Path(directory).absolute()
     existing = directory
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
+        while not _exists(existing):
+            existing = existing.parent
         # By doing it: permission bits say little about read-only mounts, quotas and other users' files.
         with tempfile.TemporaryDirectory(dir=existing, prefix=".writable-"):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The directory {directory} cannot be written ({error.strerror} at {existing}); choose another one."
+            f"The directory {directory} cannot be written ({reason} at {existing}); choose another one."
         ) from error
+
+
+def _exists(path: Path) -> bool:
+    """Raises OSError where it cannot be told; `Path.exists` answers False or raises by the version of Python."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _by_path(tree: Any) -> dict[str, Any]:

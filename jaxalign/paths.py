@@ -1,8 +1,9 @@
-"""Paths as users write them: a file, a folder, or ``package:file`` for a file inside an installed package."""
+"""Paths as users write them (a file, a folder, ``package:file``), and files that are written whole or not at all."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 
@@ -26,3 +27,20 @@ def resolve_path(path: str | Path) -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"{path}: there is no installed package {package!r}: install it, or give the path of a file")
     return Path(next(iter(spec.submodule_search_locations))) / file
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name and rename it: whoever looks, and whenever this stops, finds the old or the new.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(draft, path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: it cannot be written ({error.strerror}): make room, or choose another place"
+        ) from error

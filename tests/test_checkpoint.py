@@ -191,6 +191,16 @@ def test_no_checkpoint_and_a_damaged_one_are_user_errors(tmp_path):
         checkpoints.restore(start())
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # tensorstore's readers
+@pytest.mark.parametrize("content", ["", "[1]", '{"place": 3}', '{"position": "x"}'])
+def test_a_damaged_position_is_a_user_error(tmp_path, content):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(start())
+    (tmp_path / "0" / "run" / "metadata").write_text(content)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="is damaged; delete it"):
+        checkpoints.restore(start())
+
+
 def test_a_directory_that_cannot_be_written_is_told_before_anything_is(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/run cannot be written .*; choose another one\.$"):

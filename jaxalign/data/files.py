@@ -55,6 +55,15 @@ def read_rows(
             its value is a :class:`Problem`.
     """
     place = resolve_path(path)
+    try:
+        yield from _rows(path, place, split, name, data_dir)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror or error}): check the path and its permissions"
+        ) from None
+
+
+def _rows(path: str | Path, place: Path, split: str, name: str | None, data_dir: str | None) -> Iterator[Row]:
     if place.is_dir():
         yield from _folder(place, split)
     elif place.exists():

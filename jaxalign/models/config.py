@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -121,9 +122,9 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
         attention_bias=model_type == "llama" and bool(fields.get("attention_bias", False)),
         mlp_bias=model_type == "llama" and bool(fields.get("mlp_bias", False)),
         sliding_window=integer("sliding_window") if windowed else None,
-        bos_token_id=fields["bos_token_id"],
-        eos_token_ids=token_ids(fields["eos_token_id"]),
-        pad_token_id=fields["pad_token_id"],
+        bos_token_id=next(iter(token_ids(fields, "bos_token_id", where)), None),
+        eos_token_ids=token_ids(fields, "eos_token_id", where),
+        pad_token_id=next(iter(token_ids(fields, "pad_token_id", where)), None),
         initializer_range=number("initializer_range"),
     )
 
@@ -143,16 +144,29 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     return fields | {"dtype": "float32"}
 
 
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """``eos_token_id`` as files hold it (a number, a list, or null) as a tuple."""
-    return () if value is None else (value,) if isinstance(value, int) else tuple(value)
+def token_ids(fields: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
+    """``eos_token_id`` and the like as files hold them (a number, a list, null, or left out) as a tuple.
+
+    Raises:
+      UserError: for anything else.
+    """
+    value = fields.get(name)
+    ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
+    if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
+        raise UserError(f"{where}: {name} must be a token id, a list of them or null, not {value!r}.")
+    return ids
 
 
 def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[float, RopeScaling | None]:
     """Theta and scaling from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
     key = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     rope = fields.get(key) or {}
-    theta = float(rope.get("rope_theta") or fields.get("rope_theta") or 10000.0)
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{where}: {key} must be an object with fields, or null, not {rope!r}.")
+    theta = rope.get("rope_theta") or fields.get("rope_theta") or 10000.0
+    if not (isinstance(theta, int | float) and 0 < theta < math.inf):
+        raise UserError(f"{where}: rope_theta must be a positive number, not {theta!r}.")
+    theta = float(theta)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise UserError(f"{where}: {key} of type {rope_type!r} is not supported; use one of {', '.join(ROPE_TYPES)}.")
@@ -169,6 +183,8 @@ def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[fl
     if rope_type == "linear":
         return theta, RopeScaling("linear", number("factor"))
     original = rope.get("original_max_position_embeddings") or max_positions
+    if not isinstance(original, int) or original < 1:
+        raise UserError(f"{where}: original_max_position_embeddings must be a positive whole number, not {original!r}.")
     return theta, RopeScaling(
-        "llama3", number("factor"), number("low_freq_factor"), number("high_freq_factor"), int(original)
+        "llama3", number("factor"), number("low_freq_factor"), number("high_freq_factor"), original
     )

@@ -26,9 +26,13 @@ def resolve(path: str | Path, *, weights: bool = True) -> Path:
       UserError: if there is nothing of that name, here or on the hub, or the hub cannot be reached.
     """
     place = resolve_path(path)
-    if place.is_dir() or (place.suffix == ".gguf" and place.is_file()):
+    try:
+        is_folder, is_file = place.is_dir(), place.is_file()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions.") from error
+    if is_folder or (place.suffix == ".gguf" and is_file):
         return place
-    if place.is_file():
+    if is_file:
         raise UserError(f"{path}: not a model: give a directory with config.json and safetensors, or a .gguf file.")
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) or place.suffix == ".gguf":
         raise UserError(

@@ -113,9 +113,9 @@ class SafetensorsCheckpoint:
         self.path = path
         self.config = from_hf_config(_read_json(path / "config.json"), where=str(path / "config.json"))
         if (path / "generation_config.json").exists():  # lists every end token, where config.json may name just one
-            eos = _read_json(path / "generation_config.json").get("eos_token_id")
-            if eos is not None:
-                self.config = dataclasses.replace(self.config, eos_token_ids=token_ids(eos))
+            file = path / "generation_config.json"
+            eos = token_ids(_read_json(file), "eos_token_id", str(file))
+            self.config = dataclasses.replace(self.config, eos_token_ids=eos or self.config.eos_token_ids)
         self._slices: dict[str, Any] = {}
         for file in self._files():
             try:
@@ -208,14 +208,16 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
     made = not directory.exists()
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for abandoned in directory.glob(".saving-*"):  # by a process that was killed
+            shutil.rmtree(abandoned)
         # Inside, not beside: the same file system, and the only place known to be writable.
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=directory) as scratch:
             staging = Path(scratch) / "model"
             staging.mkdir()
             _write(staging, model, params, tokenizer)
-            for stale in [directory / _INDEX, *directory.glob("model*.safetensors")]:
+            # The configuration goes first and comes last: where there is none, nobody takes the directory for a model.
+            for stale in [directory / "config.json", directory / _INDEX, *directory.glob("model*.safetensors")]:
                 stale.unlink(missing_ok=True)
-            # The configuration last: until it is there, nobody takes the directory for a model.
             for file in sorted(staging.iterdir(), key=lambda file: file.name == "config.json"):
                 os.replace(file, directory / file.name)
     except (OSError, safetensors.SafetensorError) as error:

@@ -112,6 +112,16 @@ def test_hashable():
         ({"num_hidden_layers": 0}, "num_hidden_layers must be"),
         ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads 3"),
         ({"head_dim": 127}, "head_dim 127 must be even"),
+        ({"rope_theta": "x"}, "rope_theta must be a positive number, not 'x'"),
+        ({"rope_parameters": {"rope_theta": -1}}, "rope_theta must be a positive number, not -1"),
+        ({"rope_scaling": "x"}, "rope_scaling must be an object with fields, or null, not 'x'"),
+        (
+            {"rope_scaling": LLAMA_31["rope_scaling"] | {"original_max_position_embeddings": "x"}},
+            "original_max_position_embeddings must be",
+        ),
+        ({"eos_token_id": "a"}, "eos_token_id must be a token id, a list of them or null, not 'a'"),
+        ({"eos_token_id": [1, None]}, "eos_token_id must be"),
+        ({"bos_token_id": 1.5}, "bos_token_id must be"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'"),
     ],
 )

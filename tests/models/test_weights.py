@@ -267,6 +267,24 @@ def test_saving_replaces_a_model_and_keeps_other_files(tmp_path, monkeypatch):
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
 
+def test_a_save_that_is_killed_leaves_no_model_half_of_another(tmp_path, monkeypatch):
+    model, params = tiny()
+    jaxalign.save_model(tmp_path, model, params)
+    (tmp_path / ".saving-killed" / "model").mkdir(parents=True)
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(weights.os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            jaxalign.save_model(tmp_path, model, params)
+    assert not (tmp_path / "config.json").exists()
+    jaxalign.save_model(tmp_path, model, params)
+    assert_same(jaxalign.load_model(tmp_path)[1], params)
+    assert not list(tmp_path.glob(".saving-*"))
+
+
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     model, params = tiny()
     jaxalign.save_model(tmp_path / "old", model, params)
