@@ -25,7 +25,7 @@ class OptimConfig:
         final_fraction: learning rate of the last step as a fraction of the peak (linear and cosine)
         weight_decay: decoupled decay, multiplied by the learning rate; not on norm scales and biases
         b1: decay of the first moment (adamw, lion), momentum (sgd)
-        b2: decay of the second moment (adamw), of the momentum (lion)
+        b2: decay of the second moment (adamw), of the momentum (lion, whose authors take 0.99)
         eps: added to the root of the second moment (adamw)
         max_grad_norm: gradients are scaled down to this global L2 norm; null for no clipping
     """
@@ -118,7 +118,8 @@ def make(config: OptimConfig, num_steps: int) -> tuple[optax.GradientTransformat
         case "lion":
             direction = optax.scale_by_lion(b1=config.b1, b2=config.b2)
         case "adafactor":
-            # As transformers' Adafactor(scale_parameter=False): steps are not multiplied by the parameters' size.
+            # Steps are not multiplied by the parameters' size, unlike optax.adafactor's. A block, here as there, is a
+            # leaf: layers are stacked, so the RMS that is clipped is that over all of them.
             direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
         case "sgd":
             direction = optax.trace(decay=config.b1) if config.b1 else optax.identity()
@@ -133,13 +134,16 @@ def _check(config: OptimConfig) -> None:
         "warmup_ratio": (0.0, 1.0),
         "final_fraction": (0.0, 1.0),
         "weight_decay": (0.0, math.inf),
-        "b1": (0.0, 1.0),
-        "b2": (0.0, 1.0),
         "eps": (0.0, math.inf),
         "warmup_steps": (0, math.inf),
-        "max_grad_norm": (0.0, math.inf),
     }
     for name, (low, high) in ranges.items():
         value = getattr(config, name)
         if value is not None and not (low <= value <= high and math.isfinite(value)):
             raise UserError(f"optim.{name} is {value}; give a finite number from {low:g} to {high:g}.")
+    for name in ("b1", "b2"):
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError(f"optim.{name} is {getattr(config, name)}; give a number from 0 to below 1.")
+    norm = config.max_grad_norm
+    if norm is not None and not 0 < norm < math.inf:
+        raise UserError(f"optim.max_grad_norm is {norm}; give a number above 0, or null for no clipping.")

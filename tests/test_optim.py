@@ -116,6 +116,10 @@ def test_warmup_steps_take_precedence_and_no_warmup_starts_at_the_peak():
         ({"learning_rate": -1.0}, "optim.learning_rate is -1.0"),
         ({"learning_rate": float("nan")}, "optim.learning_rate is nan"),
         ({"warmup_ratio": 1.5}, "from 0 to 1"),
+        ({"b1": 1.0}, "optim.b1 is 1.0; give a number from 0 to below 1"),
+        ({"b2": 1.0}, "optim.b2 is 1.0"),
+        ({"max_grad_norm": 0.0}, "optim.max_grad_norm is 0.0; give a number above 0"),
+        ({"max_grad_norm": float("inf")}, "optim.max_grad_norm is inf"),
         ({"warmup_steps": 9}, "the run has 8 steps"),
     ],
 )
