@@ -8,6 +8,7 @@ run that was never stopped, the first to the byte.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -44,6 +45,24 @@ class LogConfig:
     every: int = 1
     tensorboard: bool = False
     wandb: str | None = None
+
+
+def check_installed(config: LogConfig) -> None:
+    """Raise for a dashboard whose package is missing, so that a command can tell before its long work.
+
+    Raises:
+        UserError: naming the package and how to install it.
+    """
+    for name, wanted, package in (
+        ("tensorboard", config.tensorboard, "tensorboardX"),
+        ("wandb", config.wandb is not None, "wandb"),
+    ):
+        if not wanted:
+            continue
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise UserError(f"log.{name} needs the {package} package; run: pip install 'jaxalign[{name}]'.") from error
 
 
 class Sink(Protocol):
@@ -101,12 +120,8 @@ class TensorBoard:
     """Events for TensorBoard; those after ``resume_step`` are purged."""
 
     def __init__(self, directory: Path, *, resume_step: int | None = None):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                "log.tensorboard needs the tensorboardX package; run: pip install 'jaxalign[tensorboard]'."
-            ) from error
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -123,10 +138,8 @@ class Wandb:
     def __init__(
         self, project: str, directory: Path, *, config: Mapping[str, Any] | None = None, resume_step: int | None = None
     ):
-        try:
-            import wandb
-        except ImportError as error:
-            raise UserError("log.wandb needs the wandb package; run: pip install 'jaxalign[wandb]'.") from error
+        import wandb
+
         remembered = directory / "wandb_run_id"
         known = remembered.read_text().strip() if resume_step is not None and remembered.exists() else None
         settings = dict(config) if config else None
@@ -178,7 +191,7 @@ class Tracker:
         if jax.process_index() != 0:
             return
         directory = Path(directory)
-        # Dashboards first: a missing package is told before any file is touched.
+        check_installed(config)  # before any file is touched
         if config.tensorboard:
             self._sinks.append(TensorBoard(directory / "tensorboard", resume_step=resume_step))
         if config.wandb is not None:

@@ -37,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jaxalign: {sentence(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("jaxalign: interrupted; a training command goes on from its last checkpoint.", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:  # its message says where the command goes on, if it does
+        print(f"jaxalign: interrupted{f'; {interrupt}' if str(interrupt) else ''}.", file=sys.stderr)
         return 130
     return 0
 

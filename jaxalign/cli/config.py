@@ -84,7 +84,8 @@ class TrainSection:
             memory grows with it, results do not depend on it
         row_lengths: lengths a packed row may have, in tokens; by default chosen from the data
         eval_every: steps between evaluations on the held-out examples; 0 for before and after only
-        checkpoint_every: steps between checkpoints, 0 for the last step only; evaluations make one too
+        checkpoint_every: steps between checkpoints, which an interrupted run goes on from; 0 for the last step only;
+            evaluations and the first Ctrl-C make one too
         keep: latest checkpoints to keep, besides the best one
         best: the metric whose best checkpoint is kept; one of those logged by evaluation
         best_mode: whether a larger or a smaller one is better
@@ -92,13 +93,13 @@ class TrainSection:
         resume: auto goes on from the run's latest checkpoint, never starts anew and refuses a used directory
     """
 
-    batch_size: int = 8
+    batch_size: int = 32
     steps: int | None = None
     epochs: float = 1.0
     rows_per_microbatch: int | None = None
     row_lengths: tuple[int, ...] | None = None
     eval_every: int = 0
-    checkpoint_every: int = 0
+    checkpoint_every: int = 10
     keep: int = 1
     best: str = "eval/loss"
     best_mode: Literal["max", "min"] = "min"
@@ -122,7 +123,7 @@ class SamplesSection:
 
 
 def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
-    """Raise for the first number that is outside its range; null is in every range.
+    """Raise for the first number that is not finite or outside its range; null is in every range, [] in none.
 
     Args:
         config: a command's configuration.
@@ -135,14 +136,17 @@ def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
         value: Any = config
         for name in key.split("."):
             value = getattr(value, name)
-        if value is not None and not low <= value <= high:
-            limits = f"{low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
-            raise UserError(f"{key} is {value}; give {limits}.")
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
+            limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
+            raise UserError(f"{key} is {list(value) if isinstance(value, tuple) else value}; give {limits}.")
 
 
 TRAIN_RANGES = {
     "train.batch_size": (1, math.inf),
     "train.steps": (1, math.inf),
+    "train.epochs": (0, math.inf),
+    "train.row_lengths": (2, math.inf),
     "train.rows_per_microbatch": (1, math.inf),
     "train.eval_every": (0, math.inf),
     "train.checkpoint_every": (0, math.inf),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 from jaxalign import loop, optim
 from jaxalign.checkpoint import Checkpoints, check_writable
@@ -27,19 +25,20 @@ from jaxalign.cli.config import (
     TrainSection,
     check_ranges,
 )
-from jaxalign.cli.models import open_mesh, open_model
+from jaxalign.cli.interrupt import Interrupt, telling
+from jaxalign.cli.models import check_length, check_tokens, open_mesh, open_model
 from jaxalign.cli.pairs import batch_options, make_trees, read_pairs
+from jaxalign.cli.reference import with_reference
 from jaxalign.cli.sampling import answers
 from jaxalign.cli.summary import print_comparison, print_cost, print_samples
-from jaxalign.data.batches import attach, batches, evaluation_batches
-from jaxalign.data.trees import Tree
+from jaxalign.data.batches import batches, evaluation_batches
 from jaxalign.errors import UserError
-from jaxalign.methods.dpo import dpo, pair_metrics, reference_logps
+from jaxalign.methods.dpo import dpo, pair_metrics
 from jaxalign.models.model import Model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.models.weights import save_model
 from jaxalign.optim import OptimConfig
-from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, LogConfig, Tracker, duration, read_jsonl
+from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, LogConfig, Tracker, check_installed, read_jsonl
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +89,9 @@ class Config:
 def run(config: Config) -> None:
     """The whole job. What can be wrong is found before anything is written."""
     console = Console(highlight=False, soft_wrap=True)
-    output, settings = Path(config.output), runs.settings(config)
+    output, settings = Path(config.output).expanduser(), runs.settings(config)
     check(config)
+    check_installed(config.log)
     check_writable(output)
     runs.check_resumable(output, settings, config.train.resume)
     mesh = open_mesh(config.mesh)
@@ -104,38 +104,60 @@ def run(config: Config) -> None:
     optimizer, schedule = optim.make(config.optim, steps)
 
     model, params = open_model(config.model, mesh, console)
+    check_length(model, config.data.max_length)
+    check_tokens(model, (text for tree in [*trees, *held] for text in (tree.prompt, *tree.completions)))
     console.print(f"{steps} steps of {config.train.batch_size} pairs, in rows of {options['shapes']} (tokens, targets)")
 
-    runs.write_settings(output, settings)
-    runs.write_base(output, model.config, tokenizer)
     best, mode = config.train.best if held else None, config.train.best_mode
-    with Checkpoints(output / runs.CHECKPOINTS, keep=config.train.keep, best=best, mode=mode) as checkpoints:
+    with (
+        Checkpoints(output / runs.CHECKPOINTS, keep=config.train.keep, best=best, mode=mode) as checkpoints,
+        telling(checkpoints),
+    ):
         resume_step = checkpoints.latest_step()
         prompts = [tree.prompt for tree in (held or trees)[: config.samples.prompts]]
-        if resume_step is None:
-            answered = {"before": sample(config, model, params, tokenizer, prompts)}
-            answered["prompt"] = [tokenizer.decode(prompt) for prompt in prompts]
+        answered = None if resume_step is None else runs.read_samples(output)
+        if answered is None:
+            answered = {"prompt": [tokenizer.decode(prompt) for prompt in prompts]}
+            answered["before"] = sample(config, model, params, tokenizer, prompts)
             runs.write_samples(output, answered)
 
         frozen = None
         if config.method.reference == "live":
             frozen = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the original
         else:
-            trees, held = with_reference(config, model, params, trees, held, options, steps, resume_step, console)
+            trees, held = with_reference(
+                output / runs.REFERENCE,
+                model,
+                params,
+                trees,
+                held,
+                options=options,
+                steps=steps,
+                seed=config.train.seed,
+                resuming=resume_step is not None,
+                console=console,
+            )
+        runs.write_settings(output, settings)
+        runs.write_base(output, model.config, tokenizer)
         method = dpo(model, beta=config.method.beta, label_smoothing=config.method.label_smoothing)
         state = loop.init_state(params, optimizer, jax.random.key(config.train.seed))
         del params  # the state's from here on
         if resume_step is not None:
-            state, _ = checkpoints.restore(jax.tree.map(abstract, state))
+            like = jax.tree.map(abstract, state)
+            del state  # two of them may not fit
+            state, _ = checkpoints.restore(like)
             console.print(f"going on after step {resume_step}")
         step_fn = loop.make_step(method, optimizer, state, frozen=frozen, learning_rate=schedule)
         evaluate = loop.make_eval(method, frozen=frozen)
         feed = loop.OnMesh(batches(trees, seed=config.train.seed, **options), mesh)
         held_feed = loop.OnMesh(evaluation_batches(held, **options), mesh) if held else None
 
-        with Tracker(
-            output, total_steps=steps, config=config.log, resume_step=resume_step, settings=settings
-        ) as tracker:
+        with (
+            Interrupt() as interrupt,
+            Tracker(
+                output, total_steps=steps, config=config.log, resume_step=resume_step, settings=settings
+            ) as tracker,
+        ):
             if held_feed is not None and resume_step is None:
                 tracker.log_eval(0, evaluate(state.params, state.method_state, held_feed))
             trained = loop.run(step_fn, state, feed, steps=steps)
@@ -144,11 +166,13 @@ def run(config: Config) -> None:
                 measured = {}
                 if held_feed is not None and is_due(config.train.eval_every, step, steps):
                     measured = tracker.log_eval(step, evaluate(state.params, state.method_state, held_feed))
-                if measured or is_due(config.train.checkpoint_every, step, steps):
+                if measured or interrupt.asked or is_due(config.train.checkpoint_every, step, steps):
                     checkpoints.save(state, metrics=measured)
+                if interrupt.asked:
+                    raise KeyboardInterrupt
 
     save_model(output / runs.MODEL, model, state.params, tokenizer)
-    answered = runs.read_samples(output) | {"after": sample(config, model, state.params, tokenizer, prompts)}
+    answered["after"] = sample(config, model, state.params, tokenizer, prompts)
     runs.write_samples(output, answered)
     print_samples(answered, console)
     print_comparison(read_jsonl(output / METRICS_FILE), len(held), console)
@@ -164,42 +188,6 @@ def check(config: Config) -> None:
     known = [f"eval/{name}" for name in ("loss", *measured)]
     if config.train.best not in known:
         raise UserError(f"train.best is {config.train.best}; give one of {', '.join(known)}.")
-
-
-def with_reference(
-    config: Config,
-    model: Model,
-    params: Any,
-    trees: Sequence[Tree],
-    held: Sequence[Tree],
-    options: dict[str, Any],
-    steps: int,
-    resume_step: int | None,
-    console: Console,
-) -> tuple[list[Tree], list[Tree]]:
-    """The trees with the reference's log-probs [2] attached: computed now and kept, or those kept by this run."""
-    file = Path(config.output) / "reference.npz"
-    if resume_step is None:
-        started = time.perf_counter()
-        drawn = list(range(len(trees)))
-        if steps * config.train.batch_size < len(trees):  # a short run need not wait for pairs it never sees
-            order = batches(trees, seed=config.train.seed, **options).iterate(0, steps)
-            drawn = sorted({int(i) for rows, _ in order for i in rows.extras["index"][rows.example_mask][:, 0]})
-        console.print(f"reference: log-probs of {len(drawn)} + {len(held)} pairs")
-
-        def logps(chosen: Sequence[Tree]) -> np.ndarray:
-            if not chosen:
-                return np.zeros((0, 2), np.float32)
-            feed = loop.OnMesh(evaluation_batches(chosen, **options), model.mesh)
-            live = track(feed, "reference", len(feed), console=console, transient=True, disable=not console.is_terminal)
-            return reference_logps(model, params, live)
-
-        found = np.full((len(trees), 2), np.nan, np.float32)  # what is not computed must not be used unnoticed
-        found[drawn] = logps([trees[i] for i in drawn])
-        np.savez(file, train=found, held=logps(held))
-        console.print(f"reference: done in {duration(time.perf_counter() - started)}")
-    with np.load(file) as kept:
-        return attach(trees, ref_logps=kept["train"]), attach(held, ref_logps=kept["held"])
 
 
 def sample(config: Config, model: Model, params: Any, tokenizer: Any, prompts: Sequence[np.ndarray]) -> list[str]:

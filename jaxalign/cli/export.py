@@ -32,9 +32,9 @@ class Config:
 
 
 def run(config: Config) -> None:
-    directory = Path(config.run)
+    directory, output = Path(config.run).expanduser(), Path(config.output).expanduser()
     settings = runs.read_settings(directory)
-    check_writable(config.output)
+    check_writable(output)
     model = Model(runs.read_base(directory), make_mesh())
     shapes = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -52,6 +52,6 @@ def run(config: Config) -> None:
                 pass
         params = checkpoints.restore_params(shapes, step=step)
         measured = checkpoints.metrics(step) if step is not None else {}
-    save_model(config.output, model, params, load_tokenizer(str(directory / runs.BASE)))
+    save_model(output, model, params, load_tokenizer(str(directory / runs.BASE)))
     note = f", {best} {measured[best]:.4f}" if best in measured else ""
-    print(f"The parameters of step {step}{note} are in {config.output}.")
+    print(f"The parameters of step {step}{note} are in {output}.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import jax
@@ -11,13 +12,14 @@ from rich.console import Console
 
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli.config import MeshSection, ModelSection
-from jaxalign.cli.models import open_mesh, open_model
+from jaxalign.cli.models import check_tokens, open_mesh, open_model
 from jaxalign.cli.sampling import answers
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, read_rows
 from jaxalign.data.records import Message
 from jaxalign.errors import UserError
 from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.paths import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +64,7 @@ def run(config: Config) -> None:
     chat = config.chat and bool(tokenizer.chat_template)
     encoded = [encode(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
     model, params = open_model(config.model, open_mesh(config.mesh), Console(stderr=True, highlight=False))
+    check_tokens(model, encoded)
     texts = answers(
         model,
         params,
@@ -79,8 +82,7 @@ def run(config: Config) -> None:
     if config.output is not None:
         pairs = zip(prompts, texts, strict=True)
         lines = [json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
-        Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(config.output).write_text("".join(lines), encoding="utf-8")
+        write_whole(Path(config.output).expanduser(), "".join(lines))
 
 
 def check(config: Config) -> None:
@@ -89,7 +91,7 @@ def check(config: Config) -> None:
         raise UserError("give either --prompt TEXT or --prompts FILE.")
     wrong = {
         "max_new_tokens must be 1 or more": config.max_new_tokens < 1,
-        "temperature must be 0 or more": config.temperature < 0,
+        "temperature must be a finite number, 0 or more": not 0 <= config.temperature < math.inf,
         "top_k must be 0 or more": config.top_k < 0,
         "top_p must be above 0 and at most 1": not 0 < config.top_p <= 1,
         "batch_size must be 1 or more": config.batch_size < 1,
@@ -98,7 +100,10 @@ def check(config: Config) -> None:
         if broken:
             raise UserError(f"{rule}, it is {getattr(config, rule.split()[0])}.")
     if config.output is not None:
-        check_writable(Path(config.output).parent)
+        output = Path(config.output).expanduser()
+        check_writable(output.parent)
+        if output.is_dir():
+            raise UserError(f"output is the directory {output}; give the name of a .jsonl file.")
 
 
 def read_prompts(path: str) -> list[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from jaxalign.cli.config import MeshSection, ModelSection
+from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh, replicated_axes
 from jaxalign.models.weights import load_model
@@ -27,3 +30,30 @@ def open_model(section: ModelSection, mesh: jax.sharding.Mesh, console: Console)
     for reason in replicated_axes(model.config, mesh).values():
         console.print(reason)
     return model, params
+
+
+def check_tokens(model: Model, texts: Iterable[Sequence[int] | np.ndarray]) -> None:
+    """Raise if a text has a token id that the embedding has no row for: the look-up would quietly take another row.
+
+    Raises:
+        UserError: naming the id and the size of the vocabulary.
+    """
+    largest = max((int(np.max(text)) for text in texts if len(text)), default=0)
+    if largest >= model.config.vocab_size:
+        raise UserError(
+            f"The tokenizer makes token id {largest}, and the model's vocab_size is {model.config.vocab_size}; "
+            "give the model its own tokenizer, or resize its embedding."
+        )
+
+
+def check_length(model: Model, max_length: int) -> None:
+    """Raise if examples may be longer than the model has positions for.
+
+    Raises:
+        UserError: naming both lengths.
+    """
+    if max_length > model.config.max_position_embeddings:
+        raise UserError(
+            f"data.max_length is {max_length}, and the model was made for {model.config.max_position_embeddings} "
+            "positions (max_position_embeddings); lower data.max_length to that."
+        )

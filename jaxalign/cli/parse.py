@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import difflib
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
 
 from jaxalign.errors import UserError
@@ -37,8 +39,7 @@ def parse(config: type[C], prog: str, arguments: Sequence[str]) -> C | None:
     parser.add_argument("--config", action="config", help="YAML file with settings; flags override it")
     parser.add_class_arguments(config)
     for file in _files(arguments):
-        if not file.is_file():
-            raise UserError(f"The configuration file {file} does not exist; give --config an existing YAML file.")
+        _check_text(file)
     try:
         values = parser.instantiate(parser.parse_args(list(arguments)))
     except SystemExit:
@@ -48,6 +49,24 @@ def parse(config: type[C], prog: str, arguments: Sequence[str]) -> C | None:
         where = ", ".join(map(str, _files(arguments)))
         raise UserError(explain(str(error), keys, f" in {where}" if where else "", prog)) from error
     return config(**{field.name: values[field.name] for field in dataclasses.fields(config)})  # type: ignore[arg-type]
+
+
+def _check_text(file: Path) -> None:
+    """What jsonargparse would end in a traceback for, or tell by quoting the whole file."""
+    if not os.path.isfile(file):
+        raise UserError(f"The configuration file {file} does not exist; give --config an existing YAML file.")
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"The configuration file {file} is not UTF-8 (byte {error.start}); save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"The configuration file {file} cannot be read ({error.strerror}).") from error
+    except yaml.YAMLError:
+        return  # told with the place
+    if settings is None:
+        raise UserError(f"The configuration file {file} is empty; give one with settings, or leave --config away.")
 
 
 def explain(message: str, keys: Sequence[str], where: str, prog: str) -> str:

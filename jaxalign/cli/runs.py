@@ -22,11 +22,13 @@ import yaml  # type: ignore[import-untyped]
 
 from jaxalign.errors import UserError
 from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config
+from jaxalign.paths import write_whole
 
-SETTINGS, BASE, CHECKPOINTS, SAMPLES, MODEL = "config.yaml", "base", "checkpoints", "samples.json", "model"
+SETTINGS, BASE, CHECKPOINTS, MODEL = "config.yaml", "base", "checkpoints", "model"
+SAMPLES, REFERENCE = "samples.json", "reference.npz"
 
 # What may change between a run and its resumption: none of it changes what is learned.
-FREE = ("output", "log", "mesh", "samples", "train.resume", "train.keep", "train.checkpoint_every", "train.eval_every")
+FREE = ("output", "log", "mesh", "train.resume", "train.keep", "train.checkpoint_every", "train.eval_every")
 
 
 def settings(config: Any) -> dict[str, Any]:
@@ -71,8 +73,7 @@ def read_settings(directory: Path) -> dict[str, Any]:
 
 
 def write_settings(directory: Path, wanted: dict[str, Any]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / SETTINGS).write_text(yaml.safe_dump(wanted, sort_keys=False), encoding="utf-8")
+    write_whole(directory / SETTINGS, yaml.safe_dump(wanted, sort_keys=False))
 
 
 def write_base(directory: Path, config: ModelConfig, tokenizer: Any) -> None:
@@ -80,7 +81,7 @@ def write_base(directory: Path, config: ModelConfig, tokenizer: Any) -> None:
     base = directory / BASE
     base.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(base)
-    (base / "config.json").write_text(json.dumps(to_hf_config(config), indent=2), encoding="utf-8")
+    write_whole(base / "config.json", json.dumps(to_hf_config(config), indent=2))
 
 
 def read_base(directory: Path) -> ModelConfig:
@@ -93,13 +94,16 @@ def read_base(directory: Path) -> ModelConfig:
 
 def write_samples(directory: Path, answered: dict[str, list[str]]) -> None:
     """Keep the answers: ``prompt``, ``before`` and, in the end, ``after``."""
-    text = json.dumps(answered, indent=2, ensure_ascii=False)
-    (directory / SAMPLES).write_text(text + "\n", encoding="utf-8")
+    write_whole(directory / SAMPLES, json.dumps(answered, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_samples(directory: Path) -> dict[str, list[str]]:
-    """What `write_samples` kept."""
-    return dict(json.loads((directory / SAMPLES).read_text(encoding="utf-8")))
+def read_samples(directory: Path) -> dict[str, list[str]] | None:
+    """What `write_samples` kept; None if it cannot be read."""
+    try:
+        answered = json.loads((directory / SAMPLES).read_text(encoding="utf-8"))
+        return {name: list(answered[name]) for name in ("prompt", "before")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _is_free(key: str) -> bool:

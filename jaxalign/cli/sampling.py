@@ -37,7 +37,8 @@ def answers(
 ) -> list[str]:
     """The completion of each prompt (token ids), decoded without special tokens.
 
-    An answer depends on its prompt, its place in ``prompts`` and ``key``, and not on the batch it is computed in.
+    The random numbers of an answer depend on ``key`` and its place in ``prompts`` alone. The width of a batch is that
+    of its longest prompt, so another ``batch_size`` may round differently, and an answer then turn at a near tie.
     """
     texts = []
     for start in range(0, len(prompts), batch_size):

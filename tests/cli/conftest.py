@@ -65,7 +65,7 @@ def tiny_model(tmp_path_factory) -> Path:
             "rms_norm_eps": 1e-5,
             "rope_theta": 10000.0,
             "tie_word_embeddings": True,
-            "max_position_embeddings": 512,
+            "max_position_embeddings": 1024,
             "eos_token_id": tokenizer.eos_token_id,
             "initializer_range": 0.3,
         }

@@ -1,11 +1,19 @@
 """Every mistake people make ends as one sentence that says where and what to do, exit code 2, and leaves no trace."""
 
+import dataclasses
 import gzip
 import json
 import re
 import shutil
+import sys
+from pathlib import Path
 
+import jax
 import pytest
+
+import jaxalign
+from jaxalign.cli import main
+from jaxalign.models.model import Model
 
 GOOD = {"prompt": "what is it?", "chosen": "blue", "rejected": "it is like blue"}
 DATA = {  # what stands in row 2 of the file: what the sentence says
@@ -46,8 +54,6 @@ def test_a_bad_row_is_named_with_its_file(refused, tmp_path, what):
 
 
 def test_bad_rows_may_be_skipped_counted_and_reported(flags, tmp_path, capsys):
-    from jaxalign.cli import main
-
     file = tmp_path / "pairs.jsonl"
     rows = [{**GOOD, "prompt": str(i)} for i in range(6)]
     rows[2:2] = [row for row, _ in DATA.values()]
@@ -102,6 +108,14 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
     [
         ({"train__batch_size": 0}, "train.batch_size is 0;"),
         ({"train__steps": 0}, "train.steps is 0;"),
+        ({"train__steps": "null", "train__epochs": ".inf"}, "train.epochs is inf;"),
+        ({"train__steps": "null", "train__epochs": ".nan"}, "train.epochs is nan;"),
+        ({"train__row_lengths": "[]"}, "train.row_lengths is [];"),
+        ({"train__row_lengths": "[64,-3]"}, "train.row_lengths is [64, -3];"),
+        ({"method__beta": ".inf"}, "method.beta is inf;"),
+        ({"samples__temperature": ".nan"}, "samples.temperature is nan;"),
+        ({"data__max_length": 1025}, "data.max_length is 1025, and the model was made for 1024 positions"),
+        ({"optim__b1": 1}, "optim.b1 is 1.0; give a number from 0 to below 1"),
         ({"train__steps": "null", "train__epochs": 0}, "the run has 0 steps;"),
         ({"train__row_lengths": "[16]"}, "train.row_lengths is [16], and the longest example has 50 tokens"),
         ({"train__rows_per_microbatch": 3, "mesh__data": 2}, "must be a multiple of the mesh's data × fsdp = 2"),
@@ -127,6 +141,48 @@ def test_a_model_of_another_kind_is_told(refused, tiny_model, tmp_path):
     assert "gpt2" in line
     assert "llama" in line
     assert str(model) in line
+
+
+def test_token_ids_beyond_the_embedding_are_told(refused, tiny_model, tmp_path, capsys):
+    model, _ = jaxalign.load_model(tiny_model)
+    small = Model(dataclasses.replace(model.config, vocab_size=90))
+    params = small.init(jax.random.key(0))
+    jaxalign.save_model(tmp_path / "small", small, params, jaxalign.load_tokenizer(tiny_model))
+    words = "and the model's vocab_size is 90;"
+    assert words in refused(model__path=tmp_path / "small")
+    assert main(["generate", "--model.path", str(tmp_path / "small"), "--prompt", "zoo", "--chat", "false"]) == 2
+    *_, line = capsys.readouterr().err.splitlines()  # after that about the model
+    assert line.startswith("jaxalign: The tokenizer makes token id ")
+    assert words in line
+
+
+@pytest.mark.parametrize("package", ["tensorboardX", "wandb"])
+def test_a_missing_dashboard_is_told_before_the_work(refused, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    changes = {"log__tensorboard": "true"} if package == "tensorboardX" else {"log__wandb": "mine"}
+    assert f"needs the {package} package; run: pip install" in refused(model__path="no.gguf", **changes)
+
+
+@pytest.mark.parametrize("setting", ["data.path", "model.path", "output"])
+def test_a_place_that_may_not_be_looked_into_is_told(refused, told, flags, monkeypatch, setting):
+    """By a stand-in for the system's answer: tests may run as root, who may look everywhere."""
+    stat = Path.stat
+
+    def forbidden(self, **options):
+        if "/locked" in str(self):
+            raise PermissionError(13, "Permission denied", str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", forbidden)
+    if setting == "output":
+        assert "(Permission denied at /locked/place)" in told(flags("/locked/place"))
+    else:
+        line = refused(**{setting: "/locked/place"})
+        assert line.startswith("/locked/place: ")  # from Python 3.14 on it is no such file, before it cannot be read
+
+
+def test_a_name_too_long_is_told(told, flags, tmp_path):
+    assert "cannot be written (File name too long" in told(flags(tmp_path / ("x" * 300)))
 
 
 def test_an_output_directory_that_cannot_be_written_is_told_first(told, flags, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -101,6 +102,71 @@ def test_a_resumed_run_is_the_uninterrupted_one(flags, finished, tmp_path, monke
     assert same_model(finished / "model", cut / "model")
 
 
+def test_ctrl_c_ends_the_step_and_the_same_command_goes_on(flags, finished, tmp_path, monkeypatch, capsys):
+    """With the default settings: no checkpoint would be due yet."""
+    fold = loop.run
+
+    def with_ctrl_c(*arguments, **options):
+        for step, yielded in enumerate(fold(*arguments, **options), start=1):
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+            yield yielded
+
+    before = signal.getsignal(signal.SIGINT)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", with_ctrl_c)
+        assert main(flags(run)) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    assert capsys.readouterr().err == "jaxalign: interrupted; the same command goes on after step 3.\n"
+    assert main(flags(run)) == 0
+    for name in ("metrics.jsonl", "samples.json"):
+        assert (finished / name).read_bytes() == (run / name).read_bytes()
+    assert same_model(finished / "model", run / "model")
+
+
+def test_ctrl_c_before_the_first_step_promises_nothing(flags, tmp_path, monkeypatch, capsys):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "run", stop)
+    assert main(flags(tmp_path / "run")) == 130
+    assert capsys.readouterr().err == "jaxalign: interrupted.\n"
+
+
+@pytest.fixture
+def stopped(finished, tmp_path):
+    """A copy of the finished run."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04 and so on"])
+def test_a_lost_reference_is_computed_again(flags, finished, stopped, content, capsys):
+    before = np.load(finished / "reference.npz")
+    (stopped / "reference.npz").unlink()
+    if content is not None:
+        (stopped / "reference.npz").write_bytes(content)
+    (stopped / "samples.json").write_text("{")
+    assert main(flags(stopped)) == 0
+    assert "reference.npz is missing or damaged, and computed again" in capsys.readouterr().out
+    with np.load(stopped / "reference.npz") as after:
+        assert all(np.array_equal(before[name], after[name]) for name in ("train", "held", "trees"))
+    assert (stopped / "samples.json").read_bytes() == (finished / "samples.json").read_bytes()
+
+
+def test_a_run_does_not_go_on_with_other_data_or_samples(flags, stopped, tmp_path, pairs_file, told):
+    file = tmp_path / "pairs.jsonl"
+    shutil.copy(pairs_file, file)
+    run = tmp_path / "new"
+    assert main(flags(run, data__path=file, train__steps=1)) == 0
+    file.write_text(file.read_text().replace("blue", "azure"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert "reference.npz is of other examples" in told(flags(run, data__path=file, train__steps=1))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert "other settings: samples.prompts (was 1, now 2)" in told(flags(stopped, samples__prompts=2))
+
+
 def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(flags, finished, told, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
@@ -149,7 +215,10 @@ def test_generate_answers_a_prompt_or_a_file(tiny_model, pairs_file, told, tmp_p
     assert len({row["answer"] for row in rows}) > 1
     capsys.readouterr()
     assert told(few) == "give either --prompt TEXT or --prompts FILE."
-    assert told([*few, "--prompt", "x", "--temperature", "-1"]) == "temperature must be 0 or more, it is -1.0."
+    for given, read in {"-1": "-1.0", ".inf": "inf", ".nan": "nan"}.items():
+        words = f"temperature must be a finite number, 0 or more, it is {read}."
+        assert told([*few, "--prompt", "x", "--temperature", given]) == words
+    assert "output is the directory" in told([*few, "--prompt", "x", "--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize("unset", ["data.holdout", "samples.prompts"])

@@ -61,12 +61,22 @@ def test_a_mistaken_flag_is_told_in_one_sentence(arguments, words, capsys):
         ("train: {batch_size: abc}", "train.batch_size: expected int, got abc;"),
         ("train: [3", "The settings in {file} cannot be read:"),
         ("- 3", "The settings in {file} cannot be read:"),
+        ("", "The configuration file {file} is empty;"),
+        ("# nothing yet", "The configuration file {file} is empty;"),
     ],
 )
 def test_a_mistaken_file_is_told_in_one_sentence(content, words, tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(content)
     assert words.format(file=file) in told(capsys, ["dpo", *REQUIRED, "--config", str(file)])
+
+
+def test_a_file_in_another_encoding_is_told(tmp_path, capsys):
+    file = tmp_path / "run.yaml"
+    file.write_bytes("output: café".encode("latin-1"))
+    assert f"{file} is not UTF-8 (byte 11); save it as UTF-8." in told(
+        capsys, ["dpo", *REQUIRED, "--config", str(file)]
+    )
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
