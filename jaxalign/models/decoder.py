@@ -38,7 +38,8 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
     wavelength exceeds original/low by ``factor``, keeps those below original/high, and blends between
     (Llama 3.1, Grattafiori et al. 2024, arXiv:2407.21783, section 3.4.2 and its released code).
     """
-    frequencies = config.rope_theta ** -(np.arange(0, config.head_dim, 2) / config.head_dim)
+    powers = config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
+    frequencies = np.float32(1) / powers.astype(np.float32)  # float32, as in the models' own training code
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
