@@ -72,6 +72,11 @@ def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, *
     return Method(prepare, microbatch_loss)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _batch_logps(model: Model, params: Any, batch: Batch) -> Float[Array, "M R E K"]:
+    return map_microbatches(lambda rows: completion_logps(model, params, rows), batch)
+
+
 def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Float[np.ndarray, "N K"]:
     """Summed completion log-probs of every example of ``batches``, in nats, in the order of ``extras["index"]``.
 
@@ -79,14 +84,12 @@ def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Floa
     for the reference's parameters.
     """
 
-    @jax.jit
-    def logps(params: Any, batch: Batch) -> Array:
-        return map_microbatches(lambda rows: completion_logps(model, params, rows), batch)
-
     found: dict[int, np.ndarray] = {}
     for batch in batches:
         rows = batch.rows
-        values, index, used = jax.device_get((logps(params, batch), rows.extras["index"], rows.example_mask))
+        values, index, used = jax.device_get(
+            (_batch_logps(model, params, batch), rows.extras["index"], rows.example_mask)
+        )
         found.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
     return np.stack([found[i] for i in range(len(found))])
 
