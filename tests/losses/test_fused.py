@@ -40,9 +40,7 @@ def fused_of(vocab_axis=1, chunk_size=8192):
 
 # Vocabularies that chunks divide, that they do not (the last chunk overlaps), odd ones, tiny ones.
 @pytest.mark.parametrize("vocab_axis", [0, 1])
-@pytest.mark.parametrize(
-    ("vocab_size", "chunk_size"), [(1024, 256), (2048, 300), (500, 64), (1187, 100), (97, 16), (7, 100), (1, 1)]
-)
+@pytest.mark.parametrize(("vocab_size", "chunk_size"), [(1024, 256), (2048, 300), (97, 16), (7, 100), (1, 1)])
 def test_value_and_gradients_are_those_of_the_plain_head(vocab_size, chunk_size, vocab_axis):
     args = make(vocab_size, vocab_axis)
     expected = jax.value_and_grad(plain, (0, 1))(*args, vocab_axis=vocab_axis)
@@ -52,8 +50,8 @@ def test_value_and_gradients_are_those_of_the_plain_head(vocab_size, chunk_size,
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
 
 
-@pytest.mark.parametrize("chunk_size", [64, 100])
-def test_float64_is_exact(chunk_size):
+def test_float64_is_exact():
+    chunk_size = 70
     with jax.enable_x64(True):
         hidden, head, targets, weights = make(500, dtype=jnp.float64)
 
@@ -149,9 +147,7 @@ def test_memory_is_flat_in_the_vocabulary(vocab_axis):
 
     small, middle, large = (temporary(vocab_size) for vocab_size in (49152, 128256, 262144))
     assert large < 1.05 * small
-    assert middle < small + 256 * 8192 * 4, (
-        "no multiple of 128 divides 128256 / 64: one more chunk, for the overlap's mask"
-    )
+    assert middle < small + 256 * 8192 * 4  # 128 does not divide 128256 / 64: one more chunk, for the overlap's mask
     assert small < 3 * 256 * 8192 * 4
 
 
