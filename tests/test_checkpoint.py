@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 import sys
 import textwrap
+import time
 from typing import Any
 
 import jax
@@ -145,6 +146,9 @@ def test_a_half_written_checkpoint_is_never_picked_up(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.latest_step() == 1
         assert bits(checkpoints.restore(start())[0]) == bits(at(1))
+    deadline = time.monotonic() + 30  # Orbax cleans up in the background
+    while [path.name for path in tmp_path.iterdir()] != ["1"] and time.monotonic() < deadline:
+        time.sleep(0.1)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
