@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign import _checks as check
 
+T = TypeVar("T")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
@@ -177,9 +179,7 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 
 # A chunk of the vocabulary is not a contiguous range of it but `width` neighbours from each of `lanes` equal parts: the
 # head viewed as [D, lanes, V / lanes] is sliced along its last axis. So a mesh axis that splits the vocabulary splits
-# `lanes`, every device works on every chunk, and slicing moves nothing between devices. `width` need not divide a
-# lane: the last chunk is moved back to end with the lane, and what it shares with the one before (not `fresh`) counts
-# once.
+# `lanes`, every device works on every chunk, and slicing moves nothing between devices.
 LANES = 64
 
 
@@ -191,35 +191,32 @@ class _Chunking(NamedTuple):
     length: int  # of a lane
     width: int  # of a chunk, along a lane
 
-    @property
-    def starts(self) -> Array:
-        return jnp.minimum(jnp.arange(0, self.length, self.width), self.length - self.width)
-
-    @property
-    def overlaps(self) -> bool:
-        return self.length % self.width > 0
-
     def view(self, head: Array) -> Array:
         """[D, lanes, length], or [lanes, length, D] where the vocabulary comes first."""
         return head.reshape((-1, self.lanes, self.length) if self.axis else (self.lanes, self.length, -1))
 
-    def take(self, view: Array, start: Array) -> Array:
+    def take(self, view: Array, start: Array, width: int) -> Array:
         """The chunk of every lane that begins at ``start``, as [D, chunk] or [chunk, D]."""
-        part = jax.lax.dynamic_slice_in_dim(view, start, self.width, axis=self.axis + 1)
-        return part.reshape((-1, self.lanes * self.width) if self.axis else (self.lanes * self.width, -1))
+        part = jax.lax.dynamic_slice_in_dim(view, start, width, axis=self.axis + 1)
+        return part.reshape((-1, self.lanes * width) if self.axis else (self.lanes * width, -1))
 
-    def put(self, view: Array, part: Array, start: Array) -> Array:
+    def put(self, view: Array, part: Array, start: Array, width: int) -> Array:
         """The inverse of ``take``: writes the chunk into its place."""
-        part = part.reshape((-1, self.lanes, self.width) if self.axis else (self.lanes, self.width, -1))
+        part = part.reshape((-1, self.lanes, width) if self.axis else (self.lanes, width, -1))
         return jax.lax.dynamic_update_slice_in_dim(view, part, start, axis=self.axis + 1)
 
-    def ids(self, start: Array) -> Array:
+    def ids(self, start: Array, width: int) -> Array:
         """Vocabulary ids of the chunk, [lanes · width]."""
-        return (jnp.arange(self.lanes)[:, None] * self.length + start + jnp.arange(self.width)).reshape(-1)
+        return (jnp.arange(self.lanes)[:, None] * self.length + start + jnp.arange(width)).reshape(-1)
 
-    def fresh(self, index: Array, start: Array) -> Array:
-        """Which entries along a lane no earlier chunk held, [width]."""
-        return start + jnp.arange(self.width) >= index * self.width
+    def fold(self, step: Callable[[T, Array, int], T], carry: T) -> T:
+        """``carry = step(carry, start, width)`` over all chunks, of which the first may be narrower."""
+        # The narrow one comes first: after the loop, writing its part of the gradient would copy the gradient.
+        rest = self.length % self.width
+        if rest:
+            carry = step(carry, jnp.asarray(0), rest)
+        starts = jnp.arange(rest, self.length, self.width)
+        return jax.lax.scan(lambda carry, start: (step(carry, start, self.width), None), carry, starts)[0]
 
 
 def _chunking(vocab_size: int, axis: int, chunk_size: int) -> _Chunking:
@@ -249,25 +246,20 @@ def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking
     view = chunks.view(head)
     to_logits = "...d,dc->...c" if chunks.axis else "...d,cd->...c"
 
-    def step(carry: _Sums, index: Array) -> tuple[_Sums, None]:
+    def step(carry: _Sums, start: Array, width: int) -> _Sums:
         # Maxima and sums per lane, not per token: with lanes on several devices the loop needs no communication.
         top, total, energy, squares = carry
-        start = chunks.starts[index]
-        logits = _matmul(to_logits, hidden, chunks.take(view, start))
-        logits = logits.reshape(*targets.shape, chunks.lanes, chunks.width)
-        seen = logits
-        if chunks.overlaps:
-            seen = jnp.where(chunks.fresh(index, start), logits, -jnp.inf)
-        new_top = jnp.maximum(top, jnp.max(seen, axis=-1))
-        rescale, mass = jnp.exp(top - new_top), jnp.exp(seen - new_top[..., None])
+        logits = _matmul(to_logits, hidden, chunks.take(view, start, width))
+        logits = logits.reshape(*targets.shape, chunks.lanes, width)
+        new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
+        rescale, mass = jnp.exp(top - new_top), jnp.exp(logits - new_top[..., None])
         total = total * rescale + jnp.sum(mass, axis=-1)
         energy = energy * rescale + jnp.sum(mass * logits, axis=-1)
         squares = squares * rescale**2 + jnp.sum(mass**2, axis=-1)
-        return (new_top, total, energy, squares), None
+        return new_top, total, energy, squares
 
     zeros = jnp.zeros((*targets.shape, chunks.lanes), _wide(hidden.dtype))
-    carry, _ = jax.lax.scan(step, (zeros - jnp.inf, zeros, zeros, zeros), jnp.arange(chunks.starts.size))
-    top, total, energy, squares = carry
+    top, total, energy, squares = chunks.fold(step, (zeros - jnp.inf, zeros, zeros, zeros))
     highest = jnp.max(top, axis=-1)
     rescale = jnp.exp(top - highest[..., None])
     log_total = jnp.log(jnp.sum(total * rescale, axis=-1))
@@ -292,23 +284,17 @@ def _fused_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenStatis
     to_head = "d...,...c->dc" if chunks.axis else "d...,...c->cd"
     hidden_t = jnp.moveaxis(hidden, -1, 0)  # once, and not in every product that contracts the tokens
 
-    def step(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+    def step(carry: tuple[Array, Array], start: Array, width: int) -> tuple[Array, Array]:
         d_hidden, d_view = carry
-        start = chunks.starts[index]
-        part = chunks.take(view, start)
+        part = chunks.take(view, start, width)
         log_probs = _matmul(to_logits, hidden, part) - log_normaliser[..., None]
-        hit = chunks.ids(start) == targets[..., None]
+        hit = chunks.ids(start, width) == targets[..., None]
         d_logits = hit * to_logps - jnp.exp(log_probs) * (to_logps + to_entropy * (log_probs + entropy[..., None]))
         d_logits = d_logits.astype(hidden.dtype)
-        # What the last chunk shares is written a second time, with the same values, but may be added only once.
-        d_view = chunks.put(d_view, _matmul(to_head, hidden_t, d_logits).astype(head.dtype), start)
-        if chunks.overlaps:
-            fresh = jnp.tile(chunks.fresh(index, start), chunks.lanes)
-            d_logits = jnp.where(fresh, d_logits, 0)
-        return (d_hidden + _matmul(to_hidden, d_logits, part), d_view), None
+        d_part = _matmul(to_head, hidden_t, d_logits).astype(head.dtype)
+        return d_hidden + _matmul(to_hidden, d_logits, part), chunks.put(d_view, d_part, start, width)
 
-    init = (jnp.zeros(hidden.shape, _wide(hidden.dtype)), jnp.zeros_like(view))
-    (d_hidden, d_view), _ = jax.lax.scan(step, init, jnp.arange(chunks.starts.size))
+    d_hidden, d_view = chunks.fold(step, (jnp.zeros(hidden.shape, _wide(hidden.dtype)), jnp.zeros_like(view)))
     return d_hidden.astype(hidden.dtype), d_view.reshape(head.shape), None
 
 

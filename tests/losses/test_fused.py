@@ -38,7 +38,7 @@ def fused_of(vocab_axis=1, chunk_size=8192):
     return lambda *args: fused(*args, chunk_size=chunk_size, vocab_axis=vocab_axis)
 
 
-# Vocabularies that chunks divide, that they do not (the last chunk overlaps), odd ones, tiny ones.
+# Vocabularies that chunks divide, that they do not (one chunk is narrower), odd ones, tiny ones.
 @pytest.mark.parametrize("vocab_axis", [0, 1])
 @pytest.mark.parametrize(("vocab_size", "chunk_size"), [(1024, 256), (2048, 300), (97, 16), (7, 100), (1, 1)])
 def test_value_and_gradients_are_those_of_the_plain_head(vocab_size, chunk_size, vocab_axis):
@@ -147,7 +147,7 @@ def test_memory_is_flat_in_the_vocabulary(vocab_axis):
 
     small, middle, large = (temporary(vocab_size) for vocab_size in (49152, 128256, 262144))
     assert large < 1.05 * small
-    assert middle < small + 256 * 8192 * 4  # 128 does not divide 128256 / 64: one more chunk, for the overlap's mask
+    assert middle < 1.05 * small
     assert small < 3 * 256 * 8192 * 4
 
 
