@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from jaxalign import losses
+from jaxalign import advantages, logprobs, losses
 from tests.losses.registry import CASES, OTHERS, Case
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -215,3 +216,11 @@ def test_mistakes_name_the_argument(case):
             wrong[i] = args[i][:-1]
             with pytest.raises(ValueError, match=r"\w+ must (have|be).*(shape|scalar).*, got"):
                 jax.eval_shape(case.call, *wrong)
+
+
+@pytest.mark.parametrize("module", [losses, losses.metrics, advantages, logprobs], ids=lambda module: module.__name__)
+def test_every_public_function_has_a_doctest(module):
+    public = [getattr(module, name) for name in getattr(module, "__all__", dir(module)) if not name.startswith("_")]
+    functions = [f for f in public if inspect.isfunction(f) and f.__module__.startswith(module.__name__)]
+    assert functions
+    assert [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")] == []
