@@ -94,8 +94,7 @@ def fused_token_logps(
     >>> fused_token_logps(hidden, head, jnp.array([2]))
     Array([-0.4076...], dtype=float32)
     """
-    # What a caller leaves unused of the statistics, the compiler drops.
-    return fused_token_statistics(hidden, head, targets, chunk_size=chunk_size, vocab_axis=vocab_axis).logps
+    return _fused_logps(*_fused_arguments(hidden, head, targets, chunk_size, vocab_axis))
 
 
 class TokenStatistics(NamedTuple):
@@ -127,18 +126,7 @@ def fused_token_statistics(
     >>> fused_token_statistics(hidden, head, jnp.array([2])).entropy
     Array([1.3862...], dtype=float32)
     """
-    hidden, head = check.to_float("hidden", hidden), check.to_float("head", head)
-    check.at_least_axes("hidden", hidden, 1, "[..., D]")
-    check.one_of("vocab_axis", vocab_axis, (0, 1))
-    if head.ndim != 2 or head.shape[1 - vocab_axis] != hidden.shape[-1]:
-        wanted = "[D, V]" if vocab_axis else "[V, D]"
-        raise ValueError(f"head must have shape {wanted} with hidden's D, {hidden.shape[-1]}, got {list(head.shape)}.")
-    targets = check.to_indices("targets", targets, hidden.shape[:-1], "hidden without its last axis")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}.")
-    dtype = jnp.promote_types(hidden.dtype, head.dtype)
-    chunks = _chunking(head.shape[vocab_axis], vocab_axis, chunk_size)
-    statistics = _fused(hidden.astype(dtype), head.astype(dtype), targets, chunks)
+    statistics = _fused_statistics(*_fused_arguments(hidden, head, targets, chunk_size, vocab_axis))
     return statistics._replace(log_sum_sq_probs=jax.lax.stop_gradient(statistics.log_sum_sq_probs))
 
 
@@ -237,9 +225,22 @@ def _matmul(spec: str, a: Array, b: Array) -> Array:
 _Sums = tuple[Array, Array, Array, Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _fused(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> TokenStatistics:
-    return _fused_forward(hidden, head, targets, chunks)[0]
+def _fused_arguments(
+    hidden: Array, head: Array, targets: Array, chunk_size: int, vocab_axis: int
+) -> tuple[Array, Array, Array, _Chunking]:
+    """The arguments checked, states and head in one type, and how the vocabulary is cut."""
+    hidden, head = check.to_float("hidden", hidden), check.to_float("head", head)
+    check.at_least_axes("hidden", hidden, 1, "[..., D]")
+    check.one_of("vocab_axis", vocab_axis, (0, 1))
+    if head.ndim != 2 or head.shape[1 - vocab_axis] != hidden.shape[-1]:
+        wanted = "[D, V]" if vocab_axis else "[V, D]"
+        raise ValueError(f"head must have shape {wanted} with hidden's D, {hidden.shape[-1]}, got {list(head.shape)}.")
+    targets = check.to_indices("targets", targets, hidden.shape[:-1], "hidden without its last axis")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be positive, got {chunk_size}.")
+    dtype = jnp.promote_types(hidden.dtype, head.dtype)
+    chunks = _chunking(head.shape[vocab_axis], vocab_axis, chunk_size)
+    return hidden.astype(dtype), head.astype(dtype), targets, chunks
 
 
 def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> tuple[TokenStatistics, tuple]:
@@ -274,10 +275,11 @@ def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking
     return statistics, (hidden, head, targets, log_normaliser, statistics.entropy)
 
 
-def _fused_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenStatistics) -> tuple[Array, Array, None]:
+def _fused_backward(
+    chunks: _Chunking, residuals: tuple, to_logps: Array, to_entropy: Array | None
+) -> tuple[Array, Array, None]:
     """Through z = hidden @ head, chunk by chunk: ∂logp/∂z_v = 1[v = target] - p_v and ∂H/∂z_v = -p_v (log p_v + H)."""
     hidden, head, targets, log_normaliser, entropy = residuals
-    to_logps, to_entropy = cotangents.logps[..., None], cotangents.entropy[..., None]
     view = chunks.view(head)
     to_logits = "...d,dc->...c" if chunks.axis else "...d,cd->...c"
     to_hidden = "...c,dc->...d" if chunks.axis else "...c,cd->...d"
@@ -289,7 +291,9 @@ def _fused_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenStatis
         part = chunks.take(view, start, width)
         log_probs = _matmul(to_logits, hidden, part) - log_normaliser[..., None]
         hit = chunks.ids(start, width) == targets[..., None]
-        d_logits = hit * to_logps - jnp.exp(log_probs) * (to_logps + to_entropy * (log_probs + entropy[..., None]))
+        d_logits = (hit - jnp.exp(log_probs)) * to_logps[..., None]
+        if to_entropy is not None:
+            d_logits -= jnp.exp(log_probs) * (log_probs + entropy[..., None]) * to_entropy[..., None]
         d_logits = d_logits.astype(hidden.dtype)
         d_part = _matmul(to_head, hidden_t, d_logits).astype(head.dtype)
         return d_hidden + _matmul(to_hidden, d_logits, part), chunks.put(d_view, d_part, start, width)
@@ -298,4 +302,31 @@ def _fused_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenStatis
     return d_hidden.astype(hidden.dtype), d_view.reshape(head.shape), None
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _fused_statistics(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> TokenStatistics:
+    return _fused_forward(hidden, head, targets, chunks)[0]
+
+
+def _statistics_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenStatistics) -> tuple:
+    return _fused_backward(chunks, residuals, cotangents.logps, cotangents.entropy)
+
+
+_fused_statistics.defvjp(_fused_forward, _statistics_backward)
+
+
+# Log-probabilities alone: what the forward pass sums beside them the compiler drops, the backward pass has less to do.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _fused_logps(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> Array:
+    return _fused_forward(hidden, head, targets, chunks)[0].logps
+
+
+def _logps_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> tuple[Array, tuple]:
+    statistics, residuals = _fused_forward(hidden, head, targets, chunks)
+    return statistics.logps, (*residuals[:-1], None)
+
+
+def _logps_backward(chunks: _Chunking, residuals: tuple, cotangent: Array) -> tuple:
+    return _fused_backward(chunks, residuals, cotangent, None)
+
+
+_fused_logps.defvjp(_logps_forward, _logps_backward)
