@@ -47,7 +47,8 @@ def test_every_loss_is_checked():
 
 
 def rows(text: str) -> dict[tuple[str, str], float]:
-    found = re.findall(r"^\| (.+?) \| (.+?) \| ([\d.e+-]+) \|$", text, flags=re.MULTILINE)
+    table = text[text.index(BEGIN) : text.index(END)]
+    found = re.findall(r"^\| (.+?) \| (.+?) \| ([\d.e+-]+) \|$", table, flags=re.MULTILINE)
     return {(name, against): float(number) for name, against, number in found}
 
 
