@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Int
 
 from jaxalign.masking import Rows
+from jaxalign.models.params import union
 from jaxalign.models.sharding import batch_sharding, replicated
 
 T_co = TypeVar("T_co", covariant=True)
@@ -33,7 +34,7 @@ class TrainState:
 
     Attributes:
       step: optimiser steps taken, int32 scalar.
-      params: what is trained.
+      params: what is trained: the whole tree, or the part that ``fixed`` completes (LoRA's adapters, a head).
       opt_state: the optimiser's state.
       method_state: the method's own (a KL controller, a running baseline); ``()`` where there is none.
       key: the run's root random key; step ``n`` uses ``fold_in(key, n)``.
@@ -67,7 +68,7 @@ class Steps(Protocol[T_co]):
 
 
 class Method(NamedTuple):
-    """The pure functions of a method.
+    """The pure functions of a method. ``params`` is the whole tree, whichever part of it is trained.
 
     prepare(params, frozen, method_state, batch) -> (batch, method_state): what needs the whole batch (reference
       log-probs, baselines, denominators), without gradient.
@@ -84,13 +85,14 @@ class StepFn:
 
     jitted: Any
     frozen: Any
+    fixed: Any = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
-        return self.jitted(state, self.frozen, batch)
+        return self.jitted(state, self.frozen, self.fixed, batch)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
         """The step lowered for these arguments (arrays or shapes), to read its program or memory before running it."""
-        return self.jitted.lower(state, self.frozen, batch)
+        return self.jitted.lower(state, self.frozen, self.fixed, batch)
 
 
 def microbatch(rows: Rows, index: Int[Array, ""] | int) -> Rows:
@@ -123,21 +125,35 @@ def map_microbatches(fn: Callable[[Rows], Any], batch: Batch) -> Any:
     return jax.lax.fori_loop(0, batch.used, body, out)
 
 
-def gradients(method: Method, params: Any, frozen: Any, method_state: Any, batch: Batch, shardings: Any = None) -> Any:
+def gradients(
+    method: Method,
+    params: Any,
+    frozen: Any,
+    method_state: Any,
+    batch: Batch,
+    shardings: Any = None,
+    *,
+    fixed: Any = None,
+) -> Any:
     """(loss, metrics), gradient and new method state of one batch, whatever the microbatches it is cut into.
 
+    The gradient is to ``params``; ``fixed`` completes their tree and gets none, nor any computation of it.
     ``shardings`` pins the accumulated gradient to where the parameters lie.
     """
     pin = (lambda g: g) if shardings is None else (lambda g: jax.lax.with_sharding_constraint(g, shardings))
-    batch, method_state = method.prepare(params, frozen, method_state, batch)
+    batch, method_state = method.prepare(union(params, fixed), frozen, method_state, batch)
     batch = jax.lax.stop_gradient(batch)
-    value_and_grad = jax.value_and_grad(method.loss, has_aux=True)
+
+    def loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
+        return method.loss(union(params, fixed), rows)
+
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
     def one(rows: Rows) -> Any:
         value, grads = value_and_grad(params, rows)
         return value, pin(grads)
 
-    value_shape = jax.eval_shape(method.loss, params, microbatch(batch.rows, 0))
+    value_shape = jax.eval_shape(loss, params, microbatch(batch.rows, 0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), value_shape)
     value, grads = sum_microbatches(one, batch, (zeros, pin(jax.tree.map(jnp.zeros_like, params))))
     return value, grads, method_state
@@ -183,6 +199,7 @@ def make_step(
     state: TrainState,
     *,
     frozen: Any = None,
+    fixed: Any = None,
     learning_rate: Callable[[Any], Any] | None = None,
 ) -> StepFn:
     """Compile one optimiser step: prepare, accumulate the gradient over microbatches, update.
@@ -191,16 +208,17 @@ def make_step(
       method: the method's functions.
       optimizer: any optax transformation.
       state: the state to start from; read only for where its arrays lie, which is where the step leaves them.
-      frozen: what the method holds fixed (a reference's parameters); never donated.
+      frozen: what the method holds beside the policy (a reference's parameters); never donated.
+      fixed: the part of the policy's own tree that is not trained; never donated.
       learning_rate: the schedule, only to report it.
     Returns:
       ``step_fn(state, batch) -> (state, metrics)``. The given state is donated: its buffers are reused.
     """
     places = jax.tree.map(lambda x: x.sharding, state)
 
-    def step(state: TrainState, frozen: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, frozen: Any, fixed: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         (loss, metrics), grads, method_state = gradients(
-            method, state.params, frozen, state.method_state, batch, places.params
+            method, state.params, frozen, state.method_state, batch, places.params, fixed=fixed
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -210,24 +228,28 @@ def make_step(
             report["learning_rate"] = jnp.asarray(learning_rate(state.step))
         return TrainState(state.step + 1, params, opt_state, method_state, state.key), report
 
-    where_frozen = jax.tree.map(lambda x: x.sharding, frozen)
+    where_frozen, where_fixed = jax.tree.map(lambda x: x.sharding, (frozen, fixed))
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(places, where_frozen, None),  # a batch lies where ``place`` put it
+        in_shardings=(places, where_frozen, where_fixed, None),  # a batch lies where ``place`` put it
         out_shardings=(places, _whole(state.params)),
     )
-    return StepFn(jitted, frozen)
+    return StepFn(jitted, frozen, fixed)
 
 
-def make_eval(method: Method, *, frozen: Any = None) -> Callable[[Any, Any, Iterable[Batch]], dict[str, float]]:
+def make_eval(
+    method: Method, *, frozen: Any = None, fixed: Any = None
+) -> Callable[[Any, Any, Iterable[Batch]], dict[str, float]]:
     """Compile evaluation: ``evaluate(params, method_state, batches) -> metrics`` over all examples of all batches.
 
-    The loss is averaged with the examples' counts, so how batches are cut does not change the result.
+    The loss is averaged with the examples' counts (or those under which the method itself reports ``loss``), so how
+    batches are cut does not change the result.
     """
 
     @jax.jit
-    def sums(params: Any, frozen: Any, method_state: Any, batch: Batch) -> Metrics:
+    def sums(params: Any, frozen: Any, fixed: Any, method_state: Any, batch: Batch) -> Metrics:
+        params = union(params, fixed)
         batch, _ = method.prepare(params, frozen, method_state, batch)
         loss, metrics = sum_microbatches(lambda rows: method.loss(params, rows), batch)
         count = jnp.sum(batch.rows.example_mask)
@@ -236,7 +258,7 @@ def make_eval(method: Method, *, frozen: Any = None) -> Callable[[Any, Any, Iter
     def evaluate(params: Any, method_state: Any, batches: Iterable[Batch]) -> dict[str, float]:
         total: Metrics = {}
         for batch in batches:
-            new = jax.device_get(sums(params, frozen, method_state, batch))
+            new = jax.device_get(sums(params, frozen, fixed, method_state, batch))
             total = jax.tree.map(lambda a, b: a + b, total, new) if total else new
         return {name: float(value) / max(float(count), 1.0) for name, (value, count) in total.items()}
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxalign import losses
 from jaxalign.loop import Batch, Method, Metrics, map_microbatches
 from jaxalign.masking import Rows, sum_by_owner
+from jaxalign.models import lora
 from jaxalign.models.model import Model
 
 CHOSEN, REJECTED = 0, 1
@@ -25,6 +26,13 @@ def completion_logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E
     return sum_by_owner(model.token_logps(params, rows), rows.owner, *rows.last.shape[-2:])
 
 
+def reference_of(model: Model, params: Any, frozen: Any) -> tuple[Model, Any]:
+    """The reference model and its parameters: ``frozen``, or the base of the policy's adapters, or none (None)."""
+    if model.lora is None:
+        return model, frozen
+    return lora.base(model), lora.without(params) if frozen is None else frozen
+
+
 # Coupled over the batch (a sort), or defined on length-averaged log-probs: not what this method feeds a loss.
 _UNFIT = (losses.aot, losses.aot_unpaired, losses.ipo)
 
@@ -33,8 +41,9 @@ def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, *
     """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative on the same four summed log-probs.
 
     The mean over the batch's examples of ``loss(pc, pr, rc, rr, beta=beta, **options)``. The
-    reference is what ``frozen`` holds (parameters of the same model) or, where ``frozen`` is None, the log-probs cached
-    in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``).
+    reference is what ``frozen`` holds (parameters of the same model). Where ``frozen`` is None it is the log-probs cached
+    in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``) or, without those, the base of the policy's
+    adapters (``model.lora``), which costs no memory.
 
     Args:
       model: policy and reference architecture.
@@ -54,8 +63,11 @@ def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, *
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
         extras = dict(batch.rows.extras)
-        if frozen is not None:
-            extras["ref_logps"] = map_microbatches(lambda rows: completion_logps(model, frozen, rows), batch)
+        reference_model, reference = reference_of(model, params, frozen)
+        if reference is not None and (frozen is not None or "ref_logps" not in extras):
+            extras["ref_logps"] = map_microbatches(
+                lambda rows: completion_logps(reference_model, reference, rows), batch
+            )
         counted = batch.rows.example_mask
         extras["weight"] = counted / jnp.maximum(jnp.sum(counted), 1)  # of the whole batch: microbatches add
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state

@@ -11,7 +11,8 @@ from jaxalign.errors import UserError
 
 MODEL_TYPES = ("llama", "mistral")
 ROPE_TYPES = ("default", "linear", "llama3")
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+_PREFIXES = {"llama": "Llama", "mistral": "Mistral"}
+_LANGUAGE, _SCORES = "ForCausalLM", "ForSequenceClassification"
 
 # What `transformers` takes for a field that a file leaves out.
 _COMMON: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}
@@ -37,8 +38,34 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters beside frozen projections (Hu et al. 2021, arXiv:2106.09685).
+
+    Args:
+        rank: r, the rank of each update
+        alpha: α; updates are scaled by α/r, or α/√r with rslora
+        targets: a regular expression; projections in whose name (self_attn.q_proj, mlp.up_proj, …) it matches somewhere
+            get an adapter; by default all do
+        rslora: rank-stabilised scaling, α/√r (Kalajdzievski 2023, arXiv:2312.03732)
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: str = "_proj"
+    rslora: bool = False
+
+    @property
+    def scale(self) -> float:
+        """What the product of an adapter's two matrices is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of a decoder; hashable, so that it can be a static argument of ``jax.jit``."""
+    """Sizes and constants of a decoder; hashable, so that it can be a static argument of ``jax.jit``.
+
+    ``num_scores`` of 1 or more makes it a reward model: that many scalar heads in place of the language-model head.
+    """
 
     model_type: str
     vocab_size: int
@@ -61,6 +88,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     initializer_range: float = 0.02
+    num_scores: int = 0
 
 
 def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
@@ -126,13 +154,18 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
         eos_token_ids=token_ids(fields, "eos_token_id", where),
         pad_token_id=next(iter(token_ids(fields, "pad_token_id", where)), None),
         initializer_range=number("initializer_range"),
+        num_scores=_num_scores(fields, model_type, where),
     )
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """The contents of a ``config.json`` that ``transformers`` 4 and 5 both read."""
-    fields: dict[str, Any] = {"architectures": [_ARCHITECTURES[config.model_type]]}
+    kind = _SCORES if config.num_scores else _LANGUAGE
+    fields: dict[str, Any] = {"architectures": [_PREFIXES[config.model_type] + kind]}
     fields |= dataclasses.asdict(config)
+    if scores := fields.pop("num_scores"):  # transformers counts labels by their names
+        fields["id2label"] = {str(head): f"score_{head}" for head in range(scores)}
+        fields["label2id"] = {name: int(head) for head, name in fields["id2label"].items()}
     eos = fields.pop("eos_token_ids")
     fields["eos_token_id"] = eos[0] if len(eos) == 1 else list(eos) or None
     if config.rope_scaling is not None and config.rope_scaling.rope_type == "linear":
@@ -155,6 +188,21 @@ def token_ids(fields: Mapping[str, Any], name: str, where: str) -> tuple[int, ..
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise UserError(f"{where}: {name} must be a token id, a list of them or null, not {value!r}.")
     return ids
+
+
+def _num_scores(fields: Mapping[str, Any], model_type: str, where: str) -> int:
+    """Scalar heads of a reward model, which is a sequence classifier to ``transformers``; 0 for a language model."""
+    named = fields.get("architectures") or [_PREFIXES[model_type] + _LANGUAGE]
+    known = {_PREFIXES[model_type] + kind: kind for kind in (_LANGUAGE, _SCORES)}
+    if not isinstance(named, list) or named[0] not in known:
+        raise UserError(f"{where}: architectures is {named!r}; supported are {', '.join(known)}.")
+    if known[named[0]] == _LANGUAGE:
+        return 0
+    labels = fields.get("id2label")
+    scores = len(labels) if isinstance(labels, Mapping) else fields.get("num_labels", 2)  # transformers' own default
+    if not isinstance(scores, int) or scores < 1:
+        raise UserError(f"{where}: num_labels must be a positive whole number, not {scores!r}.")
+    return scores
 
 
 def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[float, RopeScaling | None]:

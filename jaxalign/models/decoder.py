@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import LoraConfig, ModelConfig
+from jaxalign.models.names import LINEAR
 from jaxalign.models.sharding import constrain
 
 # attend(per-layer input, q [R, T, H, h], k [R, T, G, h], v [R, T, G, h]) -> (output [R, T, H, h], what to keep)
@@ -65,23 +67,47 @@ def rotate(x: Float[Array, "R T H h"], angles: Float[Array, "R T h/2"]) -> Float
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+class Linear(nnx.Linear):
+    """x W + b, and where ``lora`` names it, + s (x A) B with A of rank r (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+
+    B starts at zero, so a fresh adapter changes nothing; A is drawn from U(-1/√in, 1/√in), as PEFT draws it.
+    """
+
+    def __init__(
+        self, name: str, sizes: tuple[int, int], config: ModelConfig, dtype: Any, lora: LoraConfig | None, **options: Any
+    ):
+        init = nnx.initializers.normal(config.initializer_range)
+        super().__init__(*sizes, dtype=dtype, kernel_init=init, **options)
+        self.lora = lora if lora is not None and re.search(lora.targets, LINEAR[name]) else None
+        if self.lora is not None:
+            draw = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            self.lora_a = nnx.Param(draw(options["rngs"].params(), (sizes[0], self.lora.rank)))
+            self.lora_b = nnx.Param(jnp.zeros((self.lora.rank, sizes[1])))
+
+    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+        y = super().__call__(x)
+        if self.lora is None:
+            return y
+        a, b = (matrix[...].astype(y.dtype) for matrix in (self.lora_a, self.lora_b))
+        return y + (x.astype(y.dtype) @ a) @ b * self.lora.scale
+
+
 class Attention(nnx.Module):
     """Projections and rotary embedding around an attention that the caller hands in."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.config, self.mesh = config, mesh
-        width, head = config.hidden_size, config.head_dim
-        linear = functools.partial(
-            nnx.Linear,
-            use_bias=config.attention_bias,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal(config.initializer_range),
-            rngs=rngs,
+        width, query, key = (
+            config.hidden_size,
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
         )
-        self.q = linear(width, config.num_attention_heads * head)
-        self.k = linear(width, config.num_key_value_heads * head)
-        self.v = linear(width, config.num_key_value_heads * head)
-        self.o = linear(config.num_attention_heads * head, width)
+        shared: dict[str, Any] = {"config": config, "dtype": dtype, "lora": lora, "rngs": rngs}
+        shared["use_bias"] = config.attention_bias
+        self.q = Linear("attention.q", (width, query), **shared)
+        self.k = Linear("attention.k", (width, key), **shared)
+        self.v = Linear("attention.v", (width, key), **shared)
+        self.o = Linear("attention.o", (query, width), **shared)
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.config.head_dim)  # noqa: E731
@@ -96,18 +122,14 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.config, self.mesh = config, mesh
-        linear = functools.partial(
-            nnx.Linear,
-            use_bias=config.mlp_bias,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal(config.initializer_range),
-            rngs=rngs,
-        )
-        self.gate = linear(config.hidden_size, config.intermediate_size)
-        self.up = linear(config.hidden_size, config.intermediate_size)
-        self.down = linear(config.intermediate_size, config.hidden_size)
+        width, inner = config.hidden_size, config.intermediate_size
+        shared: dict[str, Any] = {"config": config, "dtype": dtype, "lora": lora, "rngs": rngs}
+        shared["use_bias"] = config.mlp_bias
+        self.gate = Linear("mlp.gate", (width, inner), **shared)
+        self.up = Linear("mlp.up", (width, inner), **shared)
+        self.down = Linear("mlp.down", (inner, width), **shared)
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         return self.down(_pin(self, jax.nn.silu(self.gate(x)) * self.up(x), "batch", None, "mlp"))
@@ -116,12 +138,12 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm layer."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.config, self.mesh = config, mesh
         self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-        self.attention = Attention(config, dtype, mesh, rngs=rngs)
+        self.attention = Attention(config, dtype, mesh, lora, rngs=rngs)
         self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(config, dtype, mesh, rngs=rngs)
+        self.mlp = MLP(config, dtype, mesh, lora, rngs=rngs)
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
         attended, kept = self.attention(self.attention_norm(x), angles, attend)
@@ -130,16 +152,24 @@ class Block(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Embedding, scanned layers, final norm, and a head unless it is tied to the embedding."""
+    """Embedding, scanned layers, final norm, and a head: none where it is tied, scalar ones in a reward model."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, *, rngs: nnx.Rngs):
+    def __init__(
+        self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None, *, rngs: nnx.Rngs
+    ):
         self.config, self.dtype, self.mesh = config, dtype, mesh
         init = nnx.initializers.normal(config.initializer_range)
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=init, rngs=rngs)
-        stack = nnx.vmap(lambda keys: Block(config, dtype, mesh, rngs=keys))
+        stack = nnx.vmap(lambda keys: Block(config, dtype, mesh, lora, rngs=keys))
         self.layers = stack(rngs.split(config.num_hidden_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-        if not config.tie_word_embeddings:
+        if config.num_scores:
+            # As drawn by the summarisation reward models (Stiennon et al. 2020, arXiv:2009.01325): std 1/√(width + 1).
+            draw = nnx.initializers.normal((config.hidden_size + 1) ** -0.5)
+            self.score = nnx.Linear(
+                config.hidden_size, config.num_scores, use_bias=False, dtype=dtype, kernel_init=draw, rngs=rngs
+            )
+        elif not config.tie_word_embeddings:
             self.head = nnx.Linear(
                 config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
             )

@@ -16,11 +16,10 @@ from jaxalign.errors import UserError
 from jaxalign.logprobs import fused_token_logps
 from jaxalign.masking import Rows, gather_columns, visible
 from jaxalign.models.attention import attention
-from jaxalign.models.config import ModelConfig
+from jaxalign.models.config import LoraConfig, ModelConfig
 from jaxalign.models.decoder import REMAT_POLICIES, Attend, Decoder
+from jaxalign.models.params import Params
 from jaxalign.models.sharding import MESH_AXES, constrain, make_mesh, param_shardings
-
-Params = Any  # a nested dict of jax.Arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +32,7 @@ class Model:
       dtype: what matmuls compute in. Parameters stay as they are and are cast where used.
       remat: ``none`` keeps every activation for the backward pass, ``dots`` the outputs of the projections,
         ``full`` only the layers' inputs (one more forward pass).
+      lora: adapters beside the projections (see ``jaxalign.models.lora``), or None.
 
     Raises:
       UserError: for another ``remat``, or a mesh with other axes than ``make_mesh`` gives.
@@ -42,6 +42,7 @@ class Model:
     mesh: Mesh = None  # type: ignore[assignment]  # filled in below: a default must not touch devices at import
     dtype: Any = jnp.float32
     remat: str = "dots"
+    lora: LoraConfig | None = None
 
     def __post_init__(self) -> None:
         if self.mesh is None:
@@ -59,14 +60,14 @@ class Model:
         """Fresh parameters (normal, the configuration's ``initializer_range``), sharded over the mesh."""
 
         def create(key: Array) -> Params:
-            module = Decoder(self.config, self.dtype, self.mesh, rngs=nnx.Rngs(params=key))
+            module = Decoder(self.config, self.dtype, self.mesh, self.lora, rngs=nnx.Rngs(params=key))
             return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.split(module)[1]))
 
         return jax.jit(create, out_shardings=self.param_shardings())(key)
 
     def param_shapes(self) -> Params:
         """The tree of ``jax.ShapeDtypeStruct``s (float32) that ``params`` has to match."""
-        return _abstract(self.config, self.dtype, self.mesh)[1]
+        return _abstract(self.config, self.dtype, self.mesh, self.lora)[1]
 
     def param_shardings(self) -> Params:
         """The ``NamedSharding`` of each parameter."""
@@ -99,6 +100,18 @@ class Model:
         logps = fused_token_logps(states, head, rows.target, vocab_axis=vocab_axis)
         return jnp.where(rows.mask, logps, 0)
 
+    def scores(self, params: Params, rows: Rows) -> Float[Array, "R E K M"]:
+        """A reward model's M scores of each completion, from the state of its last token; 0 in unused slots.
+
+        In float32 or wider.
+        """
+        hidden = self.encode(params, rows)
+        states = gather_columns(hidden, rows.last.reshape(rows.last.shape[0], -1))
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = params["score"]["kernel"].astype(self.dtype)
+        scores = jnp.matmul(states, kernel, preferred_element_type=wide).reshape(*rows.last.shape, -1)
+        return jnp.where(rows.example_mask[..., None, None], scores, 0)
+
     def logits(
         self, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
@@ -129,13 +142,13 @@ class Model:
         per_layer: Any = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
         """The layers around an attention of the caller's (a cache, a kernel); see ``decoder.Attend``."""
-        module = nnx.merge(_abstract(self.config, self.dtype, self.mesh)[0], params)
+        module = nnx.merge(_abstract(self.config, self.dtype, self.mesh, self.lora)[0], params)
         return module(tokens, position, attend, per_layer, self.remat)
 
 
 @functools.lru_cache(maxsize=32)
-def _abstract(config: ModelConfig, dtype: Any, mesh: Mesh) -> tuple[Any, Params]:
+def _abstract(config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None) -> tuple[Any, Params]:
     """The module's static structure and the shapes of its parameters, built without allocating any."""
-    module = nnx.eval_shape(lambda: Decoder(config, dtype, mesh, rngs=nnx.Rngs(params=0)))
+    module = nnx.eval_shape(lambda: Decoder(config, dtype, mesh, lora, rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(module)
     return graphdef, nnx.to_pure_dict(state)

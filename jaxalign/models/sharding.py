@@ -112,6 +112,9 @@ def param_shardings(config: ModelConfig, mesh: Mesh, shapes: Any) -> Any:
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         names = tuple(entry.key for entry in path)
         axes = _AXES.get(names[-2:], (None,) * leaf.ndim)
+        if names[-1] in ("lora_a", "lora_b"):  # the two factors of a kernel [in, out]: [in, r] and [r, out]
+            into, out = _AXES[names[-2], "kernel"]
+            axes = (into, None) if names[-1] == "lora_a" else (None, out)
         axes = (None,) * (leaf.ndim - len(axes)) + axes
         return NamedSharding(mesh, spec(config, mesh, *axes))
 

@@ -26,28 +26,14 @@ from jax.sharding import Mesh, Sharding
 from jaxalign.errors import UserError
 from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config, token_ids
 from jaxalign.models.gguf import GGUFCheckpoint
-from jaxalign.models.model import Model, Params
+from jaxalign.models.model import Model
+from jaxalign.models.names import MODULES
+from jaxalign.models.params import Params
 from jaxalign.models.paths import resolve
 
 SHARD_BYTES = 5 * 10**9
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-
-# Our module → Hugging Face's; those under `layers` repeat as model.layers.0, model.layers.1, ...
-_MODULES = {
-    "embed": "model.embed_tokens",
-    "layers.attention_norm": "input_layernorm",
-    "layers.attention.q": "self_attn.q_proj",
-    "layers.attention.k": "self_attn.k_proj",
-    "layers.attention.v": "self_attn.v_proj",
-    "layers.attention.o": "self_attn.o_proj",
-    "layers.mlp_norm": "post_attention_layernorm",
-    "layers.mlp.gate": "mlp.gate_proj",
-    "layers.mlp.up": "mlp.up_proj",
-    "layers.mlp.down": "mlp.down_proj",
-    "norm": "model.norm",
-    "head": "lm_head",
-}
 
 
 class Checkpoint(Protocol):
@@ -151,7 +137,7 @@ def param_leaves(model: Model) -> Any:
     def leaf(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> Leaf:
         *place, kind = (entry.key for entry in path)
         stacked = place[0] == "layers"
-        name = _MODULES[".".join(place)] + (".bias" if kind == "bias" else ".weight")
+        name = MODULES[".".join(place)] + (".bias" if kind == "bias" else ".weight")
         prefixes = [f"model.layers.{layer}." for layer in range(model.config.num_hidden_layers)] if stacked else [""]
         return Leaf([prefix + name for prefix in prefixes], shape.shape, stacked, turned=kind == "kernel")
 

@@ -1,0 +1,211 @@
+"""LoRA: low-rank adapters beside frozen projections, made, merged, saved and loaded.
+
+The adapters are parameters of their own, so a fine-tuned model is two trees::
+
+    model    = dataclasses.replace(base_model, lora=LoraConfig(rank=16))
+    adapters = lora.init(model, key)          # trained: {"layers": {"attention": {"q": {"lora_a": …, "lora_b": …}}}}
+    params   = params.union(adapters, base)   # what the model computes with
+    base_model and base                       # the model before training, at no further cost
+
+``loop.make_step(..., fixed=base)`` trains the adapters alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jaxtyping import Array
+
+from jaxalign.errors import UserError
+from jaxalign.models.config import LoraConfig
+from jaxalign.models.model import Model
+from jaxalign.models.names import LINEAR
+from jaxalign.models.params import Params, partition
+from jaxalign.paths import write_whole
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+FACTORS = {"lora_a": "lora_A", "lora_b": "lora_B"}
+
+
+def is_adapter(path: tuple[str, ...]) -> bool:
+    """Whether the parameter of this path belongs to an adapter."""
+    return path[-1] in FACTORS
+
+
+def check(config: LoraConfig) -> None:
+    """Raise unless the adapters can be made.
+
+    Raises:
+      UserError: for a rank or alpha that is not positive, or targets that match no projection.
+    """
+    if config.rank < 1 or not 0 < config.alpha < float("inf"):
+        raise UserError(f"lora.rank is {config.rank} and lora.alpha {config.alpha}; both must be positive.")
+    try:
+        named = any(re.search(config.targets, name) for name in LINEAR.values())
+    except re.error as error:
+        raise UserError(f"lora.targets {config.targets!r} is no regular expression ({error}); correct it.") from error
+    if not named:
+        raise UserError(f"lora.targets {config.targets!r} matches none of {', '.join(LINEAR.values())}.")
+
+
+def base(model: Model) -> Model:
+    """The model without its adapters; it computes with the base parameters alone."""
+    return dataclasses.replace(model, lora=None)
+
+
+def without(params: Params) -> Params:
+    """The base parameters in a whole tree."""
+    return partition(params, is_adapter)[1]
+
+
+def init(model: Model, key: Array, dtype: Any = jnp.float32) -> Params:
+    """Fresh adapters of a model with ``lora``, on its mesh: A ~ U(-1/√in, 1/√in) and B = 0, so that nothing changes.
+
+    Raises:
+      UserError: as ``check``, or if the model has no ``lora``.
+    """
+    if model.lora is None:
+        raise UserError("the model has no lora; give it one: dataclasses.replace(model, lora=LoraConfig(rank=16)).")
+    check(model.lora)
+    places, _ = partition(model.param_shardings(), is_adapter)
+
+    def create(key: Array) -> Params:
+        shapes, _ = partition(model.param_shapes(), is_adapter)
+        leaves, tree = jax.tree.flatten_with_path(shapes)
+        made = []
+        for number, (path, leaf) in enumerate(leaves):
+            if path[-1].key == "lora_b":
+                made.append(jnp.zeros(leaf.shape, dtype))
+            else:
+                bound = leaf.shape[-2] ** -0.5
+                made.append(jax.random.uniform(jax.random.fold_in(key, number), leaf.shape, dtype, -bound, bound))
+        return jax.tree.unflatten(tree, made)
+
+    return jax.jit(create, out_shardings=places)(key)
+
+
+def merge(model: Model, params: Params) -> tuple[Model, Params]:
+    """The plain model that computes the same: every adapted W becomes W + s A B.
+
+    Args:
+      model: with ``lora``.
+      params: adapters and base in one tree (``params.union``). Other leaves are passed on, not copied.
+    """
+    assert model.lora is not None
+    scale = model.lora.scale
+
+    @jax.jit
+    def fold(kernel: Array, a: Array, b: Array) -> Array:
+        wide = jnp.promote_types(kernel.dtype, jnp.float32)
+        return (kernel + scale * jnp.matmul(a, b, preferred_element_type=wide)).astype(kernel.dtype)
+
+    def walk(tree: Params) -> Params:
+        if not isinstance(tree, dict):
+            return tree
+        kept = {name: walk(value) for name, value in tree.items() if name not in FACTORS}
+        if "lora_a" in tree:
+            kept["kernel"] = fold(tree["kernel"], tree["lora_a"], tree["lora_b"])
+        return kept
+
+    return base(model), walk(params)
+
+
+def save(directory: str | Path, model: Model, adapters: Params, base_path: str = "") -> None:
+    """Write adapters as PEFT keeps them (adapter_config.json, adapter_model.safetensors), for it or ``load`` to read.
+
+    Args:
+      directory: made if it is not there.
+      model: with ``lora``.
+      adapters: what was trained.
+      base_path: the base model's name, to note beside them.
+
+    Raises:
+      UserError: if the directory cannot be written.
+    """
+    assert model.lora is not None
+    directory = Path(directory).expanduser()
+    targets = sorted({name.split(".")[-1] for _, name in _targets(model)})
+    fields = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_path,
+        "r": model.lora.rank,
+        "lora_alpha": model.lora.alpha,
+        "use_rslora": model.lora.rslora,
+        "target_modules": targets,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+    }
+    tensors = {}
+    for (path, layer), name in _tensor_names(model).items():
+        value = adapters
+        for part in path:
+            value = value[part]
+        tensors[name] = np.ascontiguousarray(np.asarray(value[layer]).T)  # PyTorch keeps [out, in]
+    write_whole(directory / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    write_whole(directory / CONFIG, json.dumps(fields, indent=2) + "\n")
+
+
+def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
+    """Adapters that ``save`` or PEFT wrote, for the given base model: (model with ``lora``, adapters on its mesh).
+
+    Raises:
+      UserError: for files that are missing, broken, or of another model or kind of adapter.
+    """
+    directory = Path(directory).expanduser()
+    try:
+        fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        tensors = safetensors.numpy.load_file(directory / WEIGHTS)
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{directory}: holds no readable {CONFIG} and {WEIGHTS} ({error}).") from error
+    modules = fields.get("target_modules")
+    plain = fields.get("peft_type") == "LORA" and not fields.get("use_dora") and fields.get("bias", "none") == "none"
+    if not plain or fields.get("modules_to_save") or not isinstance(modules, list):
+        raise UserError(f"{directory / CONFIG}: only plain LoRA on listed projections is supported.")
+    targets = "(^|\\.)(" + "|".join(map(re.escape, modules)) + ")$"
+    lora = LoraConfig(fields["r"], fields["lora_alpha"], targets, bool(fields.get("use_rslora")))
+    check(lora)
+    model = dataclasses.replace(model, lora=lora)
+    shapes, _ = partition(model.param_shapes(), is_adapter)
+    places, _ = partition(model.param_shardings(), is_adapter)
+    names = _tensor_names(model)
+    if missing := sorted(set(names.values()) ^ set(tensors)):
+        raise UserError(f"{directory / WEIGHTS}: tensor {missing[0]} is in only one of the file and the model.")
+
+    def read(path: Any, shape: jax.ShapeDtypeStruct, place: Any) -> jax.Array:
+        keys = tuple(entry.key for entry in path)
+        stack = np.stack([tensors[names[keys, layer]].T for layer in range(shape.shape[0])]).astype(np.float32)
+        if stack.shape != shape.shape:
+            raise UserError(f"{directory / WEIGHTS}: {'.'.join(keys)} is {stack.shape}, the model's {shape.shape}.")
+        return jax.make_array_from_callback(stack.shape, place, lambda index: stack[index])
+
+    return model, jax.tree_util.tree_map_with_path(read, shapes, places)
+
+
+def _targets(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Our path and Hugging Face's name of each adapted projection."""
+    assert model.lora is not None
+    for ours, theirs in LINEAR.items():
+        if re.search(model.lora.targets, theirs):
+            yield ("layers", *ours.split(".")), theirs
+
+
+def _tensor_names(model: Model) -> dict[tuple[tuple[str, ...], int], str]:
+    """(path of an adapter's stacked matrix, layer) → the tensor's name in PEFT's file."""
+    return {
+        ((*path, ours), layer): f"base_model.model.model.layers.{layer}.{name}.{theirs}.weight"
+        for path, name in _targets(model)
+        for ours, theirs in FACTORS.items()
+        for layer in range(model.config.num_hidden_layers)
+    }

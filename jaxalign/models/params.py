@@ -1,0 +1,50 @@
+"""Parameter trees: plain nested dicts of arrays, taken apart into what is trained and what is not, and joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Params = Any  # a nested dict of jax.Arrays
+
+
+def union(one: Params, other: Params) -> Params:
+    """Both trees as one; None is the empty tree.
+
+    Raises:
+      ValueError: if a leaf is in both.
+
+    >>> union({"q": {"kernel": 1}}, {"q": {"lora_a": 2}, "norm": 3})
+    {'q': {'kernel': 1, 'lora_a': 2}, 'norm': 3}
+    """
+    if one is None or other is None:
+        return other if one is None else one
+    joined = dict(one)
+    for name, value in other.items():
+        if name in joined and not (isinstance(value, Mapping) and isinstance(joined[name], Mapping)):
+            raise ValueError(f"parameter {name!r} is in both trees")
+        joined[name] = union(joined[name], value) if name in joined else value
+    return joined
+
+
+def partition(params: Params, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[Params, Params]:
+    """The leaves whose path is ``chosen``, and the others: two trees whose ``union`` is the first.
+
+    >>> partition({"q": {"kernel": 1, "lora_a": 2}, "norm": 3}, lambda path: path[-1] == "lora_a")
+    ({'q': {'lora_a': 2}}, {'q': {'kernel': 1}, 'norm': 3})
+    """
+
+    def walk(tree: Params, path: tuple[str, ...]) -> tuple[Params, Params]:
+        inside: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        for name, value in tree.items():
+            here = (*path, name)
+            if isinstance(value, Mapping):
+                parts = walk(value, here)
+            else:
+                parts = (value, {}) if chosen(here) else ({}, value)
+            for side, part in zip(inside, parts, strict=True):
+                if not (isinstance(part, Mapping) and not part):
+                    side[name] = part
+        return inside
+
+    return walk(params, ())
