@@ -74,6 +74,12 @@ def sum_by_owner(
     return sums.reshape(*values.shape[:-1], num_examples, num_completions)
 
 
+def completion_mask(rows: Rows) -> Bool[Array, "R E K"]:
+    """Which completions there are: those with target slots of their own."""
+    slots = sum_by_owner(jnp.ones(rows.owner.shape), rows.owner, *rows.last.shape[-2:])
+    return slots > 0
+
+
 def take_by_owner(per_completion: Float[Array, "R E K"], owner: Int[Array, "R S"]) -> Float[Array, "R S"]:
     """Each slot's completion's value: out[r, s] = per_completion[r, owner[r, s]], 0 in unused slots."""
     flat = per_completion.reshape(*per_completion.shape[:-2], -1)

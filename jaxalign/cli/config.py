@@ -7,6 +7,7 @@ import math
 from typing import Any, Literal
 
 from jaxalign.errors import UserError
+from jaxalign.models.config import LoraConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,29 @@ class ModelSection:
     path: str
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSection:
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); the trained model is saved with them merged into it.
+
+    Args:
+        rank: of each adapter; 0 trains all parameters and no adapters
+        alpha: adapters are scaled by alpha / rank
+        targets: a regular expression; projections in whose name (self_attn.q_proj, mlp.up_proj, …) it matches somewhere
+            get an adapter
+        rslora: scale by alpha / √rank
+    """
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: str = "_proj"
+    rslora: bool = False
+
+    @property
+    def config(self) -> LoraConfig | None:
+        """What the model takes."""
+        return LoraConfig(self.rank, self.alpha, self.targets, self.rslora) if self.rank else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +176,7 @@ TRAIN_RANGES = {
     "train.checkpoint_every": (0, math.inf),
     "train.keep": (1, math.inf),
     "train.seed": (0, 2**31 - 1),
+    "lora.rank": (0, math.inf),
     "data.limit": (1, math.inf),
     "data.holdout": (0, math.inf),
     "log.every": (1, math.inf),

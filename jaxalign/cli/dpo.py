@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from rich.console import Console
 
-from jaxalign import loop, optim
-from jaxalign.checkpoint import Checkpoints, check_writable
-from jaxalign.cli import runs
+from jaxalign import optim
+from jaxalign.cli import runs, training
 from jaxalign.cli.config import (
     TRAIN_RANGES,
+    LoraSection,
     MeshSection,
     ModelSection,
     PairsSection,
@@ -25,20 +21,14 @@ from jaxalign.cli.config import (
     TrainSection,
     check_ranges,
 )
-from jaxalign.cli.interrupt import Interrupt, telling
-from jaxalign.cli.models import check_length, check_tokens, open_mesh, open_model
+from jaxalign.cli.models import check_length, check_tokens, open_model
 from jaxalign.cli.pairs import batch_options, make_trees, read_pairs
 from jaxalign.cli.reference import with_reference
-from jaxalign.cli.sampling import answers
-from jaxalign.cli.summary import print_comparison, print_cost, print_samples
-from jaxalign.data.batches import batches, evaluation_batches
 from jaxalign.errors import UserError
 from jaxalign.methods.dpo import dpo, pair_metrics
-from jaxalign.models.model import Model
 from jaxalign.models.tokenizer import load_tokenizer
-from jaxalign.models.weights import save_model
 from jaxalign.optim import OptimConfig
-from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, LogConfig, Tracker, check_installed, read_jsonl
+from jaxalign.tracking import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +39,7 @@ class DpoSection:
         beta: how strongly the policy is held to the reference
         label_smoothing: probability that a preference label is flipped (cDPO)
         reference: cached computes the reference's log-probs once, before training; live computes them in every step,
-            from a second copy of the parameters
+            from a second copy of the parameters, or with lora from the base itself
     """
 
     beta: float = 0.1
@@ -68,6 +58,7 @@ class Config:
         data: preference pairs
         output: directory for checkpoints, metrics and the trained model
         method: the loss
+        lora: train adapters in place of all parameters
         optim: the optimiser
         train: the loop
         mesh: devices
@@ -79,6 +70,7 @@ class Config:
     data: PairsSection
     output: str
     method: DpoSection = dataclasses.field(default_factory=DpoSection)
+    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: TrainSection = dataclasses.field(default_factory=TrainSection)
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
@@ -88,13 +80,9 @@ class Config:
 
 def run(config: Config) -> None:
     """The whole job. What can be wrong is found before anything is written."""
-    console = Console(highlight=False, soft_wrap=True)
-    output, settings = Path(config.output).expanduser(), runs.settings(config)
     check(config)
-    check_installed(config.log)
-    check_writable(output)
-    runs.check_resumable(output, settings, config.train.resume)
-    mesh = open_mesh(config.mesh)
+    job = training.start(config)
+    console, mesh = job.console, job.mesh
 
     tokenizer = load_tokenizer(config.model.path)
     records, held_records = read_pairs(config.data, config.train.seed, console)
@@ -103,81 +91,54 @@ def run(config: Config) -> None:
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
-    model, params = open_model(config.model, mesh, console)
-    check_length(model, config.data.max_length)
-    check_tokens(model, (text for tree in [*trees, *held] for text in (tree.prompt, *tree.completions)))
+    reference, params = open_model(config.model, mesh, console)
+    check_length(reference, config.data.max_length)
+    check_tokens(reference, (text for tree in [*trees, *held] for text in (tree.prompt, *tree.completions)))
     console.print(f"{steps} steps of {config.train.batch_size} pairs, in rows of {options['shapes']} (tokens, targets)")
 
-    best, mode = config.train.best if held else None, config.train.best_mode
-    with (
-        Checkpoints(output / runs.CHECKPOINTS, keep=config.train.keep, best=best, mode=mode) as checkpoints,
-        telling(checkpoints),
-    ):
-        resume_step = checkpoints.latest_step()
+    with training.checkpoints(job, evaluated=bool(held)) as kept:
+        resuming = kept.latest_step() is not None
         prompts = [tree.prompt for tree in (held or trees)[: config.samples.prompts]]
-        answered = None if resume_step is None else runs.read_samples(output)
-        if answered is None:
-            answered = {"prompt": [tokenizer.decode(prompt) for prompt in prompts]}
-            answered["before"] = sample(config, model, params, tokenizer, prompts)
-            runs.write_samples(output, answered)
-
-        frozen = None
-        if config.method.reference == "live":
-            frozen = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the original
-        else:
+        answered = training.answers_before(job, reference, params, tokenizer, prompts, resuming=resuming)
+        if config.method.reference == "cached":
             trees, held = with_reference(
-                output / runs.REFERENCE,
-                model,
+                job.output / runs.REFERENCE,
+                reference,
                 params,
                 trees,
                 held,
                 options=options,
                 steps=steps,
                 seed=config.train.seed,
-                resuming=resume_step is not None,
+                resuming=resuming,
                 console=console,
             )
-        runs.write_settings(output, settings)
-        runs.write_base(output, model.config, tokenizer)
+        runs.write_settings(job.output, job.settings)
+        runs.write_base(job.output, reference.config, tokenizer)
+        model, params, fixed = training.trainable(config.lora, reference, params, config.train.seed)
+        frozen = None
+        if config.method.reference == "live" and fixed is None:
+            frozen = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the original
         method = dpo(model, beta=config.method.beta, label_smoothing=config.method.label_smoothing)
-        state = loop.init_state(params, optimizer, jax.random.key(config.train.seed))
-        del params  # the state's from here on
-        if resume_step is not None:
-            like = jax.tree.map(abstract, state)
-            del state  # two of them may not fit
-            state, _ = checkpoints.restore(like)
-            console.print(f"going on after step {resume_step}")
-        step_fn = loop.make_step(method, optimizer, state, frozen=frozen, learning_rate=schedule)
-        evaluate = loop.make_eval(method, frozen=frozen)
-        feed = loop.OnMesh(batches(trees, seed=config.train.seed, **options), mesh)
-        held_feed = loop.OnMesh(evaluation_batches(held, **options), mesh) if held else None
+        params = training.fit(
+            job,
+            method,
+            params,
+            optimizer,
+            trees=trees,
+            held=held,
+            options=options,
+            steps=steps,
+            kept=kept,
+            schedule=schedule,
+            frozen=frozen,
+            fixed=fixed,
+        )
 
-        with (
-            Interrupt() as interrupt,
-            Tracker(
-                output, total_steps=steps, config=config.log, resume_step=resume_step, settings=settings
-            ) as tracker,
-        ):
-            if held_feed is not None and resume_step is None:
-                tracker.log_eval(0, evaluate(state.params, state.method_state, held_feed))
-            trained = loop.run(step_fn, state, feed, steps=steps)
-            for step, (state, metrics) in enumerate(trained, start=1 + (resume_step or 0)):
-                tracker.log(step, metrics)
-                measured = {}
-                if held_feed is not None and is_due(config.train.eval_every, step, steps):
-                    measured = tracker.log_eval(step, evaluate(state.params, state.method_state, held_feed))
-                if measured or interrupt.asked or is_due(config.train.checkpoint_every, step, steps):
-                    checkpoints.save(state, metrics=measured)
-                if interrupt.asked:
-                    raise KeyboardInterrupt
-
-    save_model(output / runs.MODEL, model, state.params, tokenizer)
-    answered["after"] = sample(config, model, state.params, tokenizer, prompts)
-    runs.write_samples(output, answered)
-    print_samples(answered, console)
-    print_comparison(read_jsonl(output / METRICS_FILE), len(held), console)
-    print_cost(read_jsonl(output / TIMINGS_FILE), console)
-    console.print(f"The trained model is in {output / runs.MODEL}, its metrics in {output / METRICS_FILE}.")
+    model, params = training.save(job, model, params, fixed, tokenizer)
+    answered["after"] = training.sample(job, model, params, tokenizer, prompts)
+    runs.write_samples(job.output, answered)
+    training.report(job, held=len(held), answered=answered)
 
 
 def check(config: Config) -> None:
@@ -188,26 +149,3 @@ def check(config: Config) -> None:
     known = [f"eval/{name}" for name in ("loss", *measured)]
     if config.train.best not in known:
         raise UserError(f"train.best is {config.train.best}; give one of {', '.join(known)}.")
-
-
-def sample(config: Config, model: Model, params: Any, tokenizer: Any, prompts: Sequence[np.ndarray]) -> list[str]:
-    """The model's answers to prompts as training sees them."""
-    return answers(
-        model,
-        params,
-        tokenizer,
-        prompts,
-        max_new_tokens=config.samples.max_new_tokens,
-        temperature=config.samples.temperature,
-        key=jax.random.key(config.train.seed),
-    )
-
-
-def is_due(every: int, step: int, last: int) -> bool:
-    """Whether what is done every so many steps (0: at the last only), and always at the last, is done at this one."""
-    return step == last or (every > 0 and step % every == 0)
-
-
-def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    """Its shape and place: the array can go before a checkpoint's comes."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

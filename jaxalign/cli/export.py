@@ -10,10 +10,13 @@ import jax
 
 from jaxalign.checkpoint import Checkpoints, check_writable
 from jaxalign.cli import runs
+from jaxalign.cli.config import LoraSection
+from jaxalign.models import lora
 from jaxalign.models.model import Model
+from jaxalign.models.params import partition, union
 from jaxalign.models.sharding import make_mesh
 from jaxalign.models.tokenizer import load_tokenizer
-from jaxalign.models.weights import save_model
+from jaxalign.models.weights import load_model, save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +39,8 @@ def run(config: Config) -> None:
     settings = runs.read_settings(directory)
     check_writable(output)
     model = Model(runs.read_base(directory), make_mesh())
+    if settings.get("lora", {}).get("rank"):
+        model = dataclasses.replace(model, lora=LoraSection(**settings["lora"]).config)
     shapes = jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         model.param_shapes(),
@@ -50,8 +55,13 @@ def run(config: Config) -> None:
                 step = checkpoints.latest_step()
             case int(step):
                 pass
-        params = checkpoints.restore_params(shapes, step=step)
+        wanted = shapes if model.lora is None else partition(shapes, lora.is_trained)[0]
+        params = checkpoints.restore_params(wanted, step=step)
         measured = checkpoints.metrics(step) if step is not None else {}
+    if model.lora is not None:  # the checkpoint holds what was trained: the rest is where it was
+        _, base = load_model(settings["model"]["path"])
+        fixed, _ = partition(base, lambda path: path[0] in shapes and not lora.is_trained(path))
+        model, params = lora.merge(model, union(params, fixed))
     save_model(output, model, params, load_tokenizer(str(directory / runs.BASE)))
     note = f", {best} {measured[best]:.4f}" if best in measured else ""
     print(f"The parameters of step {step}{note} are in {output}.")

@@ -8,6 +8,7 @@
     metrics.jsonl    what was computed; timings.jsonl what the clock said
     reference.npz    the reference's log-probs, where they are cached
     samples.json     answers before and after
+    adapter/         the trained adapters, PEFT's layout, where there are any
     model/           the trained model, Hugging Face layout
 """
 
@@ -24,7 +25,7 @@ from jaxalign.errors import UserError
 from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config
 from jaxalign.paths import write_whole
 
-SETTINGS, BASE, CHECKPOINTS, MODEL = "config.yaml", "base", "checkpoints", "model"
+SETTINGS, BASE, CHECKPOINTS, ADAPTER, MODEL = "config.yaml", "base", "checkpoints", "adapter", "model"
 SAMPLES, REFERENCE = "samples.json", "reference.npz"
 
 # What may change between a run and its resumption: none of it changes what is learned.

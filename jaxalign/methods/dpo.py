@@ -41,9 +41,9 @@ def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, *
     """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative on the same four summed log-probs.
 
     The mean over the batch's examples of ``loss(pc, pr, rc, rr, beta=beta, **options)``. The
-    reference is what ``frozen`` holds (parameters of the same model). Where ``frozen`` is None it is the log-probs cached
-    in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``) or, without those, the base of the policy's
-    adapters (``model.lora``), which costs no memory.
+    reference is what ``frozen`` holds (parameters of the same model). Where ``frozen`` is None it is the log-probs
+    cached in ``rows.extras["ref_logps"]`` [R, E, 2] (see ``reference_logps``) or, without those, the base of the
+    policy's adapters (``model.lora``), which costs no memory.
 
     Args:
       model: policy and reference architecture.
@@ -95,13 +95,15 @@ def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Floa
     Computed once, before training, and attached to the trees as ``ref_logps`` (``data.batches.attach``), they stand in
     for the reference's parameters.
     """
+    return by_index((_batch_logps(model, params, batch), batch) for batch in batches)
 
+
+def by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
+    """What was computed for each example slot ``[M, R, E, ...]`` of batches, in the order of ``extras["index"]``."""
     found: dict[int, np.ndarray] = {}
-    for batch in batches:
+    for result, batch in results:
         rows = batch.rows
-        values, index, used = jax.device_get(
-            (_batch_logps(model, params, batch), rows.extras["index"], rows.example_mask)
-        )
+        values, index, used = jax.device_get((result, rows.extras["index"], rows.example_mask))
         found.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
     return np.stack([found[i] for i in range(len(found))])
 

@@ -74,7 +74,13 @@ class Linear(nnx.Linear):
     """
 
     def __init__(
-        self, name: str, sizes: tuple[int, int], config: ModelConfig, dtype: Any, lora: LoraConfig | None, **options: Any
+        self,
+        name: str,
+        sizes: tuple[int, int],
+        config: ModelConfig,
+        dtype: Any,
+        lora: LoraConfig | None,
+        **options: Any,
     ):
         init = nnx.initializers.normal(config.initializer_range)
         super().__init__(*sizes, dtype=dtype, kernel_init=init, **options)
@@ -84,7 +90,7 @@ class Linear(nnx.Linear):
             self.lora_a = nnx.Param(draw(options["rngs"].params(), (sizes[0], self.lora.rank)))
             self.lora_b = nnx.Param(jnp.zeros((self.lora.rank, sizes[1])))
 
-    def __call__(self, x: Array) -> Array:  # type: ignore[override]
+    def __call__(self, x: Array) -> Array:
         y = super().__call__(x)
         if self.lora is None:
             return y
@@ -154,9 +160,7 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, scanned layers, final norm, and a head: none where it is tied, scalar ones in a reward model."""
 
-    def __init__(
-        self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None, *, rngs: nnx.Rngs
-    ):
+    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None, *, rngs: nnx.Rngs):
         self.config, self.dtype, self.mesh = config, dtype, mesh
         init = nnx.initializers.normal(config.initializer_range)
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=init, rngs=rngs)

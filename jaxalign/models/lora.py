@@ -42,6 +42,11 @@ def is_adapter(path: tuple[str, ...]) -> bool:
     return path[-1] in FACTORS
 
 
+def is_trained(path: tuple[str, ...]) -> bool:
+    """Whether the parameter of this path is trained where adapters are: they are, and a reward model's fresh heads."""
+    return is_adapter(path) or path[0] == "score"
+
+
 def check(config: LoraConfig) -> None:
     """Raise unless the adapters can be made.
 

@@ -80,6 +80,8 @@ class Model:
 
     def _head(self, params: Params) -> tuple[Array, int]:
         """The head as it lies in memory, and which of its axes is the vocabulary: a tied one is the embedding."""
+        if self.config.num_scores:
+            raise UserError("a reward model gives scores and has no language-model head; give a language model.")
         if self.config.tie_word_embeddings:
             return constrain(params["embed"]["embedding"].astype(self.dtype), self.mesh, "vocab", None), 0
         return constrain(params["head"]["kernel"].astype(self.dtype), self.mesh, None, "vocab"), 1

@@ -6,6 +6,7 @@ sharded parameters; written the same way. PyTorch keeps a linear layer's weight 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import json
@@ -216,8 +217,10 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
 
 def _write(staging: Path, model: Model, params: Params, tokenizer: Any) -> None:
     dtype = jax.tree.leaves(params)[0].dtype
-    _write_json(staging / "config.json", to_hf_config(model.config) | {"dtype": str(dtype)})
     config = model.config
+    if config.num_scores:
+        config, tokenizer = _with_own_padding(config, tokenizer)
+    _write_json(staging / "config.json", to_hf_config(config) | {"dtype": str(dtype)})
     eos = list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None)
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos, "pad_token_id": config.pad_token_id}
     _write_json(staging / "generation_config.json", {name: value for name, value in ids.items() if value is not None})
@@ -234,6 +237,30 @@ def _write(staging: Path, model: Model, params: Params, tokenizer: Any) -> None:
     if len(shards) > 1:
         total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         _write_json(staging / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _with_own_padding(config: ModelConfig, tokenizer: Any) -> tuple[ModelConfig, Any]:
+    """A padding token that ends no text: ``transformers`` scores the last token that is not padding.
+
+    Where padding is the end token too (a common setting), it would take the token before the end instead.
+
+    Raises:
+      UserError: if there is no tokenizer to find one with, or it has none.
+    """
+    ends = set(config.eos_token_ids)
+    if tokenizer is None:
+        if config.pad_token_id is None or config.pad_token_id in ends:
+            raise UserError("a reward model's padding token must not be its end token; save it with its tokenizer.")
+        return config, None
+    ends.add(tokenizer.eos_token_id)
+    special = [id for id, token in sorted(tokenizer.added_tokens_decoder.items()) if token.special]
+    wanted = [tokenizer.pad_token_id, config.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *special]
+    free = [id for id in wanted if id is not None and id not in ends and id < config.vocab_size]
+    if not free:
+        raise UserError("the tokenizer has no special token but its end token to pad with; add a padding token to it.")
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
+    return dataclasses.replace(config, pad_token_id=free[0]), tokenizer
 
 
 def _shards(model: Model, params: Params, limit: int) -> Iterator[dict[str, tuple[jax.Array, Leaf, int]]]:

@@ -1,0 +1,215 @@
+"""What training commands have in common: a run that logs, evaluates, saves, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from rich.console import Console
+
+from jaxalign import loop
+from jaxalign.checkpoint import Checkpoints, check_writable
+from jaxalign.cli import runs
+from jaxalign.cli.config import LoraSection
+from jaxalign.cli.interrupt import Interrupt, telling
+from jaxalign.cli.models import open_mesh
+from jaxalign.cli.sampling import answers
+from jaxalign.cli.summary import print_comparison, print_cost, print_samples
+from jaxalign.data.batches import batches, evaluation_batches
+from jaxalign.data.trees import Tree
+from jaxalign.models import lora
+from jaxalign.models.model import Model
+from jaxalign.models.params import Params, partition, union
+from jaxalign.models.weights import save_model
+from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, Tracker, check_installed, read_jsonl
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A training command's surroundings.
+
+    Attributes:
+        config: the command's settings; those of sections ``train``, ``log``, ``samples``, ``mesh`` and ``output`` are
+            read here.
+        settings: the same as plain values.
+        output: the run's directory.
+        mesh: the devices.
+        console: where to tell.
+    """
+
+    config: Any
+    settings: dict[str, Any]
+    output: Path
+    mesh: jax.sharding.Mesh
+    console: Console
+
+
+def start(config: Any) -> Run:
+    """Look at what can be wrong before anything is read or written.
+
+    Raises:
+        UserError: for a dashboard that is not installed, an output that cannot be written or holds another run, or a
+            mesh that does not fit the machine.
+    """
+    output, settings = Path(config.output).expanduser(), runs.settings(config)
+    check_installed(config.log)
+    check_writable(output)
+    runs.check_resumable(output, settings, config.train.resume)
+    return Run(config, settings, output, open_mesh(config.mesh), Console(highlight=False, soft_wrap=True))
+
+
+@contextlib.contextmanager
+def checkpoints(run: Run, *, evaluated: bool) -> Iterator[Checkpoints]:
+    """The run's checkpoints; Ctrl-C within says where the same command goes on."""
+    train = run.config.train
+    best = train.best if evaluated else None
+    with (
+        Checkpoints(run.output / runs.CHECKPOINTS, keep=train.keep, best=best, mode=train.best_mode) as kept,
+        telling(kept),
+    ):
+        yield kept
+
+
+def trainable(section: LoraSection, model: Model, params: Params, seed: int) -> tuple[Model, Params, Params]:
+    """(model, what is trained, the fixed rest): all of ``params`` and None, or adapters (and fresh heads) beside it."""
+    if section.config is None:
+        return model, params, None
+    model = dataclasses.replace(model, lora=section.config)
+    adapters = lora.init(model, jax.random.fold_in(jax.random.key(seed), 1))
+    return model, *partition(union(adapters, params), lora.is_trained)
+
+
+def fit(
+    run: Run,
+    method: loop.Method,
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    trees: Sequence[Tree],
+    held: Sequence[Tree],
+    options: dict[str, Any],
+    steps: int,
+    kept: Checkpoints,
+    schedule: optax.Schedule | None = None,
+    frozen: Any = None,
+    fixed: Any = None,
+    measure: Callable[[dict[str, float]], dict[str, float]] = dict,
+) -> Params:
+    """Train to the last step, from the latest checkpoint where there is one.
+
+    Args:
+        run: its surroundings.
+        method: what is minimised.
+        params: what is trained; given up to the state, which reuses its buffers.
+        optimizer: how.
+        trees: examples to train on.
+        held: examples to evaluate on; none, no evaluation.
+        options: of the batches.
+        steps: optimiser steps of the whole run.
+        kept: the run's checkpoints.
+        schedule: the learning rate, to report it.
+        frozen: see ``loop.make_step``.
+        fixed: likewise.
+        measure: further metrics from those of an evaluation.
+
+    Returns:
+        The trained parameters.
+    """
+    train, resume_step = run.config.train, kept.latest_step()
+    state = loop.init_state(params, optimizer, jax.random.key(train.seed))
+    del params  # the state's from here on
+    if resume_step is not None:
+        like = jax.tree.map(abstract, state)
+        del state  # two of them may not fit
+        state, _ = kept.restore(like)
+        run.console.print(f"going on after step {resume_step}")
+    step_fn = loop.make_step(method, optimizer, state, frozen=frozen, fixed=fixed, learning_rate=schedule)
+    evaluate = loop.make_eval(method, frozen=frozen, fixed=fixed)
+    feed = loop.OnMesh(batches(trees, seed=train.seed, **options), run.mesh)
+    held_feed = loop.OnMesh(evaluation_batches(held, **options), run.mesh) if held else None
+
+    with (
+        Interrupt() as interrupt,
+        Tracker(
+            run.output, total_steps=steps, config=run.config.log, resume_step=resume_step, settings=run.settings
+        ) as tracker,
+    ):
+
+        def evaluation(step: int) -> dict[str, float]:
+            assert held_feed is not None
+            return tracker.log_eval(step, measure(evaluate(state.params, state.method_state, held_feed)))
+
+        if held_feed is not None and resume_step is None:
+            evaluation(0)
+        trained = loop.run(step_fn, state, feed, steps=steps)
+        for step, (state, metrics) in enumerate(trained, start=1 + (resume_step or 0)):
+            tracker.log(step, metrics)
+            measured = {}
+            if held_feed is not None and is_due(train.eval_every, step, steps):
+                measured = evaluation(step)
+            if measured or interrupt.asked or is_due(train.checkpoint_every, step, steps):
+                kept.save(state, metrics=measured)
+            if interrupt.asked:
+                raise KeyboardInterrupt
+    return state.params
+
+
+def answers_before(
+    run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequence[np.ndarray], *, resuming: bool
+) -> dict[str, list[str]]:
+    """Answers of the untrained model, sampled now or kept by the run that goes on."""
+    kept = runs.read_samples(run.output) if resuming else None
+    if kept is None:
+        kept = {"prompt": [tokenizer.decode(prompt) for prompt in prompts]}
+        kept["before"] = sample(run, model, params, tokenizer, prompts)
+        runs.write_samples(run.output, kept)
+    return kept
+
+
+def sample(run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequence[np.ndarray]) -> list[str]:
+    """The model's answers to prompts as training sees them."""
+    return answers(
+        model,
+        params,
+        tokenizer,
+        prompts,
+        max_new_tokens=run.config.samples.max_new_tokens,
+        temperature=run.config.samples.temperature,
+        key=jax.random.key(run.config.train.seed),
+    )
+
+
+def save(run: Run, model: Model, trained: Params, fixed: Params, tokenizer: Any) -> tuple[Model, Params]:
+    """Write the trained model, adapters merged into it (and, of a language model, by themselves too); returns it."""
+    params = union(trained, fixed)
+    if model.lora is not None:
+        if not model.config.num_scores:
+            lora.save(run.output / runs.ADAPTER, model, trained, run.config.model.path)
+        model, params = lora.merge(model, params)
+    save_model(run.output / runs.MODEL, model, params, tokenizer)
+    return model, params
+
+
+def report(run: Run, *, held: int, answered: dict[str, list[str]] | None = None) -> None:
+    """What a run ends with: answers and metrics before and after, what it cost, and where everything is."""
+    if answered is not None:
+        print_samples(answered, run.console)
+    print_comparison(read_jsonl(run.output / METRICS_FILE), held, run.console)
+    print_cost(read_jsonl(run.output / TIMINGS_FILE), run.console)
+    run.console.print(f"The trained model is in {run.output / runs.MODEL}, its metrics in {run.output / METRICS_FILE}.")
+
+
+def is_due(every: int, step: int, last: int) -> bool:
+    """Whether what is done every so many steps (0: at the last only), and always at the last, is done at this one."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+    """Its shape and place: the array can go before a checkpoint's comes."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

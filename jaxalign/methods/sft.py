@@ -1,0 +1,44 @@
+"""Supervised fine-tuning: the likelihood of the tokens that count, averaged over all of a batch's tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxalign import losses
+from jaxalign.loop import Batch, Method, Metrics
+from jaxalign.masking import Rows
+from jaxalign.models.model import Model
+
+
+def sft(model: Model, *, loss: Callable[[Array], Array] = losses.nll) -> Method:
+    """SFT: the mean of ``loss(log π(token | before))`` over the tokens of the batch that count.
+
+    L = Σ_i Σ_t m_it ℓ(log π(y_it | x_i, y_i<t)) / Σ_i Σ_t m_it, over the whole batch, so that a token weighs the same
+    in a short answer and a long one, however the batch is cut (a mean of microbatch means would not do that).
+
+    Args:
+      model: what is trained.
+      loss: per token, of its log-prob in nats: ``losses.nll``, or ``losses.dft``.
+    Returns:
+      the method, for ``loop.make_step``. ``loss`` is averaged over tokens in evaluation too; e^loss under ``nll`` is
+      the perplexity.
+    """
+
+    def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
+        mask = batch.rows.mask
+        weight = mask / jnp.maximum(jnp.sum(mask), 1)  # of the whole batch: microbatches add
+        extras = {**batch.rows.extras, "weight": weight}
+        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
+
+    def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
+        logps = model.token_logps(params, rows)  # 0 where the mask is False
+        per_token = jnp.where(rows.mask, loss(logps), 0)
+        # Reported under its own count: averaged over tokens, where other methods average over examples.
+        return jnp.sum(per_token * rows.extras["weight"]), {"loss": losses.metrics.sum_count(per_token, rows.mask)}
+
+    return Method(prepare, microbatch_loss)

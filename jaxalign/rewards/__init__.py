@@ -1,0 +1,1 @@
+"""Where scores come from: reward functions of text, and ensembles of reward heads."""
