@@ -51,7 +51,11 @@ def replies(
     found = _detect(value, fields, expected, needs)
     if isinstance(found, Problem):
         return found
-    parsed = {"text": _text, "transcript": _transcript, "chat": _chat}[found](value.get("prompt"), fields)
+    prompt = _instruction_prompt(value) if found == "instruction" else value.get("prompt")
+    if isinstance(prompt, Problem):
+        return prompt
+    parsers = {"text": _text, "instruction": _text, "transcript": _transcript, "chat": _chat}
+    parsed = parsers[found](prompt, fields)
     if isinstance(parsed, Problem):
         return parsed
     prompt, texts = parsed
@@ -74,6 +78,8 @@ def demonstration(
     found: Any
     if chat is not None or isinstance(completion, list):
         found = _turns(value, chat or "completion")
+    elif value.get("instruction") is not None and completion is None:
+        found = _instruction(value)
     elif completion is not None or value.get("chosen") is not None:  # of preference pairs, the better answer
         field = "chosen" if completion is None else "completion"
         answered = replies(value, {field: value[field]}, expected, needs)
@@ -82,8 +88,6 @@ def demonstration(
         if answered.format != "chat":
             return answered.prompt, answered.replies[0], answered.format
         found = answered.prompt, (Message("assistant", answered.replies[0]),), answered.format
-    elif value.get("instruction") is not None:
-        found = _instruction(value)
     elif value.get("text") is not None:
         found = _whole_text(value["text"])
     else:
@@ -165,6 +169,8 @@ def _detect(value: Mapping[str, Any], fields: Mapping[str, Any], expected: str |
         )
     if kinds == {list} or isinstance(prompt, list):
         found = "chat"
+    elif prompt is None and value.get("instruction") is not None:
+        found = "instruction"
     elif prompt is None or expected == "transcript":
         found = "transcript"
     else:

@@ -1,39 +1,18 @@
-"""Records of every kind that alignment learns from, read row by row, each with its file and row number.
-
-====================  =====================================================  ========================================
-kind                  rows                                                   what they may look like
-====================  =====================================================  ========================================
-Demonstration         ``messages``; ``prompt``, ``completion``; ``text``;    :mod:`jaxalign.data.formats` says which
-                      ``instruction``, ``input``, ``output``; ``chosen``     formats there are: strings, transcripts,
-Preference            ``chosen``, ``rejected``, maybe ``prompt``, ``margin`` chats, instructions
-Ranking               ``completions`` (best first), maybe ``prompt``
-UnpairedPreference    ``completion`` (or ``messages``), ``label``, maybe
-                      ``prompt``; or a pair, which makes two
-Prompt                ``prompt``, or any row above
-====================  =====================================================  ========================================
-"""
+"""Reading records of every kind, row by row, each with its file and row number; and splitting them."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
+from jaxalign.data import oasst
 from jaxalign.data.files import Problem, Row, read_rows
-from jaxalign.data.formats import (
-    FORMATS,
-    Format,
-    PromptText,
-    demonstration,
-    label,
-    missing,
-    number,
-    prompt_only,
-    replies,
-)
+from jaxalign.data.formats import FORMATS, missing
+from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
 from jaxalign.data.messages import Message, transcript_messages
 from jaxalign.errors import UserError
 
@@ -47,183 +26,19 @@ __all__ = [
     "ReadReport",
     "Record",
     "UnpairedPreference",
+    "collect",
+    "is_held_out",
+    "parse_rows",
     "read_preferences",
     "read_records",
     "split_by_prompt",
+    "stream_records",
     "transcript_messages",
 ]
 
+FormatOption: TypeAlias = Literal["auto", "text", "transcript", "chat", "instruction"]
+OnError: TypeAlias = Literal["stop", "skip"]
 SKIP_HINT = "or set data.on_error=skip to leave such rows out"
-PAIR = ("chosen", "rejected")
-
-
-class Record:
-    """What all kinds of records have in common. Completions are the text that follows the prompt; for ``chat`` the
-    assistant's message."""
-
-    prompt: PromptText
-    format: Format
-    file: str
-    row: int
-
-    @property
-    def place(self) -> str:
-        return f"{self.file}, row {self.row}"
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        """The texts that answer the prompt, in the order of a tree's branches."""
-        raise NotImplementedError
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        """What a tree of the record carries besides tokens: the same names for all records of a data set."""
-        return {}
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        """The records of one row."""
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class Demonstration(Record):
-    """What to imitate. A ``chat``'s completion is all messages from the first one to learn from on, and every
-    assistant's turn among them counts; a text to model as a whole has the prompt ``""``."""
-
-    prompt: PromptText
-    completion: str | tuple[Message, ...]
-    format: Format
-    file: str = "data"
-    row: int = 0
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        return (self.completion if isinstance(self.completion, str) else self.completion[-1].content,)
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        parts = demonstration(value, expected)
-        return parts if isinstance(parts, Problem) else [cls(*parts, file, row)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Preference(Record):
-    """Two answers to one prompt, and where they were read; ``margin`` says how much better the chosen one is."""
-
-    prompt: PromptText
-    chosen: str
-    rejected: str
-    format: Format
-    file: str = "data"
-    row: int = 0
-    margin: float | None = None
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        return self.chosen, self.rejected
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        return {} if self.margin is None else {"margin": self.margin}
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        fields = {field: value.get(field) for field in PAIR}
-        found = replies(value, fields, expected, "preference rows need chosen and rejected")
-        margin = None if value.get("margin") is None else number("margin", value["margin"])
-        if isinstance(found, Problem) or isinstance(margin, Problem):
-            return found if isinstance(found, Problem) else margin  # type: ignore[return-value]
-        chosen, rejected = found.replies
-        return [cls(found.prompt, chosen, rejected, found.format, file, row, margin)]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ranking(Record):
-    """Two or more answers to one prompt, the best one first."""
-
-    prompt: PromptText
-    ranked: tuple[str, ...]
-    format: Format
-    file: str = "data"
-    row: int = 0
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        return self.ranked
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        needs, ranked = "ranking rows need completions, the best first", value.get("completions")
-        if ranked is None:
-            return missing("completions", value, needs)
-        if not isinstance(ranked, list) or len(ranked) < 2:
-            return Problem("no ranking", "field 'completions' must be a list of two answers or more, the best first")
-        fields = {f"completions[{i}]": answer for i, answer in enumerate(ranked)}
-        found = replies(value, fields, expected, needs)
-        return found if isinstance(found, Problem) else [cls(found.prompt, found.replies, found.format, file, row)]
-
-
-@dataclasses.dataclass(frozen=True)
-class UnpairedPreference(Record):
-    """One answer that was liked (``label`` True) or not."""
-
-    prompt: PromptText
-    completion: str
-    label: bool
-    format: Format
-    file: str = "data"
-    row: int = 0
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        return (self.completion,)
-
-    @property
-    def extras(self) -> dict[str, Any]:
-        return {"label": self.label}
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        needs = "these rows need completion and label, or chosen and rejected"
-        if all(value.get(field) is not None for field in PAIR):
-            fields, labels = {field: value[field] for field in PAIR}, [True, False]
-        else:
-            field = "messages" if value.get("completion") is None and value.get("messages") else "completion"
-            if value.get(field) is not None and value.get("label") is None:
-                return missing("label", value, needs)
-            liked = label("label", value.get("label")) if value.get(field) is not None else False
-            if isinstance(liked, Problem):
-                return liked
-            fields, labels = {field: value.get(field)}, [liked]
-            value = {key: part for key, part in value.items() if key != "prompt" or field == "completion"}
-        found = replies(value, fields, expected, needs)
-        if isinstance(found, Problem):
-            return found
-        pairs = zip(found.replies, labels, strict=True)
-        return [cls(found.prompt, reply, liked, found.format, file, row) for reply, liked in pairs]
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt(Record):
-    """Something to answer, with the whole row it stands in (``fields``), for rewards that need more of it."""
-
-    prompt: PromptText
-    format: Format
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    file: str = "data"
-    row: int = 0
-
-    @property
-    def completions(self) -> tuple[str, ...]:
-        return ()
-
-    @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        parts = prompt_only(value, expected)
-        return parts if isinstance(parts, Problem) else [cls(*parts, dict(value), file, row)]
-
-
 R = TypeVar("R", bound=Record)
 
 
@@ -243,6 +58,8 @@ class ReadReport:
     rows: int
     kept: int
     skipped: tuple[BadRow, ...] = ()
+    records: int | None = None  # made of the rows kept; None: one each
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # sound, but nothing to learn from, by reason
 
     @property
     def counts(self) -> dict[str, int]:
@@ -250,13 +67,18 @@ class ReadReport:
         return dict(Counter(bad.kind for bad in self.skipped))
 
     def __str__(self) -> str:
+        text = f"{self.kept} of {self.rows} rows kept"
+        if self.records not in (None, self.kept):
+            text += f", {self.records} records made of them"
+        if any(self.left_out.values()):
+            text += f" ({', '.join(f'{count} {reason}' for reason, count in self.left_out.items() if count)})"
         if not self.skipped:
-            return f"{self.kept} of {self.rows} rows kept"
+            return text
         kinds = []
         for kind, count in self.counts.items():
             rows = [str(bad.row) for bad in self.skipped if bad.kind == kind]
             kinds.append(f"{count} {kind} (row {', '.join(rows[:5])}{', …' if len(rows) > 5 else ''})")
-        return f"{self.kept} of {self.rows} rows kept, {len(self.skipped)} skipped: {'; '.join(kinds)}"
+        return f"{text}, {len(self.skipped)} skipped: {'; '.join(kinds)}"
 
 
 def read_records(
@@ -264,8 +86,8 @@ def read_records(
     path: str | Path,
     *,
     columns: Mapping[str, str] | None = None,
-    format: Literal["auto", "text", "transcript", "chat", "instruction"] = "auto",
-    on_error: Literal["stop", "skip"] = "stop",
+    format: FormatOption = "auto",
+    on_error: OnError = "stop",
     split: str = "train",
     name: str | None = None,
     data_dir: str | None = None,
@@ -290,31 +112,8 @@ def read_records(
     >>> str(report), sorted(records[0].fields)
     ('160 of 160 rows kept', ['chosen', 'prompt', 'rejected'])
     """
-    if format not in ("auto", *FORMATS):
-        raise UserError(f"data.format is {format!r}: it must be auto, {', '.join(FORMATS)}")
-    if on_error not in ("stop", "skip"):
-        raise UserError(f"data.on_error is {on_error!r}: it must be stop or skip")
-    records: list[R] = []
-    skipped: list[BadRow] = []
-    kept = 0
-    for row in read_rows(path, split=split, name=name, data_dir=data_dir):
-        expected = records[0].format if records else None if format == "auto" else format
-        found = _parse(kind, row, columns or {}, expected)
-        if not isinstance(found, Problem) and records:
-            found = _unlike(found[0], records[0]) or found
-        if not isinstance(found, Problem):
-            records += found
-            kept += 1
-        elif on_error == "stop":
-            raise UserError(f"{row.file}, row {row.number}: {found.text}, {SKIP_HINT}")
-        else:
-            skipped.append(BadRow(row.file, row.number, *found))
-    if not records:
-        if not skipped:
-            raise UserError(f"{path}: there are no rows: give a file with at least one")
-        first = skipped[0]
-        raise UserError(f"{path}: no row of {len(skipped)} can be used: {first.file}, row {first.row}: {first.text}")
-    return records, ReadReport(kept + len(skipped), kept, tuple(skipped))
+    rows = read_rows(path, split=split, name=name, data_dir=data_dir)
+    return collect(path, parse_rows(kind, rows, columns=columns, format=format, on_error=on_error))
 
 
 def read_preferences(path: str | Path, **options: Any) -> tuple[list[Preference], ReadReport]:
@@ -326,6 +125,106 @@ def read_preferences(path: str | Path, **options: Any) -> tuple[list[Preference]
     return read_records(Preference, path, **options)
 
 
+def stream_records(
+    kind: type[R],
+    path: str | Path,
+    *,
+    columns: Mapping[str, str] | None = None,
+    format: FormatOption = "auto",
+    on_error: OnError = "stop",
+    on_bad: Callable[[BadRow], None] | None = None,
+    split: str = "train",
+    name: str | None = None,
+    data_dir: str | None = None,
+) -> Iterator[R]:
+    """The records of :func:`read_records` one by one, of files and hub data sets too large to hold.
+
+    What holds for data that are read whole holds here as follows. Order: that of the file, always the same. Split:
+    :func:`is_held_out` decides on each record alone. Resume: a record's ``row`` is its place; what was seen before is
+    read again, as a line's beginning is found by reading, but neither checked twice nor tokenised.
+
+    Args:
+        kind: as for :func:`read_records`, like the rest.
+        path: what to read; hub data sets are streamed.
+        columns: what fields are called in this file.
+        format: the format of the rows.
+        on_error: ``stop`` at the first bad row, or ``skip`` bad rows.
+        on_bad: called with every row that is skipped.
+        split: which split of a folder or hub data set.
+        name: configuration of a hub data set.
+        data_dir: folder within a hub data set.
+
+    Raises:
+        UserError: as :func:`read_records`, but when the row's turn comes; not for a file without sound rows.
+
+    >>> next(stream_records(Prompt, "jaxalign:assets/brief_pairs.jsonl")).row
+    1
+    """
+    rows = read_rows(path, split=split, name=name, data_dir=data_dir, streaming=True)
+    for found in parse_rows(kind, rows, columns=columns, format=format, on_error=on_error):
+        if not isinstance(found, BadRow):
+            yield from found
+        elif on_bad is not None:
+            on_bad(found)
+
+
+def parse_rows(
+    kind: type[R],
+    rows: Iterable[Row],
+    *,
+    columns: Mapping[str, str] | None = None,
+    format: FormatOption = "auto",
+    on_error: OnError = "stop",
+) -> Iterator[list[R] | BadRow]:
+    """The records of each row, or what is wrong with it; arguments as for :func:`read_records`.
+
+    >>> list(parse_rows(Prompt, [Row("a.jsonl", 1, {"prompt": "Why?"})]))
+    [[Prompt(prompt='Why?', format='text', fields={'prompt': 'Why?'}, file='a.jsonl', row=1)]]
+    """
+    if format not in ("auto", *FORMATS):
+        raise UserError(f"data.format is {format!r}: it must be auto, {', '.join(FORMATS)}")
+    if on_error not in ("stop", "skip"):
+        raise UserError(f"data.on_error is {on_error!r}: it must be stop or skip")
+    first: R | None = None
+    for row in rows:
+        expected = first.format if first else None if format == "auto" else format
+        found = _parse(kind, row, columns or {}, expected)
+        if first and not isinstance(found, Problem) and found:
+            found = _unlike(found[0], first) or found
+        if not isinstance(found, Problem):
+            first = first or next(iter(found), None)
+            yield found
+        elif on_error == "stop":
+            raise UserError(f"{row.file}, row {row.number}: {found.text}, {SKIP_HINT}")
+        else:
+            yield BadRow(row.file, row.number, *found)
+
+
+def collect(path: str | Path, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], ReadReport]:
+    """What :func:`parse_rows` found, as a list and a report.
+
+    Raises:
+        UserError: if there are no records.
+    """
+    records: list[R] = []
+    skipped: list[BadRow] = []
+    kept = 0
+    for found in parsed:
+        if isinstance(found, BadRow):
+            skipped.append(found)
+        else:
+            records += found
+            kept += 1
+    if not records and skipped:
+        first = skipped[0]
+        raise UserError(f"{path}: no row of {len(skipped)} can be used: {first.file}, row {first.row}: {first.text}")
+    if not records and kept:
+        raise UserError(f"{path}: nothing to learn from in any of the {kept} rows: give a file that says more")
+    if not records:
+        raise UserError(f"{path}: there are no rows: give a file with at least one")
+    return records, ReadReport(kept + len(skipped), kept, tuple(skipped), len(records))
+
+
 def _parse(kind: type[R], row: Row, columns: Mapping[str, str], expected: str | None) -> list[R] | Problem:
     value = row.value
     if isinstance(value, Problem):
@@ -333,7 +232,17 @@ def _parse(kind: type[R], row: Row, columns: Mapping[str, str], expected: str | 
     for field, theirs in columns.items():
         if value.get(theirs) is None:
             return missing(theirs, value, f"data.columns says that it holds the {field}")
-    return kind.parse({**value, **{field: value[theirs] for field, theirs in columns.items()}}, expected, *row[:2])
+    value = {**value, **{field: value[theirs] for field, theirs in columns.items()}}
+    records: list[R] = []
+    parts = oasst.rows(value, kind) if oasst.is_tree(value) else [value]
+    if isinstance(parts, Problem):
+        return parts
+    for part in parts:
+        found = kind.parse(part, expected, row.file, row.number)
+        if isinstance(found, Problem):
+            return found
+        records += found
+    return records
 
 
 def _unlike(record: Record, first: Record) -> Problem | None:
@@ -363,7 +272,7 @@ def split_by_prompt(records: Sequence[R], *, holdout: int | float, seed: int = 0
     wanted = round(holdout * len(records)) if isinstance(holdout, float) else holdout
     if not 0 <= wanted < len(records):
         raise UserError(f"data.holdout={holdout} of {len(records)} records leaves nothing to train on: hold out fewer")
-    keys = [hashlib.sha256(f"{seed}\0{record.prompt or record.completions!r}".encode()).digest() for record in records]
+    keys = [_draw(record, seed) for record in records]
     held: set[bytes] = set()
     count = 0
     for key, size in sorted(Counter(keys).items()):
@@ -377,3 +286,17 @@ def split_by_prompt(records: Sequence[R], *, holdout: int | float, seed: int = 0
         )
     train = [record for record, key in zip(records, keys, strict=True) if key not in held]
     return train, [record for record, key in zip(records, keys, strict=True) if key in held]
+
+
+def is_held_out(record: Record, *, share: float, seed: int = 0) -> bool:
+    """Whether a record belongs to the held-out ``share`` of a stream, by a hash of (seed, prompt) alone.
+
+    >>> made = [Prompt(f"{i}?", "text") for i in range(1000)]
+    >>> 80 < sum(is_held_out(record, share=0.1) for record in made) < 120
+    True
+    """
+    return int.from_bytes(_draw(record, seed)[:8]) < share * 2**64
+
+
+def _draw(record: Record, seed: int) -> bytes:
+    return hashlib.sha256(f"{seed}\0{record.prompt or record.completions!r}".encode()).digest()

@@ -132,7 +132,7 @@ def test_a_pair_is_two_unpaired_preferences(tmp_path):
         ("The sky is", " blue.", True, 1),
         ("The sky is", " black.", False, 1),
     ]
-    assert (len(records), str(report)) == (4, "2 of 2 rows kept")
+    assert (len(records), str(report)) == (4, "2 of 2 rows kept, 4 records made of them")
 
 
 @pytest.mark.parametrize(
