@@ -86,7 +86,7 @@ class PairsSection:
     name: str | None = None
     data_dir: str | None = None
     split: str = "train"
-    format: Literal["auto", "text", "transcript", "chat"] = "auto"
+    format: Literal["auto", "text", "transcript", "chat", "instruction"] = "auto"
     template: Literal["auto", "always", "never"] = "auto"
     on_error: Literal["stop", "skip"] = "stop"
     limit: int | None = None

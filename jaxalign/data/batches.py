@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -91,6 +92,54 @@ def batches(
     return _batches(source, trees, batch_size, rows_per_microbatch, shapes, num_completions)
 
 
+def mixed_batches(
+    datasets: Sequence[Sequence[Tree]],
+    weights: Sequence[float],
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    rows_per_microbatch: int = 1,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    num_completions: int | None = None,
+) -> Batches:
+    """Training batches of several data sets, each as often as its weight says, whatever its size.
+
+    Each data set is gone through epoch by epoch, in a new order each; how they interleave is fixed by the weights, so
+    a step is a pure function of the data, the seed and the step here too. ``extras["index"]`` counts on from one data
+    set to the next, and an epoch (``steps_per_epoch``) is as many examples as there are in all.
+
+    Args:
+        datasets: the examples of each.
+        weights: the share of the examples that each data set gives, up to a common factor.
+        batch_size: as for :func:`batches`, like the rest.
+        seed: of the orders.
+        rows_per_microbatch: R.
+        shapes: row shapes (T, S).
+        num_completions: K.
+
+    Raises:
+        UserError: as :func:`batches`, or if there is not one positive weight per data set.
+    """
+    if len(weights) != len(datasets) or not all(0 < weight < math.inf for weight in weights):
+        raise UserError(
+            f"{len(datasets)} data sets have the weights {list(weights)}: give each a positive number, or leave it out"
+        )
+    trees = [tree for dataset in datasets for tree in dataset]
+    names = {frozenset(tree.extras) for tree in trees}
+    if len(names) > 1:
+        differing = sorted(frozenset.union(*names) - frozenset.intersection(*names))
+        raise UserError(f"not all data sets have {differing[0]!r}: give it to all of them or to none")
+    sources = []
+    start = 0
+    for number, dataset in enumerate(datasets):
+        source = _source(dataset, batch_size, rows_per_microbatch, start)
+        # Another seed each: data sets of one size would otherwise have one order.
+        sources.append(source.shuffle(seed ^ (number * 0x9E3779B1 & 0xFFFFFFFF)).repeat())
+        start += len(dataset)
+    source = grain.MapDataset.mix(sources, weights=list(weights))
+    return _batches(source, trees, batch_size, rows_per_microbatch, shapes, num_completions)
+
+
 def evaluation_batches(
     trees: Sequence[Tree],
     *,
@@ -107,13 +156,13 @@ def evaluation_batches(
     return _batches(source, trees, batch_size, rows_per_microbatch, shapes, num_completions)
 
 
-def _source(trees: Sequence[Tree], batch_size: int, rows_per_microbatch: int) -> grain.MapDataset[Tree]:
+def _source(trees: Sequence[Tree], batch_size: int, rows_per_microbatch: int, start: int = 0) -> grain.MapDataset[Tree]:
     if not trees:
         raise UserError("there are no examples to draw batches from: check the data and what was skipped or held out")
     for name, value in (("batch_size", batch_size), ("rows_per_microbatch", rows_per_microbatch)):
         if value < 1:
             raise UserError(f"{name}={value}: it must be at least 1")
-    return grain.MapDataset.source(attach(trees, index=np.arange(len(trees))))
+    return grain.MapDataset.source(attach(trees, index=np.arange(start, start + len(trees))))
 
 
 def _batches(

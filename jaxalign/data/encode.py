@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxalign.data.files import Problem
-from jaxalign.data.records import Message
+from jaxalign.data.messages import Message
 
 Ids = list[int]
 Run = int | str  # a control token's id, or ordinary text
 SLOT = "q7Zc{}Jx"  # stands for the content of a message when only the template is looked at
 SLOT_PATTERN = re.compile(r"q7Zc(\d+)Jx")
+
+
+class Turns(NamedTuple):
+    """A prompt and what follows, of which the mask says what the assistant wrote."""
+
+    prompt: Ids
+    completion: Ids
+    mask: list[bool]
 
 
 class Encoder:
@@ -48,47 +56,99 @@ class Encoder:
         """Plain text that goes on where another stopped."""
         return self._ordinary(text)
 
+    def prompt(self, messages: Sequence[Message]) -> Ids | Problem:
+        """A chat that waits for an answer: ``apply_chat_template(messages, add_generation_prompt=True)``."""
+        layout, rendered = self._layout(messages, generate=True), self._render(messages, generate=True)
+        if isinstance(layout, Problem):
+            return layout
+        if isinstance(rendered, Problem):
+            return rendered
+        contents = _contents(layout, rendered, messages)
+        if contents is not None:
+            return self._encode_prompt(layout, contents)
+        if self._spells_control(messages):
+            return _rewritten()
+        return self._at_once(rendered)  # a template may rewrite what was said: inference then sees that, and so do we
+
     def conversation(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[Ids, list[Ids]] | Problem:
         """A chat as the tokenizer's template renders it: (prompt, one completion per reply).
 
-        The prompt is ``apply_chat_template(messages, add_generation_prompt=True)``. A completion is what the template
-        puts behind it for an assistant's message, up to and including the first control token after the content
-        (EOS if there is none): what the model has to write until it hands over.
+        The prompt is :meth:`prompt`. A completion is what the template puts behind it for an assistant's message, up to
+        and including the first control token after the content (EOS if there is none): what the model has to write
+        until it hands over.
         """
-        prompt = self._layout(messages, generate=True)
-        whole = self._layout([*messages, Message("assistant", "")], generate=False)
+        prompt = self.prompt(messages)
         if isinstance(prompt, Problem):
             return prompt
-        if isinstance(whole, Problem):
-            return whole
-        slot = SLOT.format(len(messages))
-        before, found, after = whole[len(prompt) :].partition(slot)
-        if not whole.startswith(prompt) or not found:
+        completions = []
+        for reply in replies:
+            runs = self._reply(messages, reply)
+            if isinstance(runs, Problem):
+                return runs
+            completions.append(self._encode_runs(runs))
+        return prompt, completions
+
+    def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turns] | Problem:
+        """Every answer of the assistant from message ``start`` on, each behind the prompt that inference would feed.
+
+        A prompt that goes on from the answer before it joins that text, so a whole conversation is one. Where the
+        template rewrites history (drops the reasoning of earlier turns, say) it does not, and the answer begins a new
+        text: what is learned is always what has to be written next.
+        """
+        texts: list[Turns] = []
+        seen: Ids = []
+        for number, message in enumerate(messages):
+            if message.role != "assistant" or number < start:
+                continue
+            found = self.conversation(messages[:number], [message.content])
+            if isinstance(found, Problem):
+                return found
+            prompt, (reply,) = found
+            if texts and prompt[: len(seen)] == seen:
+                first, completion, mask = texts[-1]
+                between = prompt[len(seen) :]
+                flags = [*mask, *[False] * len(between), *[True] * len(reply)]
+                texts[-1] = Turns(first, [*completion, *between, *reply], flags)
+            else:
+                texts.append(Turns(prompt, reply, [True] * len(reply)))
+            seen = prompt + reply
+        return texts
+
+    def _reply(self, messages: Sequence[Message], reply: str) -> list[Run] | Problem:
+        """What the template writes behind the prompt for this answer, up to the end of the turn."""
+        whole = [*messages, Message("assistant", reply)]
+        layouts = self._layout(messages, generate=True), self._layout(whole, generate=False)
+        texts = self._render(messages, generate=True), self._render(whole, generate=False)
+        for found in (*layouts, *texts):
+            if isinstance(found, Problem):
+                return found
+        (opening, layout), (asked, answered) = map(str, layouts), map(str, texts)
+        contents = _contents(layout, answered, whole)
+        if contents is not None:
+            said = contents[-1]
+            before, behind, after = layout[len(opening) :].partition(SLOT.format(len(messages)))
+        else:
+            said = next((text for text in (reply, reply.strip()) if text in answered[len(asked) :]), "")
+            if not said or self._spells_control(whole):
+                return _rewritten()
+            before, behind, after = answered[len(asked) :].partition(said)
+        if not layout.startswith(opening) or not answered.startswith(asked) or not behind:
             return Problem(
                 "unusable chat template",
                 "the tokenizer's chat template does not render an answer behind its own generation prompt: "
                 "use another template, or data.template=never",
             )
-        contents = self._contents(prompt, messages, generate=True)
-        if isinstance(contents, Problem):
-            return contents
         end = self._split_control(after)
         if not self.control_ids.intersection(run for run in end if isinstance(run, int)):
             end = [self.tokenizer.eos_token_id]
         end = end[: next(i for i, run in enumerate(end) if isinstance(run, int)) + 1]
-        completions = []
-        for reply in replies:
-            filled = self._contents(whole, [*messages, Message("assistant", reply)], generate=False)
-            if isinstance(filled, Problem):
-                return filled
-            completions.append(self._encode_runs([*self._split_control(before), filled[-1], *end]))
-        return self._encode_prompt(prompt, contents), completions
+        return [*self._split_control(before), said, *end]
 
     def _encode_prompt(self, layout: str, contents: Sequence[str]) -> Ids:
         runs: list[Run] = []
         for i, piece in enumerate(SLOT_PATTERN.split(layout)):  # template, number, template, number, …
             runs += [contents[int(piece)]] if i % 2 else self._split_control(piece)
-        at_once = self.tokenizer(_fill(layout, contents), add_special_tokens=False)["input_ids"]
+        at_once = self._at_once(_fill(layout, contents))
         wanted = [run for run in runs if isinstance(run, int)]
         # Inference tokenises the rendered text in one go: so do we, unless some content spells a control token.
         return at_once if [id for id in at_once if id in self.control_ids] == wanted else self._encode_runs(runs)
@@ -127,6 +187,12 @@ class Encoder:
         cut = match.start() + 1
         return self._ordinary(text[:cut], first) + self._ordinary(text[cut:])
 
+    def _spells_control(self, messages: Sequence[Message]) -> bool:
+        return any(self.control_pattern.search(message.content) for message in messages)
+
+    def _at_once(self, rendered: str) -> Ids:
+        return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+
     def _encode(self, text: str) -> Ids:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
@@ -149,20 +215,6 @@ class Encoder:
             self._layouts[roles, generate] = layout
         return self._layouts[roles, generate]
 
-    def _contents(self, layout: str, messages: Sequence[Message], generate: bool) -> list[str] | Problem:
-        """The contents as the template writes them: as they are, or stripped."""
-        rendered = self._render(messages, generate)
-        if isinstance(rendered, Problem):
-            return rendered
-        for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
-            if _fill(layout, contents) == rendered:
-                return contents
-        return Problem(
-            "rewritten content",
-            "the tokenizer's chat template changes what a message says, so what the model must produce is not known: "
-            "use another template, or data.template=never",
-        )
-
     def _render(self, messages: Sequence[Message], generate: bool) -> str | Problem:
         from jinja2 import TemplateError
 
@@ -172,6 +224,22 @@ class Encoder:
             )
         except TemplateError as error:
             return Problem("refused by the chat template", f"the tokenizer's chat template refuses it ({error})")
+
+
+def _contents(layout: str, rendered: str, messages: Sequence[Message]) -> list[str] | None:
+    """The contents as the template writes them, as they are or stripped; None if it writes something else."""
+    for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
+        if _fill(layout, contents) == rendered:
+            return contents
+    return None
+
+
+def _rewritten() -> Problem:
+    return Problem(
+        "rewritten content",
+        "the tokenizer's chat template changes what a message says, so what the model must produce is not known: "
+        "use another template, or data.template=never",
+    )
 
 
 def _fill(layout: str, contents: Sequence[str]) -> str:

@@ -40,7 +40,12 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    path: str | Path, *, split: str = "train", name: str | None = None, data_dir: str | None = None
+    path: str | Path,
+    *,
+    split: str = "train",
+    name: str | None = None,
+    data_dir: str | None = None,
+    streaming: bool = False,
 ) -> Iterator[Row]:
     """The rows of a .jsonl, .json, .csv (each also .gz) or .parquet file, a folder, or a data set on the hub.
 
@@ -49,6 +54,7 @@ def read_rows(
         split: which split of a folder or hub data set; single files have none.
         name: configuration of a hub data set.
         data_dir: folder within a hub data set.
+        streaming: rows of a hub data set as they arrive, without storing it first.
 
     Raises:
         UserError: if there is nothing there, or what is there is broken as a whole. A broken row is not an error here:
@@ -56,20 +62,21 @@ def read_rows(
     """
     place = resolve_path(path)
     try:
-        yield from _rows(path, place, split, name, data_dir)
+        yield from _rows(path, place, split, name=name, data_dir=data_dir, streaming=streaming)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror or error}): check the path and its permissions"
         ) from None
 
 
-def _rows(path: str | Path, place: Path, split: str, name: str | None, data_dir: str | None) -> Iterator[Row]:
+def _rows(path: str | Path, place: Path, split: str, **hub: Any) -> Iterator[Row]:
     if place.is_dir():
         yield from _folder(place, split)
     elif place.exists():
         yield from _file(place)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) and not str(path).endswith((*ENDINGS, ".gz")):
-        yield from _hub(str(path), split, name, data_dir)
+        where = "/".join(filter(None, (str(path), hub["data_dir"])))
+        yield from _through_datasets(where, str(path), split=split, **hub)
     else:
         raise UserError(f"{path}: there is no such file: check the path (relative paths start at {Path.cwd()})")
 
@@ -192,11 +199,6 @@ def _folder(path: Path, split: str) -> Iterator[Row]:
         raise UserError(f"{path}: no files of a split {split!r}: set data.split to one of {', '.join(map(str, files))}")
     for file in sorted(files[split]):
         yield from _file(Path(file))
-
-
-def _hub(identifier: str, split: str, name: str | None, data_dir: str | None) -> Iterator[Row]:
-    place = "/".join(filter(None, (identifier, data_dir)))
-    yield from _through_datasets(place, identifier, name=name, data_dir=data_dir, split=split)
 
 
 def _through_datasets(place: str | Path, identifier: str, **options: Any) -> Iterator[Row]:

@@ -1,18 +1,23 @@
-"""Preference records and a tokenizer into prompt trees, the chosen completion first."""
+"""Records and a tokenizer into prompt trees, completions in the record's order: the chosen or best one first."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from jaxalign.data.encode import Encoder, Ids
 from jaxalign.data.files import Problem
-from jaxalign.data.records import BadRow, Message, Preference, transcript_messages
+from jaxalign.data.messages import Message, transcript_messages
+from jaxalign.data.records import BadRow, Demonstration, Prompt, Record
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 
 Template = Literal["auto", "always", "never"]
+R = TypeVar("R", bound=Record)
+E = TypeVar("E")
+# What an instruction looks like to a model without a chat template: Alpaca's layout.
+INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,8 +40,16 @@ class TokenizeReport:
         return text + (f"; {len(self.skipped)} rows skipped" if self.skipped else "")
 
 
-def tokenize_preferences(
-    records: Sequence[Preference],
+class Text(NamedTuple):
+    """One tree's ids before they are cut; masks None: every token of a completion counts."""
+
+    prompt: Ids
+    completions: Sequence[Ids]
+    masks: Sequence[list[bool]] | None = None
+
+
+def tokenize_completions(
+    records: Sequence[Record],
     tokenizer: Any,
     *,
     max_length: int | None = None,
@@ -44,24 +57,131 @@ def tokenize_preferences(
     template: Template = "auto",
     on_error: Literal["stop", "skip"] = "stop",
 ) -> tuple[list[Tree], TokenizeReport]:
-    """A tree of two completions, chosen then rejected, for every record.
+    """A tree for every preference, ranking or unpaired preference, with its completions and its extras.
 
     With a chat template, chats and transcripts become messages, and a completion ends with the end of turn that the
     template writes. Without, a text is prompt, completion and EOS.
 
     Args:
-        records: what :func:`jaxalign.data.records.read_preferences` returns.
+        records: what :func:`jaxalign.data.records.read_records` returns.
         tokenizer: a ``transformers`` tokenizer.
-        max_length: tokens that the prompt and the longer completion may have together. A longer prompt loses its
+        max_length: tokens that the prompt and the longest completion may have together. A longer prompt loses its
             beginning (never its BOS), down to half of ``max_length``; then completions lose their end.
         max_completion_length: tokens that a completion may have, end of turn included.
-        template: ``auto`` renders chats and transcripts with the chat template, if there is one; ``always`` plain
-            prompts too, as a user's message; ``never`` takes transcripts as they are written.
+        template: ``auto`` renders chats, transcripts and instructions with the chat template, if there is one;
+            ``always`` plain prompts too, as a user's message; ``never`` takes transcripts as they are written.
         on_error: ``stop`` at the first record that cannot be tokenised, or ``skip`` and report it.
+
+    Returns:
+        Trees in the order of the records, and what was cut and left out.
 
     Raises:
         UserError: if the limits leave no completion token, or the tokenizer lacks what the records need.
     """
+    encoder = _encoder(tokenizer, max_length, max_completion_length, template)
+
+    def encode(record: Record) -> list[Text] | Problem:
+        ids = _encode(record, record.completions, encoder, template)
+        return ids if isinstance(ids, Problem) else [Text(*ids)]
+
+    return _trees(records, encode, encoder, max_length, max_completion_length, on_error)
+
+
+tokenize_preferences = tokenize_completions  # the name that suits most callers' records
+
+
+def tokenize_sft(
+    records: Sequence[Demonstration],
+    tokenizer: Any,
+    *,
+    loss_on: Literal["assistant", "all"] = "assistant",
+    max_length: int | None = None,
+    max_completion_length: int | None = None,
+    template: Template = "auto",
+    on_error: Literal["stop", "skip"] = "stop",
+) -> tuple[list[Tree], TokenizeReport]:
+    """Trees of one completion, of which the assistant's tokens count, or all.
+
+    Of a chat every assistant's turn counts, end of turn included; what stands between is context. A conversation is
+    one tree, or several if the chat template rewrites its history (:meth:`jaxalign.data.encode.Encoder.turns`).
+
+    Args:
+        records: what to imitate.
+        tokenizer: a ``transformers`` tokenizer.
+        loss_on: ``assistant`` learns completions, ``all`` whole texts: all tokens but the first.
+        max_length: as for :func:`tokenize_completions`, like what follows.
+        max_completion_length: tokens that may follow the prompt.
+        template: when to use the chat template.
+        on_error: ``stop`` or ``skip``.
+
+    Returns:
+        Trees in the order of the records, and what was cut and left out.
+
+    Raises:
+        UserError: as :func:`tokenize_completions`, or for another ``loss_on``.
+    """
+    if loss_on not in ("assistant", "all"):
+        raise UserError(f"data.loss_on is {loss_on!r}: it must be assistant or all")
+    encoder = _encoder(tokenizer, max_length, max_completion_length, template)
+
+    def encode(record: Demonstration) -> list[Text] | Problem:
+        if record.prompt == "":
+            first, *rest = [*encoder.document(record.completions[0]), tokenizer.eos_token_id]
+            return [Text([first], [rest])]
+        learned = record.completion
+        if loss_on == "assistant" and not isinstance(learned, str) and tokenizer.chat_template and template != "never":
+            turns = encoder.turns((*record.prompt, *learned), start=len(record.prompt))
+            return turns if isinstance(turns, Problem) else [Text(t.prompt, [t.completion], [t.mask]) for t in turns]
+        if not isinstance(learned, str):  # all tokens count: those before the last answer are its prompt
+            record = dataclasses.replace(record, prompt=(*record.prompt, *learned[:-1]))
+        ids = _encode(record, record.completions, encoder, template)
+        return ids if isinstance(ids, Problem) else [Text(*ids)]
+
+    trees, report = _trees(records, encode, encoder, max_length, max_completion_length, on_error)
+    if loss_on == "all":
+        trees = [Tree.of([], [[*tree.prompt, *tree.completions[0]]]) for tree in trees]
+    return trees, report
+
+
+def tokenize_prompts(
+    records: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    template: Template = "auto",
+    on_error: Literal["stop", "skip"] = "stop",
+) -> tuple[list[tuple[Ids, dict[str, Any]]], TokenizeReport]:
+    """What to feed a model that is to answer: (the prompt's ids, the row it stands in) of every record.
+
+    Args:
+        records: of the kind :class:`jaxalign.data.records.Prompt`.
+        tokenizer: a ``transformers`` tokenizer.
+        max_length: tokens that a prompt may have; a longer one loses its beginning (never its BOS).
+        template: when to use the chat template, as for :func:`tokenize_completions`.
+        on_error: ``stop`` or ``skip``.
+
+    Returns:
+        Prompts in the order of the records, and what was cut and left out.
+
+    Raises:
+        UserError: as :func:`tokenize_completions`.
+    """
+    if max_length is not None and max_length < 1:
+        raise UserError(f"data.max_prompt_length={max_length} leaves no prompt token: it must be at least 1")
+    encoder = _encoder(tokenizer, None, None, template)
+    encoded, skipped = _each(records, lambda record: _encode(record, (), encoder, template), on_error)
+    prompts: list[tuple[Ids, dict[str, Any]]] = []
+    cut = 0
+    for record, (prompt, _) in encoded:
+        short = prompt if max_length is None else _end(prompt, max_length, encoder.bos)
+        cut += short != prompt
+        prompts.append((short, dict(record.fields)))
+    sizes = [len(prompt) for prompt, _ in prompts]
+    return prompts, TokenizeReport(len(prompts), sum(sizes), max(sizes), cut, 0, tuple(skipped))
+
+
+def _encoder(tokenizer: Any, max_length: int | None, max_completion_length: int | None, template: Template) -> Encoder:
+    """The encoder, once what was asked for makes sense."""
     if max_length is not None and max_length < 2:
         raise UserError(f"data.max_length={max_length} leaves no completion token: it must be at least 2")
     if max_completion_length is not None and max_completion_length < 1:
@@ -72,26 +192,53 @@ def tokenize_preferences(
         raise UserError("data.template=always, and the tokenizer has no chat template: use auto, or another tokenizer")
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no EOS token, so no completion could end: give it an eos_token")
-    encoder = Encoder(tokenizer)
-    trees: list[Tree] = []
+    return Encoder(tokenizer)
+
+
+def _each(
+    records: Sequence[R], encode: Callable[[R], E | Problem], on_error: Literal["stop", "skip"]
+) -> tuple[list[tuple[R, E]], list[BadRow]]:
+    """Every record with its ids, and those that have none."""
+    encoded: list[tuple[R, E]] = []
     skipped: list[BadRow] = []
-    prompts_truncated = completions_truncated = 0
     for record in records:
-        ids = _encode(record, encoder, template)
-        if isinstance(ids, Problem):
-            if on_error == "stop":
-                raise UserError(f"{record.place}: {ids.text}")
+        ids = encode(record)
+        if not isinstance(ids, Problem):
+            encoded.append((record, ids))
+        elif on_error == "stop":
+            raise UserError(f"{record.place}: {ids.text}")
+        else:
             skipped.append(BadRow(record.file, record.row, *ids))
-            continue
-        prompt, completions = truncate(
-            *ids, max_length=max_length, max_completion_length=max_completion_length, opening=encoder.bos
-        )
-        prompts_truncated += prompt != ids[0]
-        completions_truncated += sum(short != full for short, full in zip(completions, ids[1], strict=True))
-        trees.append(Tree.of(prompt, completions))
-    if not trees:
+    if not encoded:
         first = f": {skipped[0].file}, row {skipped[0].row}: {skipped[0].text}" if skipped else ""
         raise UserError(f"no record is left to train on{first}")
+    return encoded, skipped
+
+
+def _trees(
+    records: Sequence[R],
+    encode: Callable[[R], list[Text] | Problem],
+    encoder: Encoder,
+    max_length: int | None,
+    max_completion_length: int | None,
+    on_error: Literal["stop", "skip"],
+) -> tuple[list[Tree], TokenizeReport]:
+    encoded, skipped = _each(records, encode, on_error)
+    trees: list[Tree] = []
+    prompts_truncated = completions_truncated = 0
+    for record, texts in encoded:
+        for text in texts:
+            prompt, completions = truncate(
+                text.prompt,
+                text.completions,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+                opening=encoder.bos,
+            )
+            prompts_truncated += prompt != text.prompt
+            completions_truncated += sum(a != b for a, b in zip(completions, text.completions, strict=True))
+            masks = text.masks and [m[: len(c)] for m, c in zip(text.masks, completions, strict=True)]
+            trees.append(Tree.of(prompt, completions, masks, **record.extras))
     sizes = [len(tree) for tree in trees]
     report = TokenizeReport(
         len(trees), sum(sizes), max(sizes), prompts_truncated, completions_truncated, tuple(skipped)
@@ -121,14 +268,20 @@ def truncate(
         keep = min(keep, max_completion_length)
     completions = [completion[:keep] for completion in completions]
     room = len(prompt) if max_length is None else max_length - max(map(len, completions))
-    if len(prompt) > room:
-        kept = list(opening) if prompt[: len(opening)] == list(opening) and room > len(opening) else []
-        prompt = kept + prompt[len(prompt) - room + len(kept) :]
-    return prompt, completions
+    return _end(prompt, room, opening), completions
 
 
-def _encode(record: Preference, encoder: Encoder, template: Template) -> tuple[Ids, list[Ids]] | Problem:
-    replies = [record.chosen, record.rejected]
+def _end(prompt: Ids, room: int, opening: Sequence[int]) -> Ids:
+    """The last tokens of a prompt that have room, behind its BOS."""
+    if len(prompt) <= room:
+        return prompt
+    kept = list(opening) if prompt[: len(opening)] == list(opening) and room > len(opening) else []
+    return kept + prompt[len(prompt) - room + len(kept) :]
+
+
+def _encode(
+    record: Record, replies: Sequence[str], encoder: Encoder, template: Template
+) -> tuple[Ids, list[Ids]] | Problem:
     messages = _messages(record, template if encoder.tokenizer.chat_template else "never")
     if messages is not None:
         if record.format == "transcript":  # the space after "Assistant:" belongs to the transcript, not to what is said
@@ -140,7 +293,7 @@ def _encode(record: Preference, encoder: Encoder, template: Template) -> tuple[I
             "the data are chat messages and the tokenizer has no chat template (or data.template=never forbids it): "
             "use a chat model's tokenizer, or data with plain prompts",
         )
-    prompt = encoder.document(record.prompt)
+    prompt = encoder.document(INSTRUCTION.format(record.prompt) if record.format == "instruction" else record.prompt)
     if not prompt:
         return Problem(
             "empty prompt", "the prompt is empty and the tokenizer puts no BOS before it: fill field 'prompt'"
@@ -148,12 +301,12 @@ def _encode(record: Preference, encoder: Encoder, template: Template) -> tuple[I
     return prompt, [[*encoder.continuation(reply), encoder.tokenizer.eos_token_id] for reply in replies]
 
 
-def _messages(record: Preference, template: Template) -> Sequence[Message] | None:
+def _messages(record: Record, template: Template) -> Sequence[Message] | None:
     """The record as a chat to render, or None to take it as plain text."""
     if template == "never":
         return None
+    if not isinstance(record.prompt, str):
+        return record.prompt
     if record.format == "transcript":
-        return transcript_messages(str(record.prompt))
-    if isinstance(record.prompt, str):
-        return [Message("user", record.prompt)] if template == "always" else None
-    return record.prompt
+        return transcript_messages(record.prompt)
+    return [Message("user", record.prompt)] if template == "always" or record.format == "instruction" else None

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxalign.data.batches import attach, batches, evaluation_batches
+from jaxalign.data.batches import attach, batches, evaluation_batches, mixed_batches
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 
@@ -88,6 +88,38 @@ def test_what_was_computed_once_finds_its_example():
     assert np.array_equal(rows.extras["ref"][rows.example_mask], scores[index])
     with pytest.raises(ValueError, match="20 entries for 21 trees"):
         attach(made, ref=scores[:20])
+
+
+def test_a_mixture_draws_by_weight_whatever_the_sizes():
+    few, many = some_trees(5), some_trees(40)
+    source = mixed_batches([few, many], [1, 3], batch_size=8, seed=3)
+    drawn_of_few = [sum(i < 5 for i in drawn(source[step])) for step in range(50)]
+    assert drawn_of_few == [2] * 50  # not only on average
+    taken = np.bincount(list(itertools.chain(*(drawn(source[step]) for step in range(50)))), minlength=45)
+    assert set(taken[:5]) == {20}
+    assert set(taken[5:]) == {7, 8}  # 300 draws from 40: seven epochs and a half
+    again = mixed_batches([few, many], [0.5, 1.5], batch_size=8, seed=3)
+    assert all(same(source[step], again[step]) for step in (9, 0, 4))
+    other = mixed_batches([few, many], [1, 3], batch_size=8, seed=4)
+    assert [drawn(source[step]) for step in range(3)] != [drawn(other[step]) for step in range(3)]
+    assert same(mixed_batches([many], [2], batch_size=8)[3], batches(many, batch_size=8)[3])
+    assert source.steps_per_epoch == 45 / 8
+
+
+def test_data_sets_of_one_size_are_not_drawn_in_one_order():
+    source = mixed_batches([some_trees(30), some_trees(30)], [1, 1], batch_size=10)
+    assert [i % 30 for i in drawn(source[0]) if i < 30] != sorted(i % 30 for i in drawn(source[0]) if i >= 30)
+
+
+def test_mixtures_that_cannot_be_drawn():
+    trees = some_trees()
+    for weights in ([1], [1, 0], [1, -1], [1, float("nan")]):
+        with pytest.raises(UserError, match="2 data sets have the weights"):
+            mixed_batches([trees, trees], weights)
+    with pytest.raises(UserError, match="not all data sets have 'margin'"):
+        mixed_batches([trees, attach(trees, margin=np.ones(len(trees)))], [1, 1])
+    with pytest.raises(UserError, match="no examples"):
+        mixed_batches([trees, []], [1, 1])
 
 
 def test_mistakes():

@@ -81,7 +81,8 @@ def test_a_data_set_on_the_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     records, _ = read_preferences("Anthropic/hh-rlhf", data_dir="harmless-base", split="test")
-    assert asked == {"identifier": "Anthropic/hh-rlhf", "data_dir": "harmless-base", "split": "test", "name": None}
+    options = {"data_dir": "harmless-base", "split": "test", "name": None, "streaming": False}
+    assert asked == {"identifier": "Anthropic/hh-rlhf", **options}
     assert records[0].place == "Anthropic/hh-rlhf/harmless-base, row 1"
 
 

@@ -1,0 +1,227 @@
+"""What users of a product did with its answers, as thumbs: unpaired preferences out of logs of any shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.formats import label, number
+from jaxalign.data.kinds import UnpairedPreference
+from jaxalign.data.records import FormatOption, OnError, ReadReport, collect, parse_rows
+from jaxalign.errors import UserError
+
+READ, UNSAID, CONFLICT = "read", "without a signal", "with conflicting signals"
+
+
+@dataclasses.dataclass(frozen=True)
+class Signals:
+    """The fields of a log that say whether an answer was liked; those not named are not looked at.
+
+    A row that says both is in conflict and left out, as is one that says nothing.
+
+    Args:
+        up: field with the number of votes up
+        down: field with the number of votes down
+        min_votes: by how many votes one side must lead
+        accepted: field that is true if the answer was taken, false if it was turned down
+        rejected: field that is true if the answer was turned down
+        edited: field with the answer as the user corrected it, or true if there was a correction; a corrected answer
+            was not liked, and the correction is an answer that is
+        regenerated: field that is true, or a count above 0, if the user asked for another answer
+        stars: field with a rating
+        stars_liked: the lowest rating of an answer that was liked
+        stars_disliked: the highest rating of one that was not
+    """
+
+    up: str | None = None
+    down: str | None = None
+    min_votes: int = 1
+    accepted: str | None = None
+    rejected: str | None = None
+    edited: str | None = None
+    regenerated: str | None = None
+    stars: str | None = None
+    stars_liked: float = 4.0
+    stars_disliked: float = 2.0
+
+    @property
+    def fields(self) -> list[str]:
+        """The log's fields that are looked at."""
+        named = (self.up, self.down, self.accepted, self.rejected, self.edited, self.regenerated, self.stars)
+        return [field for field in named if field is not None]
+
+    def read(self, value: Mapping[str, Any]) -> set[bool] | Problem:
+        """All that a row says: True for liked, False for not.
+
+        >>> Signals(up="likes", stars="rating").read({"likes": 2, "rating": 1}) == {True, False}
+        True
+        """
+        said: set[bool] = set()
+        counts = {}
+        for side, field in (("up", self.up), ("down", self.down), ("again", self.regenerated)):
+            count = _count(field, value)
+            if isinstance(count, Problem):
+                return count
+            counts[side] = count
+        if abs(lead := counts["up"] - counts["down"]) >= self.min_votes:
+            said.add(lead > 0)
+        if counts["again"]:
+            said.add(False)
+        for field, meanings in ((self.accepted, {True: True, False: False}), (self.rejected, {True: False})):
+            if field is not None and value.get(field) is not None:
+                flag = label(field, value[field])
+                if isinstance(flag, Problem):
+                    return flag
+                said |= {meanings[flag]} if flag in meanings else set()
+        if self.stars is not None and value.get(self.stars) is not None:
+            rating = number(self.stars, value[self.stars])
+            if isinstance(rating, Problem):
+                return rating
+            said |= {True} if rating >= self.stars_liked else {False} if rating <= self.stars_disliked else set()
+        edit = _edit(self.edited, value)
+        return edit if isinstance(edit, Problem) else said | ({False} if edit else set())
+
+
+def read_feedback(
+    path: str | Path,
+    signals: Signals,
+    *,
+    columns: Mapping[str, str] | None = None,
+    format: FormatOption = "auto",
+    on_error: OnError = "stop",
+    split: str = "train",
+    name: str | None = None,
+    data_dir: str | None = None,
+) -> tuple[list[UnpairedPreference], ReadReport]:
+    """Unpaired preferences out of a log, one for every answer that was clearly liked or not.
+
+    The same answer to the same prompt counts once; where its rows disagree, it is left out. The report counts both.
+
+    Args:
+        path: a log whose rows hold ``prompt`` and ``completion``, or ``messages``, as ``columns`` names them.
+        signals: where the log says what was liked.
+        columns: what fields are called in this file.
+        format: as for :func:`jaxalign.data.records.read_records`, like the rest.
+        on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
+        split: which split of a folder or hub data set.
+        name: configuration of a hub data set.
+        data_dir: folder within a hub data set.
+
+    Raises:
+        UserError: as :func:`jaxalign.data.records.read_records`; also for signals that name no field or fields that no
+            row has, and for thresholds that contradict each other.
+    """
+    if not signals.fields:
+        raise UserError("data.signals names no field: name one that says whether an answer was liked, such as up")
+    if signals.min_votes < 1 or not signals.stars_disliked < signals.stars_liked:
+        raise UserError(
+            f"data.signals.min_votes={signals.min_votes}, stars_disliked={signals.stars_disliked}, "
+            f"stars_liked={signals.stars_liked}: votes must be 1 or more, and liked ratings above the others"
+        )
+    counts: Counter[str] = Counter()
+    rows = _labelled(read_rows(path, split=split, name=name, data_dir=data_dir), signals, columns or {}, counts)
+    records, report = collect(
+        path, parse_rows(UnpairedPreference, rows, columns=columns, format=format, on_error=on_error)
+    )
+    settled, doubts = settle(records)
+    if not settled:
+        raise UserError(f"{path}: its rows contradict each other about every answer: check data.signals")
+    left_out = {reason: counts[reason] for reason in (UNSAID, CONFLICT)}
+    kept = counts[READ] - sum(left_out.values()) - len({(bad.file, bad.row) for bad in report.skipped})
+    return settled, ReadReport(counts[READ], kept, report.skipped, len(settled), {**left_out, **doubts})
+
+
+def settle(records: Iterable[UnpairedPreference]) -> tuple[list[UnpairedPreference], dict[str, int]]:
+    """Each answer to a prompt once, without those that were judged both ways; and how many were left out, and why.
+
+    >>> once = UnpairedPreference("Why?", " Air.", True, "text")
+    >>> settle([once, once, dataclasses.replace(once, prompt="How?", label=False)])[1]
+    {'repeated': 1, 'in conflict with another row': 0}
+    """
+    labels: dict[Any, set[bool]] = {}
+    everything = list(records)
+    for record in everything:
+        labels.setdefault((record.prompt, record.completion), set()).add(record.label)
+    settled: list[UnpairedPreference] = []
+    taken: set[Any] = set()
+    doubts = {"repeated": 0, "in conflict with another row": 0}
+    for record in everything:
+        answer = (record.prompt, record.completion)
+        if len(labels[answer]) > 1:
+            doubts["in conflict with another row"] += 1
+        elif answer in taken:
+            doubts["repeated"] += 1
+        else:
+            taken.add(answer)
+            settled.append(record)
+    return settled, doubts
+
+
+def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str], counts: Counter[str]) -> Iterator[Row]:
+    """The rows with what they say as a label, and one more for every correction.
+
+    Raises:
+        UserError: at the end, for a field that no row had, or if no row said anything.
+    """
+    unseen = set(signals.fields)
+    for row in rows:
+        counts[READ] += 1
+        value = row.value
+        if isinstance(value, Problem):
+            yield row
+            continue
+        unseen -= value.keys()
+        said = signals.read(value)
+        if isinstance(said, Problem):
+            yield row._replace(value=said)
+        elif len(said) != 1:
+            counts[CONFLICT if said else UNSAID] += 1
+        else:
+            yield row._replace(value={**value, "label": said == {True}})
+            edit = _edit(signals.edited, value)
+            if isinstance(edit, str):
+                yield row._replace(value={**_with_answer(value, columns, edit), "label": True})
+    if not counts[READ]:
+        return
+    if unseen:
+        text = f"no row has the field {min(unseen)!r} that data.signals names: name one that the rows have"
+        raise UserError(f"{row.file}: {text}")
+    if counts[UNSAID] + counts[CONFLICT] == counts[READ]:
+        text = f"none of the {counts[READ]} rows clearly says whether its answer was liked: check data.signals"
+        raise UserError(f"{row.file}: {text}")
+
+
+def _with_answer(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> dict[str, Any]:
+    """The row with another answer in it."""
+    field = columns.get("completion", "completion")
+    if field not in value:
+        field = columns.get("messages", "messages")
+    given = value.get(field)
+    if isinstance(given, list) and given and isinstance(given[-1], Mapping):
+        return {**value, field: [*given[:-1], {**given[-1], "content": answer}]}
+    return {**value, field: answer}
+
+
+def _count(field: str | None, value: Mapping[str, Any]) -> float | Problem:
+    """A number of times, also as true or false; 0 where the row has none."""
+    given = None if field is None else value.get(field)
+    if field is None or given is None or given == "":
+        return 0
+    flag = label(field, given)
+    count = number(field, given) if isinstance(flag, Problem) else int(flag)
+    if not isinstance(count, Problem) and count < 0:
+        return Problem("not a count", f"field {field!r} is {given!r} where a number of 0 or more is needed")
+    return count
+
+
+def _edit(field: str | None, value: Mapping[str, Any]) -> bool | str | Problem:
+    """The correction, or whether there was one."""
+    given = None if field is None else value.get(field)
+    if field is None or given is None or given == "":
+        return False
+    flag = label(field, given)
+    return given if isinstance(flag, Problem) and isinstance(given, str) else flag

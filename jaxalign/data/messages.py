@@ -1,0 +1,84 @@
+"""Conversations: messages from the fields that hold them, and the turns of transcripts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxalign.data.files import Problem
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SHAREGPT = {"human": "user", "gpt": "assistant"}
+
+
+class Message(NamedTuple):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+def messages(field: str, value: Any) -> tuple[Message, ...] | Problem:
+    """The messages in a field, in an order that a conversation can have."""
+    if not isinstance(value, list):
+        return not_a_string(field, value)
+    if not value:
+        return Problem("empty conversation", f"field {field!r} is an empty list: it needs at least one message")
+    turns: list[Message] = []
+    for number, given in enumerate(value, start=1):
+        turn = _message(given)
+        if turn is None:
+            text = f"message {number} of field {field!r} must be an object with strings 'role' and 'content'"
+            return Problem("malformed message", text)
+        if turn.role not in ROLES:
+            text = f"message {number} of field {field!r} has the role {turn.role!r}: give {', '.join(ROLES)}"
+            return Problem("unknown role", text)
+        turns.append(turn)
+    return misordered(field, turns) or tuple(turns)
+
+
+def misordered(field: str, turns: Sequence[Message]) -> Problem | None:
+    """What is wrong with the order of the roles, if anything."""
+    for number, turn in enumerate(turns, start=1):
+        before = turns[number - 2].role if number > 1 else None
+        if turn.role in ("system", "developer") and before not in (None, "system", "developer"):
+            fault = "a system message must come first"
+        elif turn.role == "tool" and number > 1 and before not in ("assistant", "tool"):
+            fault = "a tool's message must follow the assistant's"
+        elif turn.role in ("user", "assistant") and turn.role == before:
+            fault = f"two messages of the {turn.role} follow each other, so join them"
+        else:
+            continue
+        return Problem("roles out of order", f"message {number} of field {field!r} is out of order: {fault}")
+    return None
+
+
+def transcript_messages(transcript: str) -> list[Message]:
+    """The turns of an Anthropic transcript, contents stripped; an empty last turn (a prompt's) is left out.
+
+    >>> transcript_messages("\\n\\nHuman: Why is the sky blue?\\n\\nAssistant:")
+    [Message(role='user', content='Why is the sky blue?')]
+    """
+    pieces = re.split(r"(?:^|\n\n)(Human|Assistant):", transcript.lstrip())
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [Message(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
+    return turns if turns and turns[-1].content else turns[:-1]
+
+
+def not_a_string(field: str, value: Any) -> Problem:
+    kind = type(value).__name__
+    return Problem("not a string", f"field {field!r} is of type {kind} where a string (or chat messages) is needed")
+
+
+def _message(value: Any) -> Message | None:
+    if not isinstance(value, Mapping):
+        return None
+    if "from" in value and "value" in value:
+        role, content = value["from"], value["value"]
+        role = SHAREGPT.get(role, role) if isinstance(role, str) else role
+    else:
+        role, content = value.get("role"), value.get("content")
+    if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
+        content = "".join(part["text"] for part in content)  # as interfaces for several media write plain text
+    return Message(role, content) if isinstance(role, str) and isinstance(content, str) else None

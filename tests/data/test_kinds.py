@@ -1,0 +1,324 @@
+"""Every kind of record from every shape its rows have, and one clear sentence for every mistake."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxalign.data.messages import Message
+from jaxalign.data.records import (
+    Demonstration,
+    Preference,
+    Prompt,
+    Ranking,
+    UnpairedPreference,
+    read_records,
+    split_by_prompt,
+)
+from jaxalign.data.tokenize import tokenize_completions
+from jaxalign.data.trees import pack
+from jaxalign.errors import UserError
+
+OPENING = "\n\nHuman: The sky is\n\nAssistant:"
+SYSTEM, USER, BLUE, BLACK, THANKS = (
+    {"role": role, "content": content}
+    for role, content in [
+        ("system", "Be brief."),
+        ("user", "The sky is"),
+        ("assistant", "blue."),
+        ("assistant", "black."),
+        ("user", "Thanks."),
+    ]
+)
+said = (Message("user", "The sky is"),)
+blue, black = Message("assistant", "blue."), Message("assistant", "black.")
+
+
+def read(tmp_path, kind, *rows, **options):
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_records(kind, path, **options)
+
+
+DEMONSTRATIONS = {
+    "text": ({"text": "The sky is blue."}, "", "The sky is blue.", "text"),
+    "prompt and completion": ({"prompt": "The sky is", "completion": " blue."}, "The sky is", " blue.", "text"),
+    "instruction": (
+        {"instruction": "Correct this.", "input": "The sky are", "output": "is"},
+        "Correct this.\n\nThe sky are",
+        "is",
+        "instruction",
+    ),
+    "instruction without input": ({"instruction": "Why?", "input": "", "output": "So."}, "Why?", "So.", "instruction"),
+    "messages": ({"messages": [USER, BLUE]}, said, (blue,), "chat"),
+    "several turns": (
+        {"messages": [SYSTEM, USER, BLUE, THANKS, BLACK]},
+        (Message("system", "Be brief."), *said),
+        (blue, Message("user", "Thanks."), black),
+        "chat",
+    ),
+    "chat prompt and completion": ({"prompt": [USER, BLUE, THANKS], "completion": [BLACK]},
+                                   (*said, blue, Message("user", "Thanks.")), (black,), "chat"),
+    "string prompt, chat completion": ({"prompt": "The sky is", "completion": [BLUE]}, said, (blue,), "chat"),
+    "chat prompt, string completion": ({"prompt": [USER], "completion": "blue."}, said, (blue,), "chat"),
+    "whole conversation as completion": ({"completion": [USER, BLUE]}, said, (blue,), "chat"),
+    "transcript": ({"completion": OPENING + " blue."}, OPENING, " blue.", "transcript"),
+    "better of two transcripts": (
+        {"chosen": OPENING + " blue.", "rejected": OPENING + " black."}, OPENING, " blue.", "transcript"
+    ),
+    "better of two chats": ({"prompt": [USER], "chosen": [BLUE], "rejected": [BLACK]}, said, (blue,), "chat"),
+    "ShareGPT": (
+        {"conversations": [{"from": "human", "value": "The sky is"}, {"from": "gpt", "value": "blue."}]},
+        said,
+        (blue,),
+        "chat",
+    ),
+    "text parts": ({"messages": [{**USER, "content": [{"type": "text", "text": "The sky"}, {"text": " is"}]}, BLUE]},
+                   said, (blue,), "chat"),
+    "tools": (
+        {"messages": [USER, BLUE, {"role": "tool", "content": "{}"}, BLACK]},
+        said,
+        (blue, Message("tool", "{}"), black),
+        "chat",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DEMONSTRATIONS)
+def test_demonstrations(tmp_path, name):
+    row, prompt, completion, format = DEMONSTRATIONS[name]
+    for named in ("auto", format):
+        (record,), report = read(tmp_path, Demonstration, {**row, "source": "web"}, format=named)
+        assert record == Demonstration(prompt, completion, format, str(tmp_path / "a.jsonl"), 1)
+        assert str(report) == "1 of 1 rows kept"
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "format"),
+    [
+        ({"prompt": "The sky is", "completions": ["blue.", "green.", "black."]}, "The sky is", "text"),
+        ({"prompt": [USER], "completions": ["blue.", "green.", "black."]}, said, "chat"),
+        ({"prompt": [USER], "completions": [[BLUE], [{**BLUE, "content": "green."}], [BLACK]]}, said, "chat"),
+        ({"completions": [[USER, BLUE], [USER, {**BLUE, "content": "green."}], [USER, BLACK]]}, said, "chat"),
+    ],
+)
+def test_rankings(tmp_path, row, prompt, format):
+    (record,), _ = read(tmp_path, Ranking, row)
+    assert record == Ranking(prompt, ("blue.", "green.", "black."), format, str(tmp_path / "a.jsonl"), 1)
+
+
+@pytest.mark.parametrize("liked", [True, False])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": [USER], "completion": [BLUE]},
+        {"prompt": [USER], "completion": "blue."},
+        {"prompt": "The sky is", "completion": [BLUE]},
+        {"messages": [USER, BLUE]},
+        {"messages": [USER, BLUE], "prompt": "something else that the row has"},
+    ],
+)
+def test_unpaired_preferences(tmp_path, row, liked):
+    written = [liked, int(liked), str(liked), str(int(liked))]
+    records, _ = read(tmp_path, UnpairedPreference, *({**row, "label": way} for way in written))
+    place = str(tmp_path / "a.jsonl")
+    assert records == [UnpairedPreference(said, "blue.", liked, "chat", place, i) for i in (1, 2, 3, 4)]
+
+
+def test_a_pair_is_two_unpaired_preferences(tmp_path):
+    pair = {"prompt": "The sky is", "chosen": " blue.", "rejected": " black."}
+    records, report = read(tmp_path, UnpairedPreference, pair, pair)
+    assert [(r.prompt, r.completion, r.label, r.row) for r in records[:2]] == [
+        ("The sky is", " blue.", True, 1),
+        ("The sky is", " black.", False, 1),
+    ]
+    assert (len(records), str(report)) == (4, "2 of 2 rows kept, 4 records made of them")
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "format"),
+    [
+        ({"prompt": "The sky is"}, "The sky is", "text"),
+        ({"prompt": OPENING}, OPENING, "transcript"),
+        ({"prompt": [SYSTEM, USER]}, (Message("system", "Be brief."), *said), "chat"),
+        ({"prompt": "The sky is", "messages": [USER, BLUE]}, "The sky is", "text"),
+        ({"messages": [USER, BLUE]}, said, "chat"),
+        ({"messages": [USER, BLUE, THANKS]}, (*said, blue, Message("user", "Thanks.")), "chat"),
+        ({"instruction": "Why", "input": "so?", "output": "."}, "Why\n\nso?", "instruction"),
+        ({"chosen": OPENING + " blue.", "rejected": OPENING + " black."}, OPENING, "transcript"),
+        ({"completion": [USER, BLUE], "label": False}, said, "chat"),
+    ],
+)
+def test_prompts_come_from_any_row_and_keep_it(tmp_path, row, prompt, format):
+    row = {**row, "answer": 18}
+    (record,), _ = read(tmp_path, Prompt, row)
+    assert record == Prompt(prompt, format, row, str(tmp_path / "a.jsonl"), 1)
+
+
+def test_columns_name_the_fields(tmp_path):
+    row = {"question": "1 + 1?", "answer": "2", "prompt": "of something else"}
+    (record,), _ = read(tmp_path, Prompt, row, columns={"prompt": "question"})
+    assert (record.prompt, record.fields["answer"], record.fields["question"]) == ("1 + 1?", "2", "1 + 1?")
+    (record,), _ = read(tmp_path, Demonstration, row, columns={"prompt": "question", "completion": "answer"})
+    assert (record.prompt, record.completion) == ("1 + 1?", "2")
+    with pytest.raises(UserError, match=r"a\.jsonl, row 1: field 'query' is missing .*data\.columns .* the prompt"):
+        read(tmp_path, Prompt, row, columns={"prompt": "query"})
+
+
+BAD = {
+    "nothing to imitate": (Demonstration, {"question": "a"}, "missing field text", "need messages, prompt and"),
+    "empty text": (Demonstration, {"text": " "}, "empty text", "'text' is empty"),
+    "text that is none": (Demonstration, {"text": 3}, "not a string", "'text' is of type int"),
+    "no output": (Demonstration, {"instruction": "a"}, "missing field output", "'output' is missing"),
+    "empty output": (Demonstration, {"instruction": "a", "output": ""}, "empty completion", "'output' is empty"),
+    "odd input": (Demonstration, {"instruction": "a", "input": 3, "output": "b"}, "not a string", "'input' is of type"),
+    "no question": (Demonstration, {"messages": [BLUE]}, "empty prompt", "nothing before the answer"),
+    "no answer": (Demonstration, {"messages": [USER]}, "no assistant turn", "last message of field 'messages'"),
+    "empty turn": (
+        Demonstration,
+        {"messages": [USER, {**BLUE, "content": ""}]},
+        "empty completion",
+        "message 2 .* an empty answer",
+    ),
+    "null turn": (Demonstration, {"messages": [USER, None]}, "malformed message", "message 2 of field 'messages'"),
+    "null content": (
+        Demonstration,
+        {"messages": [USER, {**BLUE, "content": None}]},
+        "malformed message",
+        "message 2 of field",
+    ),
+    "doubled turns": (
+        Demonstration,
+        {"messages": [USER, USER, BLUE]},
+        "roles out of order",
+        "two messages of the user",
+    ),
+    "late system": (Demonstration, {"messages": [USER, SYSTEM, BLUE]}, "roles out of order", "must come first"),
+    "early tool": (
+        Demonstration,
+        {"messages": [USER, {"role": "tool", "content": "3"}, BLUE]},
+        "roles out of order",
+        "tool's message must follow",
+    ),
+    "doubled across fields": (
+        Demonstration,
+        {"prompt": [USER, BLUE], "completion": [BLACK]},
+        "roles out of order",
+        "of the assistant follow",
+    ),
+    "unknown role": (
+        Demonstration,
+        {"messages": [{**USER, "role": "Human"}, BLUE]},
+        "unknown role",
+        "the role 'Human': give system",
+    ),
+    "messages as text": (Demonstration, {"messages": "hi"}, "not a string", "'messages' is of type str"),
+    "user completes": (
+        Demonstration,
+        {"prompt": "a", "completion": [USER, BLUE]},
+        "no assistant turn",
+        "first message",
+    ),
+    "no completions": (Ranking, {"prompt": "a"}, "missing field completions", "need completions, the best first"),
+    "one completion": (Ranking, {"prompt": "a", "completions": ["b"]}, "no ranking", "two answers or more"),
+    "completions as text": (Ranking, {"prompt": "a", "completions": "b c"}, "no ranking", "two answers or more"),
+    "null completion": (
+        Ranking,
+        {"prompt": "a", "completions": ["b", None]},
+        r"missing field completions\[1\]",
+        r"'completions\[1\]'",
+    ),
+    "mixed completions": (Ranking, {"prompt": "a", "completions": ["b", "c", [BLUE]]}, "mixed formats", "write all"),
+    "empty completion": (
+        Ranking,
+        {"prompt": "a", "completions": ["b", ""]},
+        "empty completion",
+        r"'completions\[1\]' is empty",
+    ),
+    "no label": (UnpairedPreference, {"prompt": "a", "completion": "b"}, "missing field label", "'label' is missing"),
+    "odd label": (
+        UnpairedPreference,
+        {"prompt": "a", "completion": "b", "label": "good"},
+        "not a label",
+        "'label' is 'good' where",
+    ),
+    "label 2": (
+        UnpairedPreference,
+        {"prompt": "a", "completion": "b", "label": 2},
+        "not a label",
+        "'label' is 2 where",
+    ),
+    "label 0.5": (UnpairedPreference, {"prompt": "a", "completion": "b", "label": 0.5}, "not a label", "is 0.5 where"),
+    "only a label": (UnpairedPreference, {"label": True}, "missing field completion", "'completion' is missing"),
+    "no prompt": (Prompt, {"answer": "b"}, "missing field prompt", "name the field that holds the prompt"),
+    "blank prompt": (Prompt, {"prompt": "\n"}, "empty prompt", "add the prompt"),
+    "answered prompt": (Prompt, {"prompt": [USER, BLUE]}, "no open turn", "leave the answer out"),
+    "prompt 5": (Prompt, {"prompt": 5}, "not a string", "'prompt' is of type int"),
+    "margin NaN": (
+        Preference,
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")},
+        "not a number",
+        "is nan",
+    ),
+    "margin in words": (
+        Preference,
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "much"},
+        "not a number",
+        "is 'much' where",
+    ),
+    "margin true": (
+        Preference,
+        {"prompt": "a", "chosen": "b", "rejected": "c", "margin": True},
+        "not a number",
+        "is True where",
+    ),
+}
+GOOD = {
+    Demonstration: {"messages": [USER, BLUE]},
+    Preference: {"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1},
+    Ranking: {"prompt": "a", "completions": ["b", "c"]},
+    UnpairedPreference: {"prompt": "a", "completion": "b", "label": True},
+    Prompt: {"prompt": "a"},
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, name):
+    kind, bad, counted, sentence = BAD[name]
+    rows = (GOOD[kind], bad, GOOD[kind])
+    with pytest.raises(UserError, match=rf"a\.jsonl, row 2: .*{sentence}.*on_error=skip") as error:
+        read(tmp_path, kind, *rows)
+    assert "\n" not in str(error.value)
+    records, report = read(tmp_path, kind, *rows, on_error="skip")
+    assert [record.row for record in records] == [1, 3]
+    assert report.counts == {counted.replace("\\", ""): 1}
+
+
+def test_a_margin_is_in_all_rows_or_in_none(tmp_path):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    with pytest.raises(UserError, match="row 2: the row has no 'margin', unlike the rows before"):
+        read(tmp_path, Preference, {**pair, "margin": 1}, pair)
+    with pytest.raises(UserError, match="row 2: the row has a 'margin', unlike the rows before"):
+        read(tmp_path, Preference, pair, {**pair, "margin": 1})
+
+
+def test_texts_without_prompts_are_split_by_the_text(tmp_path):
+    rows = [{"text": f"text {i % 10}"} for i in range(20)]
+    train, held = split_by_prompt(read(tmp_path, Demonstration, *rows)[0], holdout=6)
+    assert len(held) == 6
+    assert not {record.completion for record in train} & {record.completion for record in held}
+
+
+def test_trees_carry_labels_margins_and_ranks(tmp_path, byte_level):
+    margins = [2.5, "-0.5", 0]
+    rows = [{"prompt": "a", "chosen": "b", "rejected": "c", "margin": margin} for margin in margins]
+    pairs, _ = tokenize_completions(read(tmp_path, Preference, *rows)[0], byte_level)
+    assert [tree.extras["margin"].tolist() for tree in pairs] == [[2.5, 2.5], [-0.5, -0.5], [0, 0]]
+    thumbs, _ = tokenize_completions(read(tmp_path, UnpairedPreference, *rows)[0], byte_level)
+    assert [tree.extras["label"].tolist() for tree in thumbs] == [[True], [False]] * 3
+    rows = [{"prompt": "a", "completions": list("bcde")[:count]} for count in (4, 2)]
+    ranked, report = tokenize_completions(read(tmp_path, Ranking, *rows)[0], byte_level)
+    assert [[byte_level.decode(c[:-1]) for c in tree.completions] for tree in ranked] == [list("bcde"), list("bc")]
+    assert report.examples == 2
+    rows = pack(thumbs, row_lengths=(32,)).rows
+    assert np.array_equal(rows.extras["label"][rows.example_mask][:, 0], [True, False] * 3)
