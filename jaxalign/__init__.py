@@ -38,6 +38,7 @@ _MODULES = (
     "methods",
     "models",
     "optim",
+    "rewards",
     "rollout",
     "tracking",
 )

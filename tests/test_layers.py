@@ -11,7 +11,7 @@ LAYERS = (
     {"masking"},
     {"losses", "advantages", "logprobs"},
     {"data", "models"},
-    {"evals", "judges", "rollout"},
+    {"evals", "judges", "rewards", "rollout"},
     {"loop", "checkpoint", "tracking", "optim"},
     {"methods"},
     {"cli", "compare"},
