@@ -31,6 +31,7 @@ _MODULES = (
     "checkpoint",
     "data",
     "errors",
+    "judges",
     "logprobs",
     "loop",
     "losses",
