@@ -29,7 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 
 # What the progress display shows of a step, where the method reports it.
-SHOWN = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
+SHOWN = {"loss": "loss", "perplexity": "perplexity", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
 
 
 @dataclasses.dataclass(frozen=True)

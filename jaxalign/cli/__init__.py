@@ -16,6 +16,8 @@ from jaxalign.errors import UserError
 
 # In the order people meet them. Modules load when their command is called: --help stays instant.
 COMMANDS = {
+    "sft": "fine-tune a model on demonstrations",
+    "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
     "generate": "sample answers from a model",
     "export": "write a run's checkpoint as a Hugging Face model directory",

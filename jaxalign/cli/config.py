@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from jaxalign.errors import UserError
@@ -64,8 +65,8 @@ class MeshSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class PairsSection:
-    """Which preference pairs.
+class DataSection:
+    """Which examples.
 
     Args:
         path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
@@ -73,11 +74,12 @@ class PairsSection:
         data_dir: folder within a hub data set
         split: split of a folder or a hub data set
         format: shape of the rows; auto takes that of the first one
+        columns: what fields are called in this file, as {prompt: question}
         template: the tokenizer's chat template is for chats and transcripts (auto), plain prompts too (always), never
         on_error: stop at the first bad row, or skip bad rows and report them
-        limit: use the first so many pairs only
-        holdout: pairs held out for evaluation, as a count or as a share; no prompt is on both sides
-        eval_path: evaluate on the pairs of this file instead
+        limit: use the first so many records only
+        holdout: records held out for evaluation, as a count or as a share; no prompt is on both sides
+        eval_path: evaluate on the records of this file instead
         max_length: longest example, prompt and one answer, in tokens; a longer prompt loses its beginning
         max_completion_length: longest answer, in tokens; a longer one loses its end
     """
@@ -87,6 +89,7 @@ class PairsSection:
     data_dir: str | None = None
     split: str = "train"
     format: Literal["auto", "text", "transcript", "chat", "instruction"] = "auto"
+    columns: dict[str, str] | None = None
     template: Literal["auto", "always", "never"] = "auto"
     on_error: Literal["stop", "skip"] = "stop"
     limit: int | None = None
@@ -94,6 +97,17 @@ class PairsSection:
     eval_path: str | None = None
     max_length: int = 1024
     max_completion_length: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SftDataSection(DataSection):
+    """Which demonstrations: texts, prompts with completions, instructions, or chats.
+
+    Args:
+        loss_on: learn the assistant's turns, or all tokens
+    """
+
+    loss_on: Literal["assistant", "all"] = "assistant"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +178,17 @@ def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
         if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
             limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
             raise UserError(f"{key} is {list(value) if isinstance(value, tuple) else value}; give {limits}.")
+
+
+def check_best(best: str, measured: Iterable[str]) -> None:
+    """Raise unless evaluation measures what the best checkpoint is chosen by.
+
+    Raises:
+        UserError: naming the metrics there are.
+    """
+    known = [f"eval/{name}" for name in measured]
+    if best not in known:
+        raise UserError(f"train.best is {best}; give one of {', '.join(known)}.")
 
 
 TRAIN_RANGES = {

@@ -13,18 +13,19 @@ from jaxalign import optim
 from jaxalign.cli import runs, training
 from jaxalign.cli.config import (
     TRAIN_RANGES,
+    DataSection,
     LoraSection,
     MeshSection,
     ModelSection,
-    PairsSection,
     SamplesSection,
     TrainSection,
+    check_best,
     check_ranges,
 )
-from jaxalign.cli.models import check_length, check_tokens, open_model
-from jaxalign.cli.pairs import batch_options, make_trees, read_pairs
+from jaxalign.cli.examples import batch_options, make_trees, read_examples
+from jaxalign.cli.models import check_trees, open_model
 from jaxalign.cli.reference import with_reference
-from jaxalign.errors import UserError
+from jaxalign.data.records import Preference
 from jaxalign.methods.dpo import dpo, pair_metrics
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.optim import OptimConfig
@@ -67,7 +68,7 @@ class Config:
     """
 
     model: ModelSection
-    data: PairsSection
+    data: DataSection
     output: str
     method: DpoSection = dataclasses.field(default_factory=DpoSection)
     lora: LoraSection = dataclasses.field(default_factory=LoraSection)
@@ -85,16 +86,15 @@ def run(config: Config) -> None:
     console, mesh = job.console, job.mesh
 
     tokenizer = load_tokenizer(config.model.path)
-    records, held_records = read_pairs(config.data, config.train.seed, console)
+    records, held_records = read_examples(Preference, config.data, config.train.seed, console)
     trees = make_trees(records, tokenizer, config.data, "training", console)
     held = make_trees(held_records, tokenizer, config.data, "held out", console)
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
     reference, params = open_model(config.model, mesh, console)
-    check_length(reference, config.data.max_length)
-    check_tokens(reference, (text for tree in [*trees, *held] for text in (tree.prompt, *tree.completions)))
-    console.print(f"{steps} steps of {config.train.batch_size} pairs, in rows of {options['shapes']} (tokens, targets)")
+    check_trees(reference, [*trees, *held], config.data.max_length)
+    training.announce(job, steps, options, "pairs")
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:
         resuming = kept.latest_step() is not None
@@ -146,6 +146,4 @@ def check(config: Config) -> None:
     check_ranges(config, {**TRAIN_RANGES, "method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)})
     none = jnp.zeros((1, 1, 2))
     measured = jax.eval_shape(lambda: pair_metrics(none, none, none[..., 0] > 0, beta=1.0))
-    known = [f"eval/{name}" for name in ("loss", *measured)]
-    if config.train.best not in known:
-        raise UserError(f"train.best is {config.train.best}; give one of {', '.join(known)}.")
+    check_best(config.train.best, ("loss", *measured))

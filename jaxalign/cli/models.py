@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign.cli.config import MeshSection, ModelSection
+from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh, replicated_axes
@@ -46,12 +47,13 @@ def check_tokens(model: Model, texts: Iterable[Sequence[int] | np.ndarray]) -> N
         )
 
 
-def check_length(model: Model, max_length: int) -> None:
-    """Raise if examples may be longer than the model has positions for.
+def check_trees(model: Model, trees: Sequence[Tree], max_length: int) -> None:
+    """Raise if examples may be longer than the model has positions for, or have tokens that it does not know.
 
     Raises:
-        UserError: naming both lengths.
+        UserError: naming both lengths, or the token.
     """
+    check_tokens(model, (text for tree in trees for text in (tree.prompt, *tree.completions)))
     if max_length > model.config.max_position_embeddings:
         raise UserError(
             f"data.max_length is {max_length}, and the model was made for {model.config.max_position_embeddings} "

@@ -85,6 +85,12 @@ def trainable(section: LoraSection, model: Model, params: Params, seed: int) -> 
     return model, *partition(union(adapters, params), lora.is_trained)
 
 
+def announce(run: Run, steps: int, options: dict[str, Any], what: str) -> None:
+    """A line about the work ahead."""
+    size, shapes = options["batch_size"], options["shapes"]
+    run.console.print(f"{steps} steps of {size} {what}, in rows of {shapes} (tokens, targets)")
+
+
 def fit(
     run: Run,
     method: loop.Method,

@@ -1,48 +1,61 @@
-"""Preference pairs for the commands that train or evaluate on them: read, split, tokenised."""
+"""Examples for the commands that train or evaluate on them: read, split, tokenised."""
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from rich.console import Console
 
-from jaxalign.cli.config import PairsSection, TrainSection
-from jaxalign.data.records import Preference, read_preferences, split_by_prompt
+from jaxalign.cli.config import DataSection, SftDataSection, TrainSection
+from jaxalign.data.records import Record, read_records, split_by_prompt
 from jaxalign.data.shapes import choose_shapes
-from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.tokenize import tokenize_completions, tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 
+R = TypeVar("R", bound=Record)
 
-def read_pairs(data: PairsSection, seed: int, console: Console) -> tuple[list[Preference], list[Preference]]:
+
+def read_examples(kind: type[R], data: DataSection, seed: int, console: Console) -> tuple[list[R], list[R]]:
     """Records to train on and records held out, with a line about what was read.
 
     Raises:
         UserError: for a bad file or row, or a split that leaves nothing.
     """
-    records = _read(data, data.path, console)
-    records = records[: data.limit]
+    records = _read(kind, data, data.path, console)[: data.limit]
     if data.eval_path is not None:
-        return records, _read(data, data.eval_path, console)
+        return records, _read(kind, data, data.eval_path, console)
     return split_by_prompt(records, holdout=data.holdout, seed=seed)
 
 
-def _read(data: PairsSection, path: str, console: Console) -> list[Preference]:
-    records, report = read_preferences(
-        path, format=data.format, on_error=data.on_error, split=data.split, name=data.name, data_dir=data.data_dir
+def _read(kind: type[R], data: DataSection, path: str, console: Console) -> list[R]:
+    records, report = read_records(
+        kind,
+        path,
+        columns=data.columns,
+        format=data.format,
+        on_error=data.on_error,
+        split=data.split,
+        name=data.name,
+        data_dir=data.data_dir,
     )
     console.print(f"{path}: {report}", markup=False)
     return records
 
 
 def make_trees(
-    records: list[Preference], tokenizer: Any, data: PairsSection, purpose: str, console: Console
+    records: Sequence[Record], tokenizer: Any, data: DataSection, purpose: str, console: Console
 ) -> list[Tree]:
     """Prompt trees of the records, with a line about what was cut; no records, no trees."""
     if not records:
         return []
-    trees, report = tokenize_preferences(
+    tokenize: Callable[..., Any] = tokenize_completions
+    if isinstance(data, SftDataSection):
+        tokenize = functools.partial(tokenize_sft, loss_on=data.loss_on)
+    trees, report = tokenize(
         records,
         tokenizer,
         max_length=data.max_length,
@@ -81,7 +94,7 @@ def batch_options(
         if longest > max(train.row_lengths):
             raise UserError(
                 f"train.row_lengths is {list(train.row_lengths)}, and the longest example has {longest} tokens "
-                "(prompt and both answers); allow longer rows, or lower data.max_length."
+                "(prompt and all answers); allow longer rows, or lower data.max_length."
             )
     steps = train.steps if train.steps is not None else math.ceil(train.epochs * len(trees) / train.batch_size)
     if steps < 1:

@@ -1,0 +1,176 @@
+"""``jaxalign reward``: from a language model and comparisons to a reward model on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from jaxalign import loop, optim
+from jaxalign.cli import runs, training
+from jaxalign.cli.config import (
+    TRAIN_RANGES,
+    DataSection,
+    LoraSection,
+    MeshSection,
+    ModelSection,
+    TrainSection,
+    check_best,
+    check_ranges,
+)
+from jaxalign.cli.examples import batch_options, make_trees, read_examples
+from jaxalign.cli.models import check_trees, open_model
+from jaxalign.data.batches import evaluation_batches
+from jaxalign.data.records import Preference, Ranking, Record
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.judges.reliability import Calibration, calibration
+from jaxalign.methods import reward
+from jaxalign.models.model import Model
+from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.optim import OptimConfig
+from jaxalign.paths import write_whole
+from jaxalign.tracking import LogConfig
+
+CALIBRATION = "calibration.json"
+METRICS = {
+    "pairs": ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/brier"),
+    "rankings": ("loss", "rewards/mean", "rewards/accuracies"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSection:
+    """The loss.
+
+    Args:
+        learn: from pairs (Bradley-Terry), or from rankings of two or more (Plackett-Luce)
+        heads: scores per completion; several are an ensemble, each head trained on a bootstrap sample of its own
+        centering: coefficient of the penalty (r_chosen + r_rejected)², which keeps scores around 0 (pairs)
+    """
+
+    learn: Literal["pairs", "rankings"] = "pairs"
+    heads: int = 1
+    centering: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a reward model on preference pairs or rankings.
+
+    The same command goes on where an interrupted run stopped.
+
+    Args:
+        model: the trunk: a language model, best the fine-tuned one; or a reward model, to train it further
+        data: comparisons
+        output: directory for checkpoints, metrics and the trained model
+        method: the loss
+        lora: train adapters and the heads in place of all parameters
+        optim: the optimiser
+        train: the loop
+        mesh: devices
+        log: dashboards
+    """
+
+    model: ModelSection
+    data: DataSection
+    output: str
+    method: RewardSection = dataclasses.field(default_factory=RewardSection)
+    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: OptimConfig(learning_rate=1e-5))
+    train: TrainSection = dataclasses.field(default_factory=TrainSection)
+    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+
+def run(config: Config) -> None:
+    """The whole job. What can be wrong is found before anything is written."""
+    check(config)
+    job = training.start(config)
+    kind: type[Record] = Preference if config.method.learn == "pairs" else Ranking
+
+    tokenizer = load_tokenizer(config.model.path)
+    records, held_records = read_examples(kind, config.data, config.train.seed, job.console)
+    trees = make_trees(records, tokenizer, config.data, "training", job.console)
+    held = make_trees(held_records, tokenizer, config.data, "held out", job.console)
+    options, steps = batch_options(trees, held, config.train, job.mesh.shape["data"] * job.mesh.shape["fsdp"])
+    optimizer, schedule = optim.make(config.optim, steps)
+
+    base, params = open_model(config.model, job.mesh, job.console)
+    check_trees(base, [*trees, *held], config.data.max_length)
+    if not base.config.num_scores:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), 2)
+        base, params = reward.from_language_model(base, params, key, heads=config.method.heads)
+    elif base.config.num_scores != config.method.heads:
+        raise UserError(f"method.heads is {config.method.heads}, and the reward model has {base.config.num_scores}.")
+    training.announce(job, steps, options, config.method.learn)
+
+    with training.checkpoints(job, evaluated=bool(held)) as kept:
+        runs.write_settings(job.output, job.settings)
+        runs.write_base(job.output, base.config, tokenizer)
+        model, params, fixed = training.trainable(config.lora, base, params, config.train.seed)
+        if config.method.learn == "pairs":
+            method = reward.pairs(model, centering=config.method.centering, bootstrap_seed=config.train.seed)
+        else:
+            method = reward.rankings(model, bootstrap_seed=config.train.seed)
+        params = training.fit(
+            job,
+            method,
+            params,
+            optimizer,
+            trees=trees,
+            held=held,
+            options=options,
+            steps=steps,
+            kept=kept,
+            schedule=schedule,
+            fixed=fixed,
+        )
+
+    model, params = training.save(job, model, params, fixed, tokenizer)
+    if held and config.method.learn == "pairs":
+        tell_calibration(job, calibrate(model, params, held, options))
+    training.report(job, held=len(held))
+
+
+def check(config: Config) -> None:
+    """Raise for settings that make no sense, before anything is read."""
+    ranges = {**TRAIN_RANGES, "method.heads": (1.0, math.inf), "method.centering": (0.0, math.inf)}
+    check_ranges(config, {name: limits for name, limits in ranges.items() if not name.startswith("samples.")})
+    if config.method.centering and config.method.learn == "rankings":
+        raise UserError("method.centering is for pairs; leave it at 0 for rankings.")
+    check_best(config.train.best, METRICS[config.method.learn])
+
+
+def calibrate(model: Model, params: Any, held: Sequence[Tree], options: dict[str, Any]) -> Calibration:
+    """Whether σ(r_a - r_b) of held-out pairs is how often a is preferred; a is the chosen one of every other pair."""
+    feed = loop.OnMesh(evaluation_batches(held, **options), model.mesh)
+    scores = np.mean(reward.completion_scores(model, params, feed), axis=-1, dtype=np.float64)  # of the heads
+    first = np.arange(len(held)) % 2  # whichever is asked about must not give the answer away
+    margin = np.where(first == 0, scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0])
+    return calibration((1 / (1 + np.exp(-margin))).tolist(), 1 - first)
+
+
+def tell_calibration(job: training.Run, found: Calibration) -> None:
+    """A table of said and seen, and the same in a file."""
+    table = Table(title="held-out pairs: probability said, frequency seen")
+    for column in ("probability", "pairs", "mean said", "seen"):
+        table.add_column(column, justify="right")
+    for each in found.bins:
+        if each.size:
+            cells = (f"{each.low:.1f} to {each.high:.1f}", str(each.size))
+            table.add_row(*cells, f"{each.probability:.3f}", f"{each.outcome:.3f}")
+    job.console.print(table)
+    (low, high), (brier_low, brier_high) = found.ece_ci, found.brier_ci
+    job.console.print(
+        f"expected calibration error {found.ece:.3f} [{low:.3f}, {high:.3f}] "
+        f"(a perfectly calibrated model would stay below {found.ece_by_luck:.3f}), "
+        f"Brier score {found.brier:.3f} [{brier_low:.3f}, {brier_high:.3f}]"
+    )
+    write_whole(job.output / CALIBRATION, json.dumps(dataclasses.asdict(found), indent=2) + "\n")
