@@ -1,6 +1,12 @@
 """AI judges that can be trusted, because they are measured."""
 
-from jaxalign.judges.agreement import (
+from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosity_bias
+from jaxalign.judges.bootstrap import Bootstrap
+from jaxalign.judges.endpoint import Endpoint, Reply, ask
+from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge_scores
+from jaxalign.judges.pairwise import PairwiseReport, combine_orders, pairwise_report
+from jaxalign.judges.prompts import Principle, draw_principle, load_constitution, render
+from jaxalign.judges.raters import (
     Agreement,
     Ceiling,
     RaterAgreement,
@@ -9,10 +15,9 @@ from jaxalign.judges.agreement import (
     human_ceiling,
     rater_agreement,
 )
-from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosity_bias
-from jaxalign.judges.bootstrap import Bootstrap
-from jaxalign.judges.calibration import Bin, Calibration, calibration
-from jaxalign.judges.pairwise import PairwiseReport, combine_orders, pairwise_report
+from jaxalign.judges.reliability import Bin, Calibration, calibration
+from jaxalign.judges.verdict import parse_score, parse_verdict
+from jaxalign.judges.votes import SoftLabels, panel_vote, soft_labels, verdict_probability
 from jaxalign.judges.warn import trust_warnings
 
 __all__ = [
@@ -21,18 +26,35 @@ __all__ = [
     "Bootstrap",
     "Calibration",
     "Ceiling",
+    "Endpoint",
     "Favour",
+    "JudgedPair",
     "PairwiseReport",
+    "Principle",
     "RaterAgreement",
+    "Reply",
+    "SoftLabels",
     "VerbosityBias",
     "agreement",
+    "ask",
     "blind_spots",
     "calibration",
     "combine_orders",
+    "draw_principle",
+    "endpoint_judge",
     "human_ceiling",
+    "judge_pairs",
+    "judge_scores",
+    "load_constitution",
     "pairwise_report",
+    "panel_vote",
+    "parse_score",
+    "parse_verdict",
     "rater_agreement",
+    "render",
     "self_preference",
+    "soft_labels",
     "trust_warnings",
     "verbosity_bias",
+    "verdict_probability",
 ]

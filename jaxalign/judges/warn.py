@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from jaxalign.judges.agreement import Agreement, Ceiling
 from jaxalign.judges.bias import Favour, VerbosityBias
 from jaxalign.judges.bootstrap import Interval
-from jaxalign.judges.calibration import Calibration
 from jaxalign.judges.pairwise import PairwiseReport
+from jaxalign.judges.raters import Agreement, Ceiling
+from jaxalign.judges.reliability import Calibration
 
 
 def trust_warnings(

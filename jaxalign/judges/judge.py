@@ -1,0 +1,150 @@
+"""Pairs and single responses put to a judge: every pair in both orders, every answer parsed or counted as a failure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from jaxalign.errors import UserError
+from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
+from jaxalign.judges.pairwise import Verdict
+from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, render
+from jaxalign.judges.verdict import parse_score, parse_verdict
+from jaxalign.judges.votes import verdict_probability
+
+Ask: TypeAlias = Callable[[Sequence[Messages]], list[Reply]]
+"""Questions in, replies out: :func:`endpoint_judge` makes one, and any function of this kind is a judge."""
+
+
+@dataclass(frozen=True)
+class JudgedPair:
+    """One pair in both orders; verdicts name the position shown."""
+
+    first_order: Verdict | None
+    second_order: Verdict | None
+    replies: tuple[Reply, Reply]
+    probabilities: tuple[float | None, float | None]
+    """P(the response shown first is better) in either order, where the judge gave log-probabilities."""
+    prompt_hash: str
+    """Of what the judge was asked in the first order."""
+    principle: str | None = None
+
+
+def endpoint_judge(endpoint: Endpoint) -> Ask:
+    """The judge behind an endpoint, as a function of questions.
+
+    Args:
+        endpoint: where and how to ask.
+
+    Returns:
+        the function.
+
+    >>> endpoint_judge(Endpoint("any", key_env=None))([])
+    []
+    """
+    return partial(ask, endpoint)
+
+
+def judge_pairs(
+    judge: Ask,
+    prompts: Sequence[str],
+    responses_first: Sequence[str],
+    responses_second: Sequence[str],
+    *,
+    principles: Sequence[Principle | None] | None = None,
+    template: str | Path = PAIRWISE,
+    think: bool = False,
+) -> list[JudgedPair]:
+    """Asks which response is better, for each pair in both orders.
+
+    Args:
+        judge: from questions to replies.
+        prompts, responses_first, responses_second: one of each per pair, ``[n]``.
+        principles: what to judge each pair by; None for the template's own words.
+        template: a file as :func:`~jaxalign.judges.render` reads it.
+        think: ask for reasons before the verdict.
+
+    Returns:
+        the verdicts in both orders with what they were read from, ``[n]``.
+
+    Raises:
+        UserError: if the lists differ in length or the template is broken, or for what the judge refuses.
+
+    >>> def longer(questions):
+    ...     shown_first = [q[0]["content"].split("<response_b>")[0] for q in questions]
+    ...     return [Reply("Verdict: A" if "long answer" in text else "?") for text in shown_first]
+    >>> pair, = judge_pairs(longer, ["Why?"], ["long answer"], ["no"])
+    >>> pair.first_order, pair.second_order
+    ('first', None)
+    """
+    principles = [None] * len(prompts) if principles is None else principles
+    _same_number(prompts, responses_first, responses_second, principles)
+    questions = []
+    for prompt, one, two, principle in zip(prompts, responses_first, responses_second, principles, strict=True):
+        for a, b in ((one, two), (two, one)):
+            text = "" if principle is None else principle.text
+            content = render(template, prompt=prompt, response_a=a, response_b=b, principle=text, think=think)
+            questions.append([{"role": "user", "content": content}])
+    replies = _replies(judge, questions)
+    judged = []
+    for i, principle in enumerate(principles):
+        both = (replies[2 * i], replies[2 * i + 1])
+        verdicts = [parse_verdict(reply.text) for reply in both]
+        p = [verdict_probability(reply.logprobs) if reply.logprobs else None for reply in both]
+        digest = hashlib.sha256(questions[2 * i][0]["content"].encode("utf-8", "surrogatepass")).hexdigest()
+        name = None if principle is None else principle.id
+        judged.append(JudgedPair(verdicts[0], verdicts[1], both, (p[0], p[1]), digest, name))
+    return judged
+
+
+def judge_scores(
+    judge: Ask,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    *,
+    principle: Principle | None = None,
+    template: str | Path = POINTWISE,
+    think: bool = False,
+) -> list[float | None]:
+    """Asks for a score from 1 to 10 for each response.
+
+    Args:
+        judge: from questions to replies.
+        prompts, responses: one of each per item, ``[n]``.
+        principle: what to judge by; None for the template's own words.
+        template: a file as :func:`~jaxalign.judges.render` reads it.
+        think: ask for reasons before the score.
+
+    Returns:
+        the scores, None where the answer holds none, ``[n]``.
+
+    Raises:
+        UserError: if the lists differ in length or the template is broken, or for what the judge refuses.
+
+    >>> judge_scores(lambda questions: [Reply("Score: 7"), Reply("Great!")], ["Why?", "Who?"], ["So.", "Me."])
+    [7.0, None]
+    """
+    _same_number(prompts, responses)
+    text = "" if principle is None else principle.text
+    questions = [
+        [{"role": "user", "content": render(template, prompt=p, response=r, principle=text, think=think)}]
+        for p, r in zip(prompts, responses, strict=True)
+    ]
+    return [parse_score(reply.text) for reply in _replies(judge, questions)]
+
+
+def _replies(judge: Ask, questions: Sequence[Messages]) -> list[Reply]:
+    replies = judge(questions)
+    if len(replies) != len(questions):
+        raise UserError(f"the judge gave {len(replies)} replies to {len(questions)} questions: return one for each")
+    return replies
+
+
+def _same_number(*columns: Sequence[object]) -> None:
+    if len({len(column) for column in columns}) != 1:
+        sizes = ", ".join(str(len(column)) for column in columns)
+        raise UserError(f"prompts, responses and principles are {sizes} in number: give one of each for every item")
