@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from jaxalign.errors import UserError
@@ -160,7 +160,7 @@ class SamplesSection:
     temperature: float = 0.0
 
 
-def check_ranges(config: Any, ranges: dict[str, tuple[float, float]]) -> None:
+def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
     """Raise for the first number that is not finite or outside its range; null is in every range, [] in none.
 
     Args:

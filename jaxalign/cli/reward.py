@@ -151,7 +151,7 @@ def check(config: Config) -> None:
 def calibrate(model: Model, params: Any, held: Sequence[Tree], options: dict[str, Any]) -> Calibration:
     """Whether σ(r_a - r_b) of held-out pairs is how often a is preferred; a is the chosen one of every other pair."""
     feed = loop.OnMesh(evaluation_batches(held, **options), model.mesh)
-    scores = np.mean(reward.completion_scores(model, params, feed), axis=-1, dtype=np.float64)  # of the heads
+    scores = reward.completion_scores(model, params, feed).astype(np.float64).mean(-1)  # of the heads
     first = np.arange(len(held)) % 2  # whichever is asked about must not give the answer away
     margin = np.where(first == 0, scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0])
     return calibration((1 / (1 + np.exp(-margin))).tolist(), 1 - first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from jaxtyping import Array
@@ -30,7 +30,7 @@ from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.optim import OptimConfig
 from jaxalign.tracking import LogConfig
 
-LOSSES: dict[str, Callable[[Array], Array]] = {"nll": losses.nll, "dft": losses.dft}
+LOSSES: Mapping[str, Callable[[Array], Array]] = {"nll": losses.nll, "dft": losses.dft}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ def run(config: Config) -> None:
             kept=kept,
             schedule=schedule,
             fixed=fixed,
-            measure=with_perplexity if config.method.loss == "nll" else dict,
+            measure=with_perplexity if config.method.loss == "nll" else None,
         )
 
     model, params = training.save(job, model, params, fixed, tokenizer)

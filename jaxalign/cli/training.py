@@ -105,7 +105,7 @@ def fit(
     schedule: optax.Schedule | None = None,
     frozen: Any = None,
     fixed: Any = None,
-    measure: Callable[[dict[str, float]], dict[str, float]] = dict,
+    measure: Callable[[dict[str, float]], dict[str, float]] | None = None,
 ) -> Params:
     """Train to the last step, from the latest checkpoint where there is one.
 
@@ -122,7 +122,7 @@ def fit(
         schedule: the learning rate, to report it.
         frozen: see ``loop.make_step``.
         fixed: likewise.
-        measure: further metrics from those of an evaluation.
+        measure: makes further metrics of those of an evaluation.
 
     Returns:
         The trained parameters.
@@ -149,7 +149,8 @@ def fit(
 
         def evaluation(step: int) -> dict[str, float]:
             assert held_feed is not None
-            return tracker.log_eval(step, measure(evaluate(state.params, state.method_state, held_feed)))
+            found = evaluate(state.params, state.method_state, held_feed)
+            return tracker.log_eval(step, measure(found) if measure else found)
 
         if held_feed is not None and resume_step is None:
             evaluation(0)

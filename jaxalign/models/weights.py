@@ -189,8 +189,11 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
       tokenizer: a ``transformers`` tokenizer to save with the model.
 
     Raises:
-      UserError: if the directory cannot be written.
+      UserError: if the directory cannot be written, or a reward model has no padding token apart from its end token.
     """
+    if model.config.num_scores:
+        config, tokenizer = _with_own_padding(model.config, tokenizer)
+        model = dataclasses.replace(model, config=config)
     directory = Path(directory).expanduser()
     made = not directory.exists()
     try:
@@ -218,8 +221,6 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
 def _write(staging: Path, model: Model, params: Params, tokenizer: Any) -> None:
     dtype = jax.tree.leaves(params)[0].dtype
     config = model.config
-    if config.num_scores:
-        config, tokenizer = _with_own_padding(config, tokenizer)
     _write_json(staging / "config.json", to_hf_config(config) | {"dtype": str(dtype)})
     eos = list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None)
     ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos, "pad_token_id": config.pad_token_id}

@@ -4,10 +4,12 @@ import json
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import jaxalign
 from jaxalign.cli import main
 from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
@@ -95,9 +97,9 @@ def pairs_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def flags(tiny_model, pairs_file):
-    """The command line of a short run into a directory, as a function of what to change."""
+    """The command line of a short run into a directory, as a function of what to change; None leaves a setting away."""
 
-    def build(output: Path, **changes) -> list[str]:
+    def build(output: Path, command: str = "dpo", **changes) -> list[str]:
         settings = {
             "model.path": tiny_model,
             "data.path": pairs_file,
@@ -113,9 +115,20 @@ def flags(tiny_model, pairs_file):
             "samples.max_new_tokens": 4,
         }
         settings |= {name.replace("__", "."): value for name, value in changes.items()}
-        return ["dpo", *(part for name, value in settings.items() for part in (f"--{name}", str(value)))]
+        given = {name: value for name, value in settings.items() if value is not None}
+        return [command, *(part for name, value in given.items() for part in (f"--{name}", str(value)))]
 
     return build
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def same_model(a: Path, b: Path) -> bool:
+    """Whether two saved models hold the same numbers."""
+    (_, left), (_, right) = jaxalign.load_model(a), jaxalign.load_model(b)
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, left, right)))
 
 
 @pytest.fixture

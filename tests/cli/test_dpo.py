@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,15 +11,7 @@ import jaxalign
 from jaxalign import loop
 from jaxalign.cli import main
 from jaxalign.tracking import read_jsonl
-
-
-def names(directory):
-    return sorted(path.name for path in directory.iterdir())
-
-
-def same_model(a, b):
-    (_, left), (_, right) = jaxalign.load_model(a), jaxalign.load_model(b)
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+from tests.cli.conftest import names, same_model
 
 
 @pytest.fixture(scope="module")
