@@ -71,7 +71,8 @@ def outcomes(tiny_config):
         )
         print(
             f"seed {seed}: accuracy {found[-1][0]:.3f}, ceiling {found[-1][1]:.3f}, "
-            f"of the known reward {found[-1][2]:.3f}, calibration error {found[-1][3].ece:.3f} (by luck below {found[-1][3].ece_by_luck:.3f})"
+            f"of the known reward {found[-1][2]:.3f}, "
+            f"calibration error {found[-1][3].ece:.3f} (by luck below {found[-1][3].ece_by_luck:.3f})"
         )
     return found
 
