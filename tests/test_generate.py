@@ -10,7 +10,7 @@ import pytest
 
 from jaxalign.models.model import Model
 from jaxalign.rollout import generate
-from jaxalign.rollout.generate import filter_logits
+from jaxalign.rollout.sample import Sampling, filter_logits
 
 PROMPTS = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14], [15, 16, 17, 18]]
 EOS = 2
@@ -137,7 +137,7 @@ def test_old_style_keys_and_lists_of_ends_are_taken(tiny_config):
 
 def test_filters():
     logits = jnp.log(jnp.array([[0.5, 0.25, 0.15, 0.1]]))
-    assert np.isfinite(filter_logits(logits, top_k=2, top_p=1.0)).tolist() == [[True, True, False, False]]
-    assert np.isfinite(filter_logits(logits, top_k=0, top_p=0.6)).tolist() == [[True, True, False, False]]
-    assert np.isfinite(filter_logits(logits, top_k=0, top_p=0.5)).tolist() == [[True, False, False, False]]
-    assert np.isfinite(filter_logits(logits, top_k=0, top_p=0.01)).tolist() == [[True, False, False, False]]
+    assert np.isfinite(filter_logits(logits, Sampling(top_k=2, top_p=1.0))).tolist() == [[True, True, False, False]]
+    assert np.isfinite(filter_logits(logits, Sampling(top_k=0, top_p=0.6))).tolist() == [[True, True, False, False]]
+    assert np.isfinite(filter_logits(logits, Sampling(top_k=0, top_p=0.5))).tolist() == [[True, False, False, False]]
+    assert np.isfinite(filter_logits(logits, Sampling(top_k=0, top_p=0.01))).tolist() == [[True, False, False, False]]

@@ -25,13 +25,15 @@ class Tree:
     """A prompt of P tokens and its K completions. Make one with :meth:`Tree.of`, which fills in and converts.
 
     ``masks`` says which tokens of each completion count as targets; ``extras`` holds per-completion inputs ``[K]``
-    (labels, scores, reference log-probs, the example's index) that travel with the tree.
+    (labels, scores, reference log-probs, the example's index) and ``token_extras`` per-token inputs, an array ``[C]``
+    for each completion (the log-probs it was sampled with), that travel with the tree.
     """
 
     prompt: Int[np.ndarray, " P"]
     completions: tuple[Int[np.ndarray, " C"], ...]
     masks: tuple[Bool[np.ndarray, " C"], ...]
     extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    token_extras: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.prompt) == 0:
@@ -42,6 +44,9 @@ class Tree:
             raise ValueError("a tree's masks must have the lengths of its completions")
         if any(len(value) != len(self.completions) for value in self.extras.values()):
             raise ValueError(f"every extra of a tree needs one value per completion ({len(self.completions)})")
+        for name, values in self.token_extras.items():
+            if name in self.extras or [len(v) for v in values] != [len(c) for c in self.completions]:
+                raise ValueError(f"token extra {name!r} needs a name of its own and one value per completion token")
 
     @classmethod
     def of(
@@ -49,9 +54,11 @@ class Tree:
         prompt: Sequence[int] | np.ndarray,
         completions: Sequence[Sequence[int] | np.ndarray],
         masks: Sequence[Sequence[bool] | np.ndarray] | None = None,
+        token_extras: Mapping[str, Sequence[Any]] | None = None,
         **extras: Any,
     ) -> Tree:
-        """A tree from plain sequences; ``masks`` default to all True, extras are scalars or one value per completion.
+        """A tree from plain sequences; ``masks`` default to all True, extras are scalars or one value per completion,
+        token extras hold one value per token of each completion.
 
         A text's first token is never a target, so without a prompt the completions' first token is the prompt.
 
@@ -63,13 +70,15 @@ class Tree:
         """
         texts = [np.asarray(c, np.int32) for c in completions]
         counts = [np.ones(len(t), bool) for t in texts] if masks is None else [np.asarray(m, bool) for m in masks]
+        per_token = {name: [_narrow(v) for v in values] for name, values in (token_extras or {}).items()}
         root = np.asarray(prompt, np.int32)
         if len(root) == 0:
             if len({t[0] if len(t) else None for t in texts}) != 1 or any(len(t) < 2 for t in texts):
                 raise ValueError("without a prompt the completions must share their first token and have a second one")
             root, texts, counts = texts[0][:1], [t[1:] for t in texts], [m[1:] for m in counts]
+            per_token = {name: [v[1:] for v in values] for name, values in per_token.items()}
         spread = {name: np.broadcast_to(_narrow(value), (len(texts),)) for name, value in extras.items()}
-        return cls(root, tuple(texts), tuple(counts), spread)
+        return cls(root, tuple(texts), tuple(counts), spread, {name: tuple(v) for name, v in per_token.items()})
 
     def __len__(self) -> int:
         """Distinct tokens: P + Σ C."""
@@ -181,7 +190,8 @@ def pack(
 
     Returns:
         The rows, and how many microbatches are used. Padding: token, branch, position, source, target and last 0,
-        example and owner -1, masks False, extras 0.
+        example and owner -1, masks False, extras 0. ``rows.extras`` holds extras as [M, R, E, K] and token extras as
+        [M, R, S], in their target slots.
 
     Raises:
         UserError: if a tree fits in none of the shapes.
@@ -194,7 +204,8 @@ def pack(
     completions = most if num_completions is None else num_completions
     if most > completions:
         raise ValueError(f"a tree has {most} completions, num_completions is {completions}")
-    if any(tree.extras.keys() != trees[0].extras.keys() for tree in trees):
+    names = [(tree.extras.keys(), tree.token_extras.keys()) for tree in trees]
+    if any(carried != names[0] for carried in names):
         raise ValueError("the trees of a batch must carry the same extras")
     allowed = shapes or [(length, slots) for length in row_lengths for slots in (length // 2, length)]
     chosen = plan(tree_sizes(trees), allowed, rows_per_microbatch)
@@ -209,7 +220,7 @@ def pack(
         raise ValueError(f"the trees take {used} microbatches, max_microbatches is {microbatches}")
 
     shape = (microbatches * rows_per_microbatch, chosen.row_length, chosen.num_slots)
-    rows = _empty_rows(*shape, example_slots(chosen.row_length), completions, trees[0].extras if trees else {})
+    rows = _empty_rows(*shape, example_slots(chosen.row_length), completions, trees[0] if trees else None)
     for row, members in enumerate(chosen.bins):
         column = slot = 0
         for example, number in enumerate(members):
@@ -226,12 +237,15 @@ def unpack(packed: Packed) -> list[Tree]:
     for row, example in zip(*np.nonzero(rows.example_mask), strict=True):
         mine = rows.example[row] == example
         branches = [k for k in range(1, completions + 1) if np.any(mine & (rows.branch[row] == k))]
+        slots = [rows.owner[row] == example * completions + k - 1 for k in branches]
+        per_token = {name: value[row] for name, value in rows.extras.items() if value.ndim == 2}
         trees.append(
             Tree(
                 rows.tokens[row][mine & (rows.branch[row] == 0)],
                 tuple(rows.tokens[row][mine & (rows.branch[row] == k)] for k in branches),
-                tuple(rows.mask[row][rows.owner[row] == example * completions + k - 1] for k in branches),
-                {name: value[row, example, : len(branches)] for name, value in rows.extras.items()},
+                tuple(rows.mask[row][at] for at in slots),
+                {name: v[row, example, : len(branches)] for name, v in rows.extras.items() if name not in per_token},
+                {name: tuple(value[at] for at in slots) for name, value in per_token.items()},
             )
         )
     return trees
@@ -285,18 +299,24 @@ def _lay(rows: Rows, row: int, example: int, tree: Tree, column: int, slot: int)
         rows.owner[row, slots] = example * completions + k
         rows.mask[row, slots] = mask
         rows.last[row, example, k] = column + size - 1
+        for name, values in tree.token_extras.items():
+            rows.extras[name][row, slots] = values[k]
         column, slot = column + size, slot + size
     for name, value in tree.extras.items():
         rows.extras[name][row, example, : len(value)] = value
     return column, slot
 
 
-def _empty_rows(
-    rows: int, columns: int, slots: int, examples: int, completions: int, extras: Mapping[str, np.ndarray]
-) -> Rows:
+def _empty_rows(rows: int, columns: int, slots: int, examples: int, completions: int, like: Tree | None) -> Rows:
+    """Rows of padding, with the extras of one tree."""
+
     def full(value: int, size: int) -> np.ndarray:
         return np.full((rows, size), value, np.int32)
 
+    extras = {}
+    if like is not None:
+        extras |= {name: np.zeros((rows, examples, completions), v.dtype) for name, v in like.extras.items()}
+        extras |= {name: np.zeros((rows, slots), v[0].dtype) for name, v in like.token_extras.items()}
     return Rows(
         tokens=full(0, columns),
         branch=full(0, columns),
@@ -308,7 +328,7 @@ def _empty_rows(
         mask=np.zeros((rows, slots), bool),
         last=np.zeros((rows, examples, completions), np.int32),
         example_mask=np.zeros((rows, examples), bool),
-        extras={name: np.zeros((rows, examples, completions), value.dtype) for name, value in extras.items()},
+        extras=extras,
     )
 
 

@@ -179,11 +179,19 @@ class Decoder(nnx.Module):
             )
 
     def __call__(
-        self, tokens: Int[Array, "R T"], position: Int[Array, "R T"], attend: Attend, per_layer: Any, remat: str
+        self,
+        tokens: Int[Array, "R T"],
+        position: Int[Array, "R T"],
+        attend: Attend,
+        per_layer: Any,
+        remat: str,
+        layers: tuple[Any, ...] | None = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
         """Final-normed states, and what ``attend`` kept, stacked over layers.
 
         ``per_layer`` is a tree of arrays with a leading layer axis whose slices ``attend`` receives (a cache), or None.
+        Given each layer's parameters apart (``layers``), the layers are unrolled and not scanned: ``per_layer`` and
+        what was kept are then tuples with one tree per layer.
         """
         # Whole along fsdp while in use, or the lookup would leave the states split along their width.
         table = _pin(self, self.embed.embedding[...].astype(self.dtype), "vocab", None)
@@ -197,8 +205,14 @@ class Decoder(nnx.Module):
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
-        x, kept = jax.lax.scan(layer, x, (stacked, per_layer))
-        return self.norm(x), kept
+        if layers is None:
+            x, kept = jax.lax.scan(layer, x, (stacked, per_layer))
+            return self.norm(x), kept
+        kept = []
+        for slices in zip(layers, per_layer, strict=True):
+            x, new = layer(x, slices)
+            kept.append(new)
+        return self.norm(x), tuple(kept)
 
 
 def _pin(module: Any, x: Array, *logical: str | None) -> Array:

@@ -144,8 +144,33 @@ class Model:
         per_layer: Any = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
         """The layers around an attention of the caller's (a cache, a kernel); see ``decoder.Attend``."""
+        layers = params["layers"] if isinstance(params["layers"], tuple) else None
+        if layers is not None:  # apart: see for_decoding
+            params = {**params, "layers": layers[0]}
         module = nnx.merge(_abstract(self.config, self.dtype, self.mesh, self.lora)[0], params)
-        return module(tokens, position, attend, per_layer, self.remat)
+        return module(tokens, position, attend, per_layer, self.remat, layers)
+
+    def for_decoding(self, params: Params) -> Params:
+        """The parameters as a loop of one-token steps reads them best, for ``apply`` and ``head``.
+
+        What matmuls would cast at every step is cast once. On CPUs each layer's parameters are a tree of their own, at
+        the price of a second copy of them: XLA's CPU compiler copies a scanned layer's weights out of their stack
+        before it uses them, which takes longer than using them for a few rows.
+        """
+
+        def cast(path: tuple[Any, ...], leaf: Array) -> Array:
+            return leaf if path[-1].key == "scale" else leaf.astype(self.dtype)  # norms compute in float32
+
+        params = jax.tree_util.tree_map_with_path(cast, params)
+        if self.mesh.devices.flat[0].platform != "cpu":
+            return params
+        return {**params, "layers": _unstack(params["layers"], self.config.num_hidden_layers)}
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _unstack(stacked: Any, count: int) -> tuple[Any, ...]:
+    """A tree with a leading axis as that many trees without it."""
+    return tuple(jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(count))  # noqa: B023
 
 
 @functools.lru_cache(maxsize=32)

@@ -1,9 +1,12 @@
-"""Sampling: prefill each prompt once, then decode its completions from the shared cache, one token at a time."""
+"""Sampling: prefill each prompt once, then decode its completions from the shared cache.
+
+The host looks on between segments of tokens: it hands out what is there, ends completions at stop strings and lets
+those that ended go, so that they cost nothing more. None of this changes a token.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxalign.masking import Arrays, gather_columns
-from jaxalign.models.attention import attention
+from jaxalign.errors import UserError
+from jaxalign.masking import Arrays
 from jaxalign.models.model import Model
+from jaxalign.rollout.decode import SEGMENT, State, decode, keep, prefill, wide
+from jaxalign.rollout.sample import Sampling
+
+# The length at which a completion's ids end by what they say, or None: see jaxalign.rollout.stops.
+Stop = Callable[[Int[np.ndarray, " c"]], int | None]
+MIN_ROWS = 8  # below, a decode step costs its weights' way from memory, however many rows they meet
 
 
 class Rollout(NamedTuple):
@@ -21,31 +30,20 @@ class Rollout(NamedTuple):
 
     Attributes:
       tokens: sampled ids, 0 after the end.
-      mask: True up to and including the end-of-sequence token.
+      mask: True up to and including the end-of-sequence token, or the token that completes a stop string.
       logps: log-probability of each token under the untempered, unfiltered policy, in nats; 0 after the end.
     """
 
-    tokens: Int[Array, "BK C"]
-    mask: Bool[Array, "BK C"]
-    logps: Float[Array, "BK C"]
+    tokens: Int[Arrays, "BK C"]
+    mask: Bool[Arrays, "BK C"]
+    logps: Float[Arrays, "BK C"]
 
 
-def filter_logits(logits: Float[Array, "N V"], *, top_k: int, top_p: float) -> Float[Array, "N V"]:
-    """Logits with all but the kept tokens at -inf.
+class Progress(NamedTuple):
+    """What there is after a segment: NumPy arrays that the next segment goes on filling, and which rows are done."""
 
-    ``top_k`` keeps the k most likely (0: all). ``top_p`` keeps the smallest set of most likely tokens whose
-    probability reaches p, at least one (nucleus sampling, Holtzman et al. 2020, eq. 2); 1 keeps all.
-    """
-    if top_k:
-        kth = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
-        logits = jnp.where(logits >= kth, logits, -jnp.inf)
-    if top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        probabilities = jax.nn.softmax(ordered, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        threshold = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits >= threshold, logits, -jnp.inf)
-    return logits
+    rollout: Rollout
+    done: Bool[np.ndarray, " BK"]
 
 
 def generate(
@@ -59,7 +57,9 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
     eos_id: int | Sequence[int] | None = None,
+    stop: Stop | None = None,
     num_completions: int = 1,
     example_ids: Int[Arrays, " B"] | None = None,
 ) -> Rollout:
@@ -78,175 +78,158 @@ def generate(
       temperature: divides the logits; 0 takes the most likely token.
       top_k: sample among the k most likely tokens only; 0 for all.
       top_p: sample among the most likely tokens that together reach this probability; 1 for all.
+      min_p: sample among the tokens at least this fraction as likely as the most likely one; 0 for all.
       eos_id: the id, or ids, that end a completion; None for no end before C.
+      stop: ends completions by their text, see ``jaxalign.rollout.stop_strings``.
       num_completions: K.
       example_ids: the number of each prompt in the random keys; its row by default.
+
     Returns:
       ``Rollout`` with ``tokens``, ``mask``, ``logps`` [B·K, C]. Stops computing when all completions have ended.
+
+    Raises:
+      UserError: for a setting out of its range, or a prompt without a token.
     """
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # made by jax.random.PRNGKey
-        key = jax.random.wrap_key_data(key)
-    ends = () if eos_id is None else tuple(int(i) for i in np.ravel(eos_id))
-    ids = jnp.arange(prompts.shape[0]) if example_ids is None else jnp.asarray(example_ids)
-    return _generate(
+    progress = stream(
         model,
         params,
-        jnp.asarray(prompts),
-        jnp.asarray(prompt_mask, bool),
+        prompts,
+        prompt_mask=prompt_mask,
+        max_new_tokens=max_new_tokens,
+        key=key,
+        sampling=Sampling(float(temperature), int(top_k), float(top_p), float(min_p)),
+        eos_id=eos_id,
+        stop=stop,
+        num_completions=num_completions,
+        example_ids=example_ids,
+    )
+    *_, last = progress
+    return Rollout(*map(jnp.asarray, last.rollout))
+
+
+def stream(
+    model: Model,
+    params: Any,
+    prompts: Int[Arrays, "B P"],
+    *,
+    prompt_mask: Bool[Arrays, "B P"],
+    max_new_tokens: int,
+    key: Array,
+    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    eos_id: int | Sequence[int] | None = None,
+    stop: Stop | None = None,
+    num_completions: int = 1,
+    example_ids: Int[Arrays, " B"] | None = None,
+    segment: int = SEGMENT,
+) -> Iterator[Progress]:
+    """``generate``, seen while it happens: after the first token and after every ``segment`` more.
+
+    Args:
+      segment: tokens between two looks, at most 32; the tokens themselves do not depend on it.
+
+    Yields:
+      ``Progress``; the last one is what ``generate`` returns.
+    """
+    prompts, prompt_mask = jnp.asarray(prompts), np.asarray(prompt_mask, bool)
+    ids = jnp.arange(len(prompts)) if example_ids is None else jnp.asarray(example_ids)
+    _check(prompt_mask, max_new_tokens, num_completions, segment)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):  # made by jax.random.PRNGKey
+        key = jax.random.wrap_key_data(key)
+    settings = {"sampling": sampling, "ends": () if eos_id is None else tuple(int(i) for i in np.ravel(eos_id))}
+
+    weights = model.for_decoding(params)
+    state, first_logps = prefill(
+        model,
+        params,
+        prompts,
+        jnp.asarray(prompt_mask),
         key,
         ids,
-        max_new_tokens=max_new_tokens,
-        num_completions=num_completions,
-        temperature=float(temperature),
-        top_k=top_k,
-        top_p=float(top_p),
-        eos_ids=ends,
+        count=num_completions,
+        slots=-(-(max_new_tokens - 1) // SEGMENT) * SEGMENT,
+        apart=isinstance(weights["layers"], tuple),
+        **settings,
     )
+    shape = (len(prompts) * num_completions, max_new_tokens)
+    rollout = Rollout(np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, wide(model)))
+    rows, alive = np.arange(shape[0]), np.array(state.alive)
+    rollout.tokens[:, 0], rollout.mask[:, 0], rollout.logps[:, 0] = state.token, True, first_logps
+    drawn = 1
+    while True:
+        if stop is not None:
+            state, alive = _end_by_text(rollout, state, rows, alive, stop)
+        done = np.ones(shape[0], bool)
+        done[rows[alive]] = drawn == max_new_tokens
+        yield Progress(rollout, done)
+        if done.all():
+            return
+        state, rows, alive = _let_go(state, rows, alive)
+        steps = min(segment, max_new_tokens - drawn)
+        state, out = decode(model, weights, state, jnp.int32(steps), **settings)
+        for whole, new in zip(rollout, jax.device_get(out), strict=True):
+            whole[rows[alive], drawn : drawn + steps] = new[alive, :steps]
+        alive = np.array(state.alive)
+        drawn += steps
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("model", "max_new_tokens", "num_completions", "temperature", "top_k", "top_p", "eos_ids"),
-)
-def _generate(
-    model: Model,
-    params: Any,
-    prompts: Int[Array, "B P"],
-    prompt_mask: Bool[Array, "B P"],
-    key: Array,
-    ids: Int[Array, " B"],
-    *,
-    max_new_tokens: int,
-    num_completions: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    eos_ids: tuple[int, ...],
-) -> Rollout:
-    """The program of ``generate``, one for each shape and setting."""
-    batch, width = prompts.shape
-    count = num_completions
-    ends = jnp.asarray(eos_ids, jnp.int32)
-    fold = jax.vmap(jax.random.fold_in)
-    prompt_keys = jnp.repeat(fold(jnp.broadcast_to(key, (batch,)), ids), count)
-    row_keys = fold(prompt_keys, jnp.tile(jnp.arange(count), batch))
-
-    def sample(states: Float[Array, "N D"], t: Int[Array, ""]) -> tuple[Array, Array]:
-        wide = jnp.promote_types(model.dtype, jnp.float32)
-        logits = jnp.matmul(states, model.head(params), preferred_element_type=wide)
-        if temperature == 0:
-            token = jnp.argmax(logits, axis=-1)
-        else:
-            kept = filter_logits(logits / temperature, top_k=top_k, top_p=top_p)
-            token = jax.vmap(lambda k, row: jax.random.categorical(jax.random.fold_in(k, t), row))(row_keys, kept)
-        logp = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=-1)[:, 0]
-        return token.astype(jnp.int32), logp
-
-    states, prompt_cache = prefill(model, params, prompts, prompt_mask)
-    last = width - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=-1)
-    first_state = jnp.repeat(gather_columns(states, last[:, None])[:, 0], count, axis=0)
-    token, logp = sample(first_state, jnp.int32(0))
-    start = jnp.repeat(jnp.sum(prompt_mask, axis=-1), count)  # position of the first new token
-
-    shape = (batch * count, max_new_tokens)
-    k_prompt = prompt_cache[0]
-    own_shape = (k_prompt.shape[0], batch * count, max_new_tokens, *k_prompt.shape[3:])
-    own_cache = (jnp.zeros(own_shape, k_prompt.dtype), jnp.zeros(own_shape, k_prompt.dtype))
-    carry = {
-        "t": jnp.int32(0),
-        "token": token,
-        "logp": logp,
-        "alive": jnp.ones(batch * count, bool),
-        "cache": own_cache,
-        "out": Rollout(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, logp.dtype)),
-    }
-
-    def write(carry: dict[str, Any]) -> tuple[Rollout, Array]:
-        """Record the token just drawn where its completion still runs; say which run on."""
-        alive, t, out = carry["alive"], carry["t"], carry["out"]
-        out = Rollout(
-            out.tokens.at[:, t].set(jnp.where(alive, carry["token"], 0)),
-            out.mask.at[:, t].set(alive),
-            out.logps.at[:, t].set(jnp.where(alive, carry["logp"], 0)),
+def _check(prompt_mask: Bool[np.ndarray, "B P"], max_new_tokens: int, num_completions: int, segment: int) -> None:
+    if max_new_tokens < 1 or num_completions < 1:
+        raise UserError(
+            f"max_new_tokens is {max_new_tokens} and num_completions is {num_completions}; both must be 1 or more"
         )
-        return out, alive & ~jnp.any(carry["token"][:, None] == ends, axis=-1)
-
-    def body(carry: dict[str, Any]) -> dict[str, Any]:
-        out, alive = write(carry)
-        t = carry["t"]
-        state, new = decode(model, params, carry["token"], start + t, t, prompt_cache, prompt_mask, carry["cache"])
-        cache = jax.tree.map(lambda c, n: jax.lax.dynamic_update_slice_in_dim(c, n, t, axis=2), carry["cache"], new)
-        token, logp = sample(state, t + 1)
-        return {"t": t + 1, "token": token, "logp": logp, "alive": alive, "cache": cache, "out": out}
-
-    def running(carry: dict[str, Any]) -> Array:
-        ended = jnp.any(carry["token"][:, None] == ends, axis=-1)
-        return (carry["t"] < max_new_tokens - 1) & jnp.any(carry["alive"] & ~ended)
-
-    return write(jax.lax.while_loop(running, body, carry))[0]
+    if not 1 <= segment <= SEGMENT:
+        raise UserError(f"segment is {segment}; it must be from 1 to {SEGMENT}")
+    if not prompt_mask.any(axis=-1).all():
+        raise UserError(
+            f"prompt {int(np.argmin(prompt_mask.any(axis=-1)))} has no token: prompt_mask is False throughout"
+        )
 
 
-def prefill(
-    model: Model, params: Any, prompts: Int[Array, "B P"], prompt_mask: Bool[Array, "B P"]
-) -> tuple[Float[Array, "B P D"], tuple[Array, Array]]:
-    """States of the prompts, and every layer's keys and values [L, B, P, G, h]."""
-    position = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
-    causal = jnp.tril(jnp.ones((prompts.shape[1],) * 2, bool))
-    seen = (causal & prompt_mask[:, None, :]) | jnp.eye(prompts.shape[1], dtype=bool)
-    seen &= _within(model, position[:, :, None], position[:, None, :])
+def _end_by_text(
+    rollout: Rollout, state: State, rows: Int[np.ndarray, " N"], alive: Bool[np.ndarray, " N"], stop: Stop
+) -> tuple[State, Bool[np.ndarray, " N"]]:
+    """End the completions whose text has completed a stop string, at the token that did, whenever that was."""
+    alive = alive.copy()
+    for number in range(len(rows)):
+        row = rows[number]
+        length = stop(rollout.tokens[row][rollout.mask[row]])
+        if length is not None:
+            alive[number] = False
+            for whole in rollout:
+                whole[row, length:] = 0
+    return state._replace(alive=jnp.asarray(alive)), alive
 
-    def attend(_: None, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        return attention(q, k, v, seen), (k, v)
 
-    return model.apply(params, prompts, position, attend)
+def _let_go(
+    state: State, rows: Int[np.ndarray, " N"], alive: Bool[np.ndarray, " N"]
+) -> tuple[State, Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
+    """Drop completions that have ended, where that at least halves the rows or the prompts.
 
+    Halving keeps the programs few. Rows that fill up a prompt's share are ended ones.
 
-def decode(
-    model: Model,
-    params: Any,
-    token: Int[Array, " N"],
-    position: Int[Array, " N"],
-    t: Int[Array, ""],
-    prompt_cache: tuple[Array, Array],
-    prompt_mask: Bool[Array, "B P"],
-    own_cache: tuple[Array, Array],
-) -> tuple[Float[Array, "N D"], tuple[Array, Array]]:
-    """State after one more token of each of N = B·K completions, and its keys and values [L, N, 1, G, h].
-
-    A query sees its prompt (in the cache that K completions share), its completion's first ``t`` tokens and itself.
+    Args:
+      state: of the rows computed now, K of each prompt.
+      rows: the number of each in the rollout.
+      alive: which go on.
     """
-    batch = prompt_mask.shape[0]
-    length = own_cache[0].shape[2]
-    prompt_position = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
-    by_prompt = position.reshape(batch, -1)
-    near = _within(model, by_prompt[:, :, None], prompt_position[:, None, :])
-    sees_prompt = prompt_mask[:, None, :] & near  # [B, K, P]
-    own_position = (position - t)[:, None] + jnp.arange(length)
-    drawn = jnp.broadcast_to(jnp.arange(length) < t, own_position.shape)
-    sees_own = drawn & _within(model, position[:, None], own_position)  # [N, C]
-
-    def attend(cache: Any, q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
-        (k_prompt, v_prompt), (k_own, v_own) = cache
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        groups, head = k.shape[-2:]
-        q = (q[:, 0] * head**-0.5).reshape(batch, -1, groups, q.shape[-2] // groups, head)  # [B, K, G, Q, h]
-        split = lambda x: x.reshape(batch, -1, *x.shape[1:])  # noqa: E731  # [N, ...] -> [B, K, ...]
-        einsum = functools.partial(jnp.einsum, preferred_element_type=wide)
-        to_prompt = jnp.where(sees_prompt[:, :, None, None], einsum("bkgqh,bpgh->bkgqp", q, k_prompt), -jnp.inf)
-        to_own = jnp.where(split(sees_own)[:, :, None, None], einsum("bkgqh,bkcgh->bkgqc", q, split(k_own)), -jnp.inf)
-        to_self = einsum("bkgqh,bkgh->bkgq", q, split(k[:, 0]))[..., None]
-        scores = jax.nn.softmax(jnp.concatenate([to_prompt, to_own, to_self], axis=-1), axis=-1).astype(v.dtype)
-        width = k_prompt.shape[1]
-        out = einsum("bkgqp,bpgh->bkgqh", scores[..., :width], v_prompt)
-        out += einsum("bkgqc,bkcgh->bkgqh", scores[..., width:-1], split(v_own))
-        out += scores[..., -1:] * split(v[:, 0])[:, :, :, None]
-        return out.reshape(token.shape[0], 1, -1, head).astype(v.dtype), (k, v)
-
-    states, new = model.apply(params, token[:, None], position[:, None], attend, (prompt_cache, own_cache))
-    return states[:, 0], new
+    prompts = state.prompt_mask.shape[0]
+    grid = alive.reshape(prompts, -1)
+    width = _bucket(int(grid.sum(axis=1).max()), grid.shape[1])
+    height = _bucket(int(grid.any(axis=1).sum()), prompts)
+    if len(rows) <= MIN_ROWS or width * height == len(rows):
+        return state, rows, alive
+    chosen = np.argsort(~grid.any(axis=1), kind="stable")[:height]  # those that go on first, in their order
+    columns = np.argsort(~grid[chosen], axis=1, kind="stable")[:, :width]
+    kept = (chosen[:, None] * grid.shape[1] + columns).reshape(-1)
+    return keep(state, jnp.asarray(chosen), jnp.asarray(kept)), rows[kept], alive[kept]
 
 
-def _within(model: Model, query: Array, key: Array) -> Array:
-    """Whether a key's position lies in the query's sliding window."""
-    window = model.config.sliding_window
-    return jnp.asarray(True) if window is None else query - key < window
+def _bucket(count: int, size: int) -> int:
+    """The smallest of size, ⌈size/2⌉, ⌈size/4⌉, … that holds ``count``.
+
+    >>> _bucket(3, 8), _bucket(5, 8), _bucket(2, 3)
+    (4, 8, 2)
+    """
+    while size > 1 and -(-size // 2) >= count:
+        size = -(-size // 2)
+    return size

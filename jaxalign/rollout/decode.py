@@ -1,0 +1,219 @@
+"""The jitted programs of generation: prefill the prompts once, decode a segment of tokens, keep the rows still running.
+
+All are blind to which other rows they compute: a completion depends on its prompt and its keys alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from jaxalign.masking import gather_columns
+from jaxalign.models.attention import attention
+from jaxalign.models.model import Model
+from jaxalign.models.sharding import replicated
+from jaxalign.rollout.sample import Sampling, sample
+
+SEGMENT = 32  # tokens a program decodes at most before the host looks at them
+_static = ("model", "sampling", "ends")
+
+
+class Cache(NamedTuple):
+    """Keys and values of some rows, laid out so that neither product of a decode step transposes them.
+
+    The arrays of all layers are stacked in front (``*L``), or there is a tuple of one ``Cache`` a layer, where
+    ``Model.for_decoding`` took the layers apart.
+    """
+
+    keys: Float[Array, "*L N G h C"]
+    values: Float[Array, "*L N G C h"]
+
+
+Caches = Cache | tuple[Cache, ...]
+
+
+class State(NamedTuple):
+    """Where N = B·K completions of B prompts stand, those of a prompt next to each other.
+
+    Attributes:
+      token: the last token drawn.
+      alive: whether the completion goes on.
+      keys: random key of each completion.
+      start: position of its first token.
+      t: tokens drawn so far.
+      own: cache of the completions, without the last token.
+      prompt: cache of the prompts, which their completions share.
+      prompt_mask: True on prompt tokens.
+    """
+
+    token: Int[Array, " N"]
+    alive: Bool[Array, " N"]
+    keys: Key[Array, " N"]
+    start: Int[Array, " N"]
+    t: Int[Array, ""]
+    own: Caches
+    prompt: Caches
+    prompt_mask: Bool[Array, "B P"]
+
+
+@functools.partial(jax.jit, static_argnames=(*_static, "count", "slots", "apart"))
+def prefill(
+    model: Model,
+    params: Any,
+    prompts: Int[Array, "B P"],
+    prompt_mask: Bool[Array, "B P"],
+    key: Key[Array, ""],
+    ids: Int[Array, " B"],
+    *,
+    sampling: Sampling,
+    ends: tuple[int, ...],
+    count: int,
+    slots: int,
+    apart: bool,
+) -> tuple[State, Float[Array, " N"]]:
+    """Run the prompts, draw the first token of ``count`` completions of each: the state, and the tokens' log-probs."""
+    batch, width = prompts.shape
+    position = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
+    causal = jnp.tril(jnp.ones((width, width), bool))
+    seen = (causal & prompt_mask[:, None, :]) | jnp.eye(width, dtype=bool)
+    seen &= within_window(model, position[:, :, None], position[:, None, :])
+
+    def attend(_: None, q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+        return attention(q, k, v, seen), _cached(k, v)
+
+    states, cache = model.apply(params, prompts, position, attend)
+    last = width - 1 - jnp.argmax(prompt_mask[:, ::-1], axis=-1)
+    logits = jnp.repeat(_logits(model, params, gather_columns(states, last[:, None])[:, 0]), count, axis=0)
+    fold = jax.vmap(jax.random.fold_in)
+    keys = fold(jnp.repeat(fold(jnp.broadcast_to(key, (batch,)), ids), count), jnp.tile(jnp.arange(count), batch))
+    token, logps = sample(logits, fold(keys, jnp.zeros(batch * count, jnp.int32)), sampling)
+
+    layers, _, groups, size, _ = cache.keys.shape
+    empty = functools.partial(jnp.zeros, dtype=cache.keys.dtype)
+    own: Caches = Cache(
+        empty((layers, batch * count, groups, size, slots)), empty((layers, batch * count, groups, slots, size))
+    )
+    if apart:
+        cache, own = (tuple(Cache(c.keys[i], c.values[i]) for i in range(layers)) for c in (cache, own))
+    start = jnp.repeat(jnp.sum(prompt_mask, axis=-1), count)
+    alive = _everywhere(model, ~_ended(token, ends))
+    return State(token, alive, keys, start, jnp.int32(1), own, cache, prompt_mask), logps
+
+
+@functools.partial(jax.jit, static_argnames=_static, donate_argnames="state")
+def decode(
+    model: Model, params: Any, state: State, steps: Int[Array, ""], *, sampling: Sampling, ends: tuple[int, ...]
+) -> tuple[State, tuple[Int[Array, "N s"], Bool[Array, "N s"], Float[Array, "N s"]]]:
+    """Up to ``steps`` more tokens of every completion that runs, fewer if all end: tokens, mask and log-probs."""
+    fold = jax.vmap(jax.random.fold_in, (0, None))
+    shape = (state.token.shape[0], SEGMENT)
+    out = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, wide(model)))
+
+    def step(carry: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
+        i, (token, alive, t, own), out = carry
+        now = state._replace(token=token, alive=alive, t=t, own=own)
+        hidden, own = _one_token(model, params, now)
+        token, logps = sample(_logits(model, params, hidden), fold(state.keys, t), sampling)
+        column = (jnp.where(alive, token, 0), alive, jnp.where(alive, logps, 0))
+        out = jax.tree.map(lambda whole, new: whole.at[:, i].set(new), out, column)
+        return i + 1, (token, alive & ~_ended(token, ends), t + 1, own), out
+
+    def running(carry: tuple[Array, Any, Any]) -> Array:
+        i, (_, alive, _, _), _ = carry
+        return (i < steps) & jnp.any(alive)
+
+    moving = (state.token, state.alive, state.t, state.own)
+    _, (token, alive, t, own), out = jax.lax.while_loop(running, step, (jnp.int32(0), moving, out))
+    alive, out = _everywhere(model, (alive, out))
+    return state._replace(token=token, alive=alive, t=t, own=own), out
+
+
+@jax.jit
+def keep(state: State, prompts: Int[Array, " b"], rows: Int[Array, " n"]) -> State:
+    """The state of these prompts and of these completions of theirs only, in this order."""
+
+    def take(caches: Caches, numbers: Array) -> Caches:
+        return jax.tree.map(lambda leaf: jnp.take(leaf, numbers, axis=leaf.ndim - 4), caches)
+
+    return State(
+        *(x[rows] for x in (state.token, state.alive, state.keys, state.start)),
+        state.t,
+        take(state.own, rows),
+        take(state.prompt, prompts),
+        state.prompt_mask[prompts],
+    )
+
+
+def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N D"], Caches]:
+    """The hidden state at each completion's last token, and the completions' cache with that token in it.
+
+    A query sees its prompt (in the cache that K completions share), its completion's earlier tokens and itself.
+    """
+    batch, width = state.prompt_mask.shape
+    rows = state.token.shape[0]
+    t = state.t - 1  # where the token stands in its completion
+    position = state.start + t
+    prompt_position = jnp.maximum(jnp.cumsum(state.prompt_mask, axis=-1) - 1, 0)
+    near = within_window(model, position.reshape(batch, -1, 1), prompt_position[:, None, :])
+    sees_prompt = (state.prompt_mask[:, None, :] & near)[:, :, None, None]  # [B, K, 1, 1, P]
+    slots = jnp.arange(jax.tree.leaves(state.own)[0].shape[-1])
+    sees_own = (slots < t) & within_window(model, t, slots)  # [C]
+
+    def attend(caches: tuple[Cache, Cache], q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
+        prompt, own = caches
+        groups, head = k.shape[-2:]
+        einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+        q = (q * head**-0.5).reshape(rows, groups, -1, head)  # [N, G, H/G, h]
+        by_prompt = lambda x: x.reshape(batch, rows // batch, *x.shape[1:])  # noqa: E731  # [N, ...] -> [B, K, ...]
+        to_prompt = jnp.where(sees_prompt, einsum("bkgqh,bghp->bkgqp", by_prompt(q), prompt.keys), -jnp.inf)
+        to_own = jnp.where(sees_own, einsum("ngqh,nghc->ngqc", q, own.keys), -jnp.inf)
+        to_self = einsum("ngqh,ngh->ngq", q, k[:, 0])[..., None]
+        scores = jnp.concatenate([to_prompt.reshape(*q.shape[:3], width), to_own, to_self], axis=-1)
+        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+        out = einsum("bkgqp,bgph->bkgqh", by_prompt(weights[..., :width]), prompt.values).reshape(q.shape)
+        out += einsum("ngqc,ngch->ngqh", weights[..., width:-1], own.values)
+        out += weights[..., -1:] * v[:, 0, :, None, :]
+        return out.reshape(rows, 1, -1, head).astype(v.dtype), _cached(k, v)
+
+    stacked = isinstance(state.own, Cache)
+    caches = (state.prompt, state.own) if stacked else tuple(zip(state.prompt, state.own, strict=True))
+    hidden, new = model.apply(params, state.token[:, None], position[:, None], attend, caches)
+
+    def write(cache: Cache, new: Cache) -> Cache:
+        update = jax.lax.dynamic_update_slice_in_dim
+        keys, values = update(cache.keys, new.keys, t, axis=-1), update(cache.values, new.values, t, axis=-2)
+        return Cache(keys, values)
+
+    return hidden[:, 0], jax.tree.map(write, state.own, new, is_leaf=lambda x: isinstance(x, Cache))
+
+
+def _cached(k: Float[Array, "N C G h"], v: Float[Array, "N C G h"]) -> Cache:
+    return Cache(k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+
+
+def _logits(model: Model, params: Any, hidden: Float[Array, "N D"]) -> Float[Array, "N V"]:
+    return jnp.matmul(hidden, model.head(params), preferred_element_type=wide(model))
+
+
+def wide(model: Model) -> Any:
+    """The type of logits and log-probs: float32 or wider."""
+    return jnp.promote_types(model.dtype, jnp.float32)
+
+
+def within_window(model: Model, query: Array, key: Array) -> Array:
+    """Whether a key's position lies in the query's sliding window."""
+    window = model.config.sliding_window
+    return jnp.asarray(True) if window is None else query - key < window
+
+
+def _ended(token: Int[Array, " N"], ends: tuple[int, ...]) -> Bool[Array, " N"]:
+    return jnp.any(token[:, None] == jnp.asarray(ends, jnp.int32), axis=-1)
+
+
+def _everywhere(model: Model, tree: Any) -> Any:
+    """Whole on every device: the host reads it, on every host."""
+    return jax.lax.with_sharding_constraint(tree, replicated(model.mesh))
