@@ -59,7 +59,7 @@ def test_pairs_to_a_reward_model(reward, tmp_path, capsys):
 def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_file, tmp_path, learn):
     run, target = tmp_path / "run", tmp_path / "exported"
     changes = {"method.learn": learn, "method.heads": 3, "lora.rank": 2}
-    changes |= {"data__path": rankings_file} if learn == "rankings" else {}
+    changes |= {"data__path": rankings_file, "train__row_lengths": "[128]"} if learn == "rankings" else {}
     assert main(reward(run, **changes)) == 0
     assert not (run / "adapter").exists()
     line = read_jsonl(run / "metrics.jsonl")[-1]

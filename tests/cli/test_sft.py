@@ -108,5 +108,5 @@ def test_mistakes(sft, told, tmp_path):
         sft(run, train__best="eval/accuracy")
     )
     assert "lora.targets 'nothing' matches none of" in told(sft(run, **{"lora.rank": 2, "lora.targets": "nothing"}))
-    assert "lora.rank is -1.0; give finite numbers, 0 or more." in told(sft(run, **{"lora.rank": -1}))
+    assert "lora.rank is -1; give finite numbers, 0 or more." in told(sft(run, **{"lora.rank": -1}))
     assert not (run / "model").exists()
