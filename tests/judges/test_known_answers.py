@@ -56,7 +56,7 @@ def test_llmbar(llmbar):
     assert statistics["equal"] == f"{report.consistency * 200:.0f} / 200 = 87.0%"
     assert statistics["correct_both"] == f"{report.agreement * 200:.0f} / 200 = 74.5%"
     assert (report.accuracy_first, report.accuracy_second, report.consistency) == (159 / 200, 165 / 200, 174 / 200)
-    assert (report.failures, report.tie_rate) == (0, 0)
+    assert (report.failures, report.ties) == (0, 0)
     back = [{"first": "second", "second": "first"}[verdict] for verdict in second]
     assert agreement(first, back).kappa == pytest.approx(statistics["kappa_agreement"], abs=1e-12)
     # The judge's wins for the first position: 102 of 200 in one order, 98 in the other.
@@ -135,8 +135,7 @@ def test_an_interval_is_never_of_width_zero():
     """No failure among n says that failures are rarer than 1 - 0.025^(1/n), not that there are none."""
     report = pairwise_report(["first"] * 50, ["second"] * 50, ["first"] * 50)
     rare = 1 - 0.025 ** (1 / 50)
-    assert report.failure_rate_ci == pytest.approx((0, rare))
-    assert report.failures_ci == pytest.approx((0, 100 * rare))
+    assert report.failures_ci == report.ties_ci == pytest.approx((0, rare))
     for field in ("consistency", "accuracy_first", "accuracy_second", "agreement"):
         assert getattr(report, field) == 1
         assert getattr(report, field + "_ci") == pytest.approx((1 - rare, 1))
@@ -147,12 +146,12 @@ def test_an_interval_is_never_of_width_zero():
 
 def test_failures_stay_in_every_denominator_and_never_become_labels():
     report = pairwise_report(["first", None, None, "tie"], ["second", "second", None, None], ["first"] * 4)
-    assert (report.failures, report.failure_rate) == (4, 0.5)
+    assert report.failures == 4 / 8
     assert report.consistency == 0.25  # not 1 of 1; and failed twice is not consistent
     assert report.accuracy_first == 0.25
     assert report.accuracy_second == 0.5
     assert report.agreement == 0.25
-    assert report.tie_rate == 1 / 8
+    assert report.ties == 1 / 8
     assert report.position_bias == (1 - 2) / 4
     failed = pairwise_report([None] * 3, [None] * 3)
     assert failed.consistency == 0
