@@ -4,6 +4,7 @@ from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosi
 from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.judges.endpoint import Endpoint, Reply, ask
 from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge_scores
+from jaxalign.judges.label import Labelled, Revision, critique_and_revise, judge_reward, preference_rows
 from jaxalign.judges.pairwise import PairwiseReport, combine_orders, pairwise_report
 from jaxalign.judges.prompts import Principle, draw_principle, load_constitution, render
 from jaxalign.judges.raters import (
@@ -29,10 +30,12 @@ __all__ = [
     "Endpoint",
     "Favour",
     "JudgedPair",
+    "Labelled",
     "PairwiseReport",
     "Principle",
     "RaterAgreement",
     "Reply",
+    "Revision",
     "SoftLabels",
     "VerbosityBias",
     "agreement",
@@ -40,16 +43,19 @@ __all__ = [
     "blind_spots",
     "calibration",
     "combine_orders",
+    "critique_and_revise",
     "draw_principle",
     "endpoint_judge",
     "human_ceiling",
     "judge_pairs",
+    "judge_reward",
     "judge_scores",
     "load_constitution",
     "pairwise_report",
     "panel_vote",
     "parse_score",
     "parse_verdict",
+    "preference_rows",
     "rater_agreement",
     "render",
     "self_preference",
