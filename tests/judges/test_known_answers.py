@@ -4,6 +4,8 @@ import csv
 import inspect
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from jaxalign.judges import (
     calibration,
     combine_orders,
     human_ceiling,
+    local,
     pairwise_report,
     rater_agreement,
     self_preference,
@@ -27,6 +30,8 @@ from jaxalign.judges import (
 
 def test_every_public_function_has_a_doctest():
     functions = [f for f in map(vars(judges).get, judges.__all__) if inspect.isfunction(f)]
+    functions += [f for f in vars(local).values() if inspect.isfunction(f) and f.__module__ == local.__name__]
+    functions = [f for f in functions if not f.__name__.startswith("_")]
     assert len(functions) > 8
     assert [f.__name__ for f in functions if ">>>" not in f.__doc__] == []
 
@@ -199,6 +204,13 @@ def test_calibration_by_hand():
     assert (result.bins[1].probability, result.bins[1].outcome) == pytest.approx((0.9, 0.75))
     # sides: ½-0.1, ½-0.3, 0.3, ½; right by ½, -½, 0, ½
     assert result.overconfidence == pytest.approx((0.4 - 0.5 + 0.2 + 0.5 + 0.3 - 0 + 0.5 - 0.5) / 4)
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1]
+    exec(compile(example, "docs/judges.md", "exec"), {})
+    assert "no better than luck" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

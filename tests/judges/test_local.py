@@ -7,7 +7,8 @@ import pytest
 from jaxalign.data.encode import Encoder
 from jaxalign.data.records import Message
 from jaxalign.errors import UserError
-from jaxalign.judges import judge_pairs, label_logps, local_judge, local_scores
+from jaxalign.judges import judge_pairs
+from jaxalign.judges.local import label_logps, local_judge, local_scores
 from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
 from tests.cli.conftest import byte_tokenizer
