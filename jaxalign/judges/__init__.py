@@ -1,9 +1,13 @@
-"""AI judges that can be trusted, because they are measured."""
+"""AI judges that can be trusted, because they are measured.
+
+``jaxalign.judges.local``, which needs a model, is imported as a module; the rest is NumPy.
+"""
 
 from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosity_bias
 from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.judges.endpoint import Endpoint, Reply, ask
 from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge_scores
+from jaxalign.judges.label import Labelled, Revision, critique_and_revise, judge_reward, preference_rows
 from jaxalign.judges.pairwise import PairwiseReport, combine_orders, pairwise_report
 from jaxalign.judges.prompts import Principle, draw_principle, load_constitution, render
 from jaxalign.judges.raters import (
@@ -29,10 +33,12 @@ __all__ = [
     "Endpoint",
     "Favour",
     "JudgedPair",
+    "Labelled",
     "PairwiseReport",
     "Principle",
     "RaterAgreement",
     "Reply",
+    "Revision",
     "SoftLabels",
     "VerbosityBias",
     "agreement",
@@ -40,16 +46,19 @@ __all__ = [
     "blind_spots",
     "calibration",
     "combine_orders",
+    "critique_and_revise",
     "draw_principle",
     "endpoint_judge",
     "human_ceiling",
     "judge_pairs",
+    "judge_reward",
     "judge_scores",
     "load_constitution",
     "pairwise_report",
     "panel_vote",
     "parse_score",
     "parse_verdict",
+    "preference_rows",
     "rater_agreement",
     "render",
     "self_preference",

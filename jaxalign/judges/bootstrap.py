@@ -74,7 +74,7 @@ def estimate(
     tail = (1 - bootstrap.confidence) / 2
     if np.ptp(drawn) < 1e-12:
         doubt = span * (1 - tail ** (1 / counts.sum()))
-        return value, (max(bounds[0], value - doubt), min(bounds[1], value + doubt))
+        return value, (float(max(bounds[0], value - doubt)), float(min(bounds[1], value + doubt)))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return value, (float(low), float(high))
 

@@ -82,14 +82,14 @@ def judge_pairs(
     ('first', None)
     """
     principles = [None] * len(prompts) if principles is None else principles
-    _same_number(prompts, responses_first, responses_second, principles)
+    same_number(prompts, responses_first, responses_second, principles)
     questions = []
     for prompt, one, two, principle in zip(prompts, responses_first, responses_second, principles, strict=True):
         for a, b in ((one, two), (two, one)):
             text = "" if principle is None else principle.text
             content = render(template, prompt=prompt, response_a=a, response_b=b, principle=text, think=think)
             questions.append([{"role": "user", "content": content}])
-    replies = _replies(judge, questions)
+    replies = answers(judge, questions) if questions else []
     judged = []
     for i, principle in enumerate(principles):
         both = (replies[2 * i], replies[2 * i + 1])
@@ -128,23 +128,27 @@ def judge_scores(
     >>> judge_scores(lambda questions: [Reply("Score: 7"), Reply("Great!")], ["Why?", "Who?"], ["So.", "Me."])
     [7.0, None]
     """
-    _same_number(prompts, responses)
+    same_number(prompts, responses)
     text = "" if principle is None else principle.text
     questions = [
         [{"role": "user", "content": render(template, prompt=p, response=r, principle=text, think=think)}]
         for p, r in zip(prompts, responses, strict=True)
     ]
-    return [parse_score(reply.text) for reply in _replies(judge, questions)]
+    return [parse_score(reply.text) for reply in answers(judge, questions)]
 
 
-def _replies(judge: Ask, questions: Sequence[Messages]) -> list[Reply]:
+def answers(judge: Ask, questions: Sequence[Messages]) -> list[Reply]:
+    """Replies to questions, one for each."""
     replies = judge(questions)
     if len(replies) != len(questions):
         raise UserError(f"the judge gave {len(replies)} replies to {len(questions)} questions: return one for each")
     return replies
 
 
-def _same_number(*columns: Sequence[object]) -> None:
+def same_number(*columns: Sequence[object]) -> None:
+    """Raises unless all columns have the same number of entries."""
     if len({len(column) for column in columns}) != 1:
         sizes = ", ".join(str(len(column)) for column in columns)
-        raise UserError(f"prompts, responses and principles are {sizes} in number: give one of each for every item")
+        raise UserError(
+            f"prompts, responses and what goes with them are {sizes} in number: give one of each for every item"
+        )

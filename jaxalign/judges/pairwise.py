@@ -30,16 +30,13 @@ class PairwiseReport:
     position_bias: float
     """Share of "first" minus share of "second" over the parsed verdicts; 0 is fair, NaN if nothing parsed."""
     position_bias_ci: Interval
-    failures: int
-    """Verdicts, of the two per pair, that could not be had or parsed. In consistency, accuracy, agreement and the
-    rates they stay in the denominator."""
+    failures: float
+    """Share of the verdicts, two per pair, that could not be had or parsed. Like ties they stay in the denominators of
+    consistency, accuracy and agreement."""
     failures_ci: Interval
-    failure_rate: float
-    """failures / (2 · pairs)."""
-    failure_rate_ci: Interval
-    tie_rate: float
+    ties: float
     """Share of ties among all verdicts."""
-    tie_rate_ci: Interval
+    ties_ci: Interval
     accuracy_first: float | None = None
     """Share of human-labelled pairs on which the verdict in the first order names the human's label."""
     accuracy_first_ci: Interval | None = None
@@ -77,7 +74,7 @@ def pairwise_report(
 
     >>> report = pairwise_report(["first", "first", "tie", None], ["second", "first", "tie", "first"], ["first"] * 4)
     >>> report.consistency, report.failures, report.accuracy_first, report.accuracy_second, report.agreement
-    (0.5, 1, 0.5, 0.25, 0.25)
+    (0.5, 0.125, 0.5, 0.25, 0.25)
     >>> round(report.position_bias, 3)
     0.429
     """
@@ -94,15 +91,11 @@ def pairwise_report(
         return estimate(ratio(match, of * np.ones(len(one))), counts, bootstrap, **{"bounds": (0, 1), **options})
 
     leaning = (shown == FIRST).sum(0) - (shown == SECOND).sum(0)
-    pairs = int(counts.sum())
-    failure_rate, failure_ci = share(2 - parsed, 2)
-    failures = int(counts @ (2 - parsed))
     report = (
-        pairs,
+        int(counts.sum()),
         *share(same(one, back)),
         *share(leaning, parsed, bounds=(-1, 1), span=2),
-        *(failures, (failure_ci[0] * 2 * pairs, failure_ci[1] * 2 * pairs)),
-        *(failure_rate, failure_ci),
+        *share(2 - parsed, 2),
         *share((shown == TIE).sum(0), 2),
     )
     labelled = truth != FAILURE

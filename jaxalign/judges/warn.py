@@ -59,10 +59,10 @@ def trust_warnings(
             f"Position bias: the response shown {place} is favoured by {_points(report.position_bias)} points"
             f" ({_sizes(report.position_bias_ci)}): always ask in both orders."
         )
-    if report.failure_rate_ci[0] > most_failures:
+    if report.failures_ci[0] > most_failures:
         found.append(
-            f"Failures: {report.failures} of {2 * report.pairs} verdicts could not be parsed"
-            f" ({_range(report.failure_rate_ci)} %): look at the raw answers before using any label."
+            f"Failures: {_percent(report.failures)} of the verdicts could not be parsed"
+            f" ({_range(report.failures_ci)} %): look at the raw answers before using any label."
         )
     found += _favours("Verbosity bias", "the longer response", verbosity)
     found += _favours("Self-preference", "the judge's own family", own)

@@ -4,6 +4,8 @@ import csv
 import inspect
 import json
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from jaxalign.judges import (
     calibration,
     combine_orders,
     human_ceiling,
+    local,
     pairwise_report,
     rater_agreement,
     self_preference,
@@ -27,6 +30,8 @@ from jaxalign.judges import (
 
 def test_every_public_function_has_a_doctest():
     functions = [f for f in map(vars(judges).get, judges.__all__) if inspect.isfunction(f)]
+    functions += [f for f in vars(local).values() if inspect.isfunction(f) and f.__module__ == local.__name__]
+    functions = [f for f in functions if not f.__name__.startswith("_")]
     assert len(functions) > 8
     assert [f.__name__ for f in functions if ">>>" not in f.__doc__] == []
 
@@ -56,7 +61,7 @@ def test_llmbar(llmbar):
     assert statistics["equal"] == f"{report.consistency * 200:.0f} / 200 = 87.0%"
     assert statistics["correct_both"] == f"{report.agreement * 200:.0f} / 200 = 74.5%"
     assert (report.accuracy_first, report.accuracy_second, report.consistency) == (159 / 200, 165 / 200, 174 / 200)
-    assert (report.failures, report.tie_rate) == (0, 0)
+    assert (report.failures, report.ties) == (0, 0)
     back = [{"first": "second", "second": "first"}[verdict] for verdict in second]
     assert agreement(first, back).kappa == pytest.approx(statistics["kappa_agreement"], abs=1e-12)
     # The judge's wins for the first position: 102 of 200 in one order, 98 in the other.
@@ -135,8 +140,7 @@ def test_an_interval_is_never_of_width_zero():
     """No failure among n says that failures are rarer than 1 - 0.025^(1/n), not that there are none."""
     report = pairwise_report(["first"] * 50, ["second"] * 50, ["first"] * 50)
     rare = 1 - 0.025 ** (1 / 50)
-    assert report.failure_rate_ci == pytest.approx((0, rare))
-    assert report.failures_ci == pytest.approx((0, 100 * rare))
+    assert report.failures_ci == report.ties_ci == pytest.approx((0, rare))
     for field in ("consistency", "accuracy_first", "accuracy_second", "agreement"):
         assert getattr(report, field) == 1
         assert getattr(report, field + "_ci") == pytest.approx((1 - rare, 1))
@@ -147,12 +151,12 @@ def test_an_interval_is_never_of_width_zero():
 
 def test_failures_stay_in_every_denominator_and_never_become_labels():
     report = pairwise_report(["first", None, None, "tie"], ["second", "second", None, None], ["first"] * 4)
-    assert (report.failures, report.failure_rate) == (4, 0.5)
+    assert report.failures == 4 / 8
     assert report.consistency == 0.25  # not 1 of 1; and failed twice is not consistent
     assert report.accuracy_first == 0.25
     assert report.accuracy_second == 0.5
     assert report.agreement == 0.25
-    assert report.tie_rate == 1 / 8
+    assert report.ties == 1 / 8
     assert report.position_bias == (1 - 2) / 4
     failed = pairwise_report([None] * 3, [None] * 3)
     assert failed.consistency == 0
@@ -200,6 +204,13 @@ def test_calibration_by_hand():
     assert (result.bins[1].probability, result.bins[1].outcome) == pytest.approx((0.9, 0.75))
     # sides: ½-0.1, ½-0.3, 0.3, ½; right by ½, -½, 0, ½
     assert result.overconfidence == pytest.approx((0.4 - 0.5 + 0.2 + 0.5 + 0.3 - 0 + 0.5 - 0.5) / 4)
+
+
+def test_the_example_of_the_documentation_runs(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
+    example = re.search(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1]
+    exec(compile(example, "docs/judges.md", "exec"), {})
+    assert "no better than luck" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

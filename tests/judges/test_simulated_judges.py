@@ -23,7 +23,7 @@ JUDGES = {
     "noise": {"skill": 0.0, "length": 0.0, "place": 0.0, "tie": 0.2, "failure": 0.1},
 }
 FIELDS = (
-    *("position_bias", "failure_rate", "tie_rate", "consistency"),
+    *("position_bias", "failures", "ties", "consistency"),
     *("accuracy_first", "accuracy_second", "agreement", "kappa"),
 )
 NAMES = np.array(["first", "second", "tie", None], object)
@@ -60,8 +60,8 @@ def truth(*, skill, length, place, tie, failure):
     luck = both * (right + wrong) / 2  # humans prefer each response in half of the pairs
     return {
         "position_bias": decided * (2 * named_first - 1),
-        "failure_rate": failure,
-        "tie_rate": parsed * tie,
+        "failures": failure,
+        "ties": parsed * tie,
         "consistency": parsed**2 * (decided**2 * (right + wrong) + tie**2),
         "accuracy_first": parsed * decided * (one[0] + two[0]) / 2,
         "accuracy_second": parsed * decided * (one[0] + two[0]) / 2,

@@ -1,0 +1,203 @@
+"""What judging is for: preference data, a reward, and revised answers to imitate."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxalign.errors import UserError
+from jaxalign.judges.endpoint import Messages, Reply
+from jaxalign.judges.judge import Ask, JudgedPair, answers, judge_scores, same_number
+from jaxalign.judges.pairwise import combine_orders
+from jaxalign.judges.prompts import POINTWISE, Principle, render
+from jaxalign.judges.votes import soft_labels
+
+CRITIQUE = "jaxalign:assets/judge/critique.txt"
+REVISE = "jaxalign:assets/judge/revise.txt"
+
+
+class Labelled(NamedTuple):
+    """Preference rows for the data layer, and how many pairs gave none."""
+
+    rows: list[dict[str, Any]]
+    ties: int
+    failures: int
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A draft, what was said about it, and what became of it; None where the judge gave nothing that can be used."""
+
+    prompt: str
+    draft: str
+    principle: str
+    critique: str | None
+    revision: str | None
+
+    def row(self) -> dict[str, str] | None:
+        """The pair of prompt and completion to fine-tune on, if there is a revision."""
+        return None if self.revision is None else {"prompt": self.prompt, "completion": self.revision}
+
+
+def preference_rows(
+    prompts: Sequence[str],
+    responses_first: Sequence[str],
+    responses_second: Sequence[str],
+    judged: Sequence[JudgedPair],
+    *,
+    judge: str,
+) -> Labelled:
+    """Rows ``prompt``, ``chosen``, ``rejected``, as ``jaxalign dpo`` and ``reward`` read them, with their origin.
+
+    The choice is that of both orders (:func:`~jaxalign.judges.combine_orders`): ties, disagreements between the orders
+    and failures make no row. Further columns: ``judge``, ``prompt_hash``, ``principle``, ``first_order``,
+    ``second_order``, ``probability`` that the chosen one is better and ``label_smoothing``, at most ½ (both None
+    without log-probabilities), ``prompt_tokens`` and ``completion_tokens`` paid for, none for cached answers.
+
+    Args:
+        prompts, responses_first, responses_second, judged: one of each per pair, ``[n]``.
+        judge: its name.
+
+    Returns:
+        the rows in order, and how many pairs were ties or failures.
+
+    Raises:
+        UserError: if the lists differ in length.
+
+    >>> from jaxalign.judges import judge_pairs
+    >>> judged = judge_pairs(lambda q: [Reply("Verdict: A"), Reply("Verdict: B")], ["Why?"], ["So."], ["No."])
+    >>> row = preference_rows(["Why?"], ["So."], ["No."], judged, judge="me").rows[0]
+    >>> row["chosen"], row["rejected"], row["second_order"]
+    ('So.', 'No.', 'second')
+    """
+    same_number(prompts, responses_first, responses_second, judged)
+    if not judged:
+        return Labelled([], 0, 0)
+    chosen = combine_orders([pair.first_order for pair in judged], [pair.second_order for pair in judged])
+    soft = soft_labels([pair.probabilities[0] for pair in judged], [pair.probabilities[1] for pair in judged])
+    rows = []
+    for i, (verdict, pair) in enumerate(zip(chosen, judged, strict=True)):
+        if verdict not in ("first", "second"):
+            continue
+        sides = (responses_first[i], responses_second[i])
+        p = float(soft.first[i]) if verdict == "first" else 1 - float(soft.first[i])
+        paid = [reply for reply in pair.replies if not reply.cached]
+        rows.append(
+            {
+                "prompt": prompts[i],
+                "chosen": sides[verdict == "second"],
+                "rejected": sides[verdict == "first"],
+                "judge": judge,
+                "prompt_hash": pair.prompt_hash,
+                "principle": pair.principle,
+                "first_order": pair.first_order,
+                "second_order": pair.second_order,
+                "probability": None if np.isnan(p) else p,
+                "label_smoothing": None if np.isnan(p) else min(0.5, 1 - p),
+                "prompt_tokens": sum(reply.prompt_tokens for reply in paid),
+                "completion_tokens": sum(reply.completion_tokens for reply in paid),
+            }
+        )
+    counts = Counter(chosen)
+    return Labelled(rows, counts["tie"], counts[None])
+
+
+def judge_reward(
+    judge: Ask,
+    *,
+    principle: Principle | None = None,
+    template: str | Path = POINTWISE,
+    think: bool = False,
+    on_failure: float | None = None,
+) -> Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], NDArray[np.float64]]:
+    """A judge as a reward for online methods: r = score / 10, from 0.1 to 1.
+
+    Args:
+        judge: from questions to replies.
+        principle, template, think: as for :func:`~jaxalign.judges.judge_scores`.
+        on_failure: the reward of an answer that the judge's reply holds no score for; None stops the run there.
+
+    Returns:
+        a function ``(prompts, completions, rows) -> scores``.
+
+    >>> reward = judge_reward(lambda questions: [Reply("Score: 7")] * len(questions))
+    >>> reward(["Why?"], ["So."], [{}])
+    array([0.7])
+    """
+
+    def judge_reward(
+        prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Mapping[str, Any]]
+    ) -> NDArray[np.float64]:
+        del rows
+        scores = judge_scores(judge, prompts, completions, principle=principle, template=template, think=think)
+        failed = [i for i, score in enumerate(scores) if score is None]
+        if failed and on_failure is None:
+            raise UserError(f"row {failed[0] + 1}: the judge gave no score: see what it answers, or set on_failure")
+        return np.array([on_failure if score is None else score / 10 for score in scores], np.float64)
+
+    return judge_reward
+
+
+def critique_and_revise(
+    judge: Ask,
+    prompts: Sequence[str],
+    drafts: Sequence[str],
+    principles: Sequence[Principle],
+    *,
+    critique: str | Path = CRITIQUE,
+    revise: str | Path = REVISE,
+) -> list[Revision]:
+    """The supervised stage of Constitutional AI: draft → critique by a principle → revision.
+
+    Source: Bai et al. 2022, arXiv:2212.08073, sec. 3.1. For several rounds, put the revisions in as drafts.
+
+    Args:
+        judge: from questions to replies; it writes the critiques and the revisions.
+        prompts, drafts, principles: one of each per item, ``[n]``.
+        critique, revise: template files.
+
+    Returns:
+        what became of each draft, ``[n]``.
+
+    Raises:
+        UserError: if the lists differ in length or a template is broken, or for what the judge refuses.
+
+    >>> def judge(questions):
+    ...     revising = "<critique>" in questions[0][0]["content"]
+    ...     return [Reply("<revision>Kindly.</revision>" if revising else "It is rude.")] * len(questions)
+    >>> critique_and_revise(judge, ["How?"], ["Shut up."], [Principle("kind", "Be kind.")])[0].row()
+    {'prompt': 'How?', 'completion': 'Kindly.'}
+    """
+    same_number(prompts, drafts, principles)
+    items = list(zip(prompts, drafts, principles, strict=True))
+    ask = [_question(critique, prompt=p, response=d, principle=rule.text) for p, d, rule in items]
+    critiques = [_text(reply) for reply in answers(judge, ask)]
+    known = [i for i, text in enumerate(critiques) if text is not None]
+    ask = [
+        _question(revise, prompt=p, response=d, principle=rule.text, critique=critiques[i])
+        for i, (p, d, rule) in enumerate(items)
+        if i in set(known)
+    ]
+    revised = dict(zip(known, (_revision(reply) for reply in answers(judge, ask)), strict=True))
+    return [Revision(p, d, rule.id, critiques[i], revised.get(i)) for i, (p, d, rule) in enumerate(items)]
+
+
+def _question(template: str | Path, **values: Any) -> Messages:
+    return [{"role": "user", "content": render(template, **values)}]
+
+
+def _text(reply: Reply) -> str | None:
+    return reply.text.strip() or None if reply.text is not None else None
+
+
+def _revision(reply: Reply) -> str | None:
+    """What stands between the tags, once; an answer cut off before the end tag is none."""
+    found = re.findall(r"(?s)<revision>(.*?)</revision>", reply.text or "")
+    return found[0].strip() or None if len(found) == 1 else None
