@@ -32,7 +32,7 @@ def messages(field: str, value: Any) -> tuple[Message, ...] | Problem:
             text = f"message {number} of field {field!r} must be an object with strings 'role' and 'content'"
             return Problem("malformed message", text)
         if turn.role not in ROLES:
-            text = f"message {number} of field {field!r} has the role {turn.role!r}: give {', '.join(ROLES)}"
+            text = f"message {number} of field {field!r} has the role {shown(turn.role)}: give {', '.join(ROLES)}"
             return Problem("unknown role", text)
         turns.append(turn)
     return misordered(field, turns) or tuple(turns)
@@ -64,6 +64,16 @@ def transcript_messages(transcript: str) -> list[Message]:
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [Message(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
     return turns if turns and turns[-1].content else turns[:-1]
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut short.
+
+    >>> shown("x" * 100)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"
+    """
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def not_a_string(field: str, value: Any) -> Problem:
