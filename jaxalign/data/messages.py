@@ -28,6 +28,9 @@ def messages(field: str, value: Any) -> tuple[Message, ...] | Problem:
     turns: list[Message] = []
     for number, given in enumerate(value, start=1):
         turn = _message(given)
+        if isinstance(given, Mapping) and given.get("tool_calls"):
+            text = f"message {number} of field {field!r} has 'tool_calls', which no one template writes: spell the call"
+            return Problem("tool calls", text + " out in 'content'")
         if turn is None:
             text = f"message {number} of field {field!r} must be an object with strings 'role' and 'content'"
             return Problem("malformed message", text)

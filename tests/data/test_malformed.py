@@ -159,6 +159,12 @@ ROWS = {
         "malformed message",
         "message 1 of field 'messages'",
     ),
+    "tool calls": (
+        Demonstration,
+        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "sky"}]}]},
+        "tool calls",
+        "message 2 of field 'messages' has 'tool_calls'.* spell the call out",
+    ),
     "numbered role": (
         Demonstration,
         {"messages": [{**USER, "role": 1}, BLUE]},
