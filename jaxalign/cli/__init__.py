@@ -20,6 +20,7 @@ COMMANDS = {
     "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
     "generate": "sample answers from a model",
+    "data": "inspect a data set: jaxalign data inspect FILE",
     "export": "write a run's checkpoint as a Hugging Face model directory",
 }
 
@@ -64,6 +65,8 @@ def _run(arguments: list[str]) -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     command = importlib.import_module(f"jaxalign.cli.{name}")
+    if hasattr(command, "flags"):  # of a command whose words are no flags
+        rest = command.flags(rest)
     config = parse(command.Config, f"jaxalign {name}", rest)
     if config is not None:  # None: --help or --print_config has been answered
         command.run(config)

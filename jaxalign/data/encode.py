@@ -57,17 +57,8 @@ class Encoder:
 
     def prompt(self, messages: Sequence[Message]) -> Ids | Problem:
         """A chat that waits for an answer: ``apply_chat_template(messages, add_generation_prompt=True)``."""
-        layout, rendered = self._layout(messages, generate=True), self._render(messages, generate=True)
-        if isinstance(layout, Problem):
-            return layout
-        if isinstance(rendered, Problem):
-            return rendered
-        contents = _contents(layout, rendered, messages)
-        if contents is not None:
-            return self._encode_prompt(layout, contents)
-        if self._spells_control(message.content for message in messages):
-            return _rewritten()
-        return self._at_once(rendered)  # a template may rewrite what was said: inference then sees that, and so do we
+        found = self.conversation(messages, [])
+        return found if isinstance(found, Problem) else found[0]
 
     def conversation(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[Ids, list[Ids]] | Problem:
         """A chat as the tokenizer's template renders it: (prompt, one completion per reply).
@@ -76,12 +67,21 @@ class Encoder:
         and including the first control token after the content (EOS if there is none): what the model has to write
         until it hands over.
         """
-        prompt = self.prompt(messages)
-        if isinstance(prompt, Problem):
-            return prompt
+        layout, asked = self._layout(messages, generate=True), self._render(messages, generate=True)
+        if isinstance(layout, Problem):
+            return layout
+        if isinstance(asked, Problem):
+            return asked
+        contents = _contents(layout, asked, messages)
+        if contents is not None:
+            prompt = self._encode_prompt(layout, contents)
+        elif self._spells_control(message.content for message in messages):
+            return _rewritten()
+        else:  # a template may rewrite what was said: inference then sees that, and so do we
+            prompt = self._at_once(asked)
         completions = []
         for reply in replies:
-            runs = self._reply(messages, reply)
+            runs = self._reply(messages, reply, layout, asked)
             if isinstance(runs, Problem):
                 return runs
             completions.append(self._encode_runs(runs))
@@ -113,15 +113,14 @@ class Encoder:
             seen = prompt + reply
         return texts
 
-    def _reply(self, messages: Sequence[Message], reply: str) -> list[Run] | Problem:
-        """What the template writes behind the prompt for this answer, up to the end of the turn."""
+    def _reply(self, messages: Sequence[Message], reply: str, opening: str, asked: str) -> list[Run] | Problem:
+        """What the template writes behind the prompt (its layout, its text) for this answer, up to the turn's end."""
         whole = [*messages, Message("assistant", reply)]
-        layouts = self._layout(messages, generate=True), self._layout(whole, generate=False)
-        texts = self._render(messages, generate=True), self._render(whole, generate=False)
-        for found in (*layouts, *texts):
-            if isinstance(found, Problem):
-                return found
-        (opening, layout), (asked, answered) = map(str, layouts), map(str, texts)
+        layout, answered = self._layout(whole, generate=False), self._render(whole, generate=False)
+        if isinstance(layout, Problem):
+            return layout
+        if isinstance(answered, Problem):
+            return answered
         contents = _contents(layout, answered, whole)
         if contents is not None:
             said = contents[-1]

@@ -13,6 +13,7 @@ import io
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
@@ -20,6 +21,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 from jaxalign.errors import UserError
 from jaxalign.paths import resolve_path
 
+_HALVES = re.compile("[\ud800-\udfff]")
 Stream: TypeAlias = IO[bytes] | gzip.GzipFile
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -120,10 +122,10 @@ def _json(path: Path, stream: Stream) -> Iterator[Row]:
         yield from _json_lines(path, io.BytesIO(content))
         return
     try:
-        rows = json.loads(content.decode())
+        rows = _loads(content.decode())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}: not JSON{where}: mend it, or write one row per line as .jsonl") from None
     for number, row in enumerate(rows, start=1):
@@ -132,18 +134,46 @@ def _json(path: Path, stream: Stream) -> Iterator[Row]:
 
 def _parse(line: bytes) -> dict[str, Any] | Problem:
     try:
-        return _check_object(json.loads(line.decode("utf-8-sig")))
+        value = _loads(line.decode("utf-8-sig"))
+        if b"\\ud" in line.lower():  # JSON can spell half a character, which no tokenizer takes
+            json.dumps(value, ensure_ascii=False).encode()
+        return _check_object(value)
     except UnicodeDecodeError as error:
         return Problem("bad UTF-8", f"is not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8")
+    except UnicodeEncodeError:
+        return Problem(
+            "half a character", "has half a surrogate pair (such as \\ud83d alone): cut texts between characters"
+        )
     except json.JSONDecodeError as error:
         return Problem(
             "not JSON", f"is not JSON ({error.msg}, column {error.colno}): every line must be one JSON object"
         )
-    except RecursionError:
-        return Problem("not JSON", "is nested too deeply: every line must be one JSON object")
+    except (RecursionError, ValueError) as error:  # of values: a number of thousands of digits
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({_first_line(error)})"
+        return Problem("not JSON", f"{what}: every line must be one JSON object")
+
+
+class _Doubled(dict[str, Any]):
+    """An object that has a field twice, of which JSON keeps the last without a word."""
+
+    field = ""
+
+
+def _loads(text: str) -> Any:
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) == len(pairs):
+            return made
+        doubled = _Doubled(made)
+        doubled.field = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return doubled
+
+    return json.loads(text, object_pairs_hook=make)
 
 
 def _check_object(row: Any) -> dict[str, Any] | Problem:
+    if isinstance(row, _Doubled):
+        return Problem("doubled field", f"has the field {row.field!r} more than once: rename or remove one of them")
     if isinstance(row, dict):
         return row
     return Problem("not an object", f"is a JSON {type(row).__name__}: every row must be an object with named fields")
@@ -151,33 +181,37 @@ def _check_object(row: Any) -> dict[str, Any] | Problem:
 
 def _csv(path: Path, stream: Stream) -> Iterator[Row]:
     csv.field_size_limit(2**31 - 1)  # the module's 128 KiB is less than a long conversation
-    reader = csv.reader(_decoded(path, stream), strict=True)
-    line = 1
-    try:
-        header = next(reader, [])
-        repeated = {column for column in header if header.count(column) > 1}
-        if repeated:
-            raise UserError(
-                f"{path}: column {min(repeated)!r} appears more than once in the header: rename one of them"
-            )
+    # Bytes that are no UTF-8 become half characters here, which no sound text has, so that their row can be named.
+    lines = (line.decode("utf-8-sig" if n == 0 else "utf-8", "surrogateescape") for n, line in enumerate(stream))
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
         line = reader.line_num + 1
-        for cells in reader:
-            if len(cells) == len(header):
-                yield Row(str(path), line, dict(zip(header, cells, strict=True)))
-            elif cells:
-                text = f"has {len(cells)} cells where the header has {len(header)}: quote cells that hold commas"
-                yield Row(str(path), line, Problem("wrong number of cells", text))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}, row {line}: not CSV ({error}): quote cells that hold commas or line breaks") from None
-
-
-def _decoded(path: Path, stream: Stream) -> Iterator[str]:
-    for number, line in enumerate(stream, start=1):
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise UserError(f"{path}, row {number}: not UTF-8: save the file as UTF-8") from None
+            cells = next(reader, None)
+            fault = None
+        except csv.Error as error:
+            cells, fault = [], Problem("not CSV", f"not CSV ({error}): quote cells that hold commas or line breaks")
+        if cells is None:
+            return
+        if not all(cell.isascii() or _HALVES.search(cell) is None for cell in cells):
+            fault = Problem("bad UTF-8", "not UTF-8: save the file as UTF-8")
+        if header is None:
+            if fault is not None:
+                raise UserError(f"{path}, row {line}: {fault.text}")
+            repeated = {column for column in cells if cells.count(column) > 1}
+            if repeated:
+                raise UserError(
+                    f"{path}: column {min(repeated)!r} appears more than once in the header: rename one of them"
+                )
+            header = cells
+        elif fault is not None:
+            yield Row(str(path), line, fault)
+        elif len(cells) == len(header):
+            yield Row(str(path), line, dict(zip(header, cells, strict=True)))
+        elif cells:
+            text = f"has {len(cells)} cells where the header has {len(header)}: quote cells that hold commas"
+            yield Row(str(path), line, Problem("wrong number of cells", text))
 
 
 def _folder(path: Path, split: str) -> Iterator[Row]:

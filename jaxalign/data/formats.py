@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from jaxalign.data.files import Problem
-from jaxalign.data.messages import Message, messages, misordered, not_a_string, transcript_messages
+from jaxalign.data.messages import Message, messages, misordered, not_a_string, shown, transcript_messages
 
 Format = Literal["text", "transcript", "chat", "instruction"]
 FORMATS = ("text", "transcript", "chat", "instruction")
@@ -127,7 +127,7 @@ def number(field: str, value: Any) -> float | Problem:
         found = math.nan
     if math.isfinite(found):
         return found
-    return Problem("not a number", f"field {field!r} is {_shown(value)} where a finite number is needed")
+    return Problem("not a number", f"field {field!r} is {shown(value)} where a finite number is needed")
 
 
 def label(field: str, value: Any) -> bool | Problem:
@@ -135,22 +135,17 @@ def label(field: str, value: Any) -> bool | Problem:
     known = {"true": True, "1": True, "false": False, "0": False}
     found = known.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
     if found is None:
-        return Problem("not a label", f"field {field!r} is {_shown(value)} where true or false is needed")
+        return Problem("not a label", f"field {field!r} is {shown(value)} where true or false is needed")
     return found
 
 
 def missing(field: str, value: Mapping[str, Any], needs: str) -> Problem:
     """A field that is not there."""
-    has = ", ".join(repr(key) for key in value) or "no fields"
+    has = ", ".join(map(shown, list(value)[:8])) + (", …" if len(value) > 8 else "") or "no fields"
     return Problem(
         f"missing field {field}",
         f"field {field!r} is missing (the row has {has}): {needs}, so rename or add the field",
     )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _detect(value: Mapping[str, Any], fields: Mapping[str, Any], expected: str | None, needs: str) -> Format | Problem:

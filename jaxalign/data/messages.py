@@ -28,11 +28,14 @@ def messages(field: str, value: Any) -> tuple[Message, ...] | Problem:
     turns: list[Message] = []
     for number, given in enumerate(value, start=1):
         turn = _message(given)
+        if isinstance(given, Mapping) and given.get("tool_calls"):
+            text = f"message {number} of field {field!r} has 'tool_calls', which no one template writes: spell the call"
+            return Problem("tool calls", text + " out in 'content'")
         if turn is None:
             text = f"message {number} of field {field!r} must be an object with strings 'role' and 'content'"
             return Problem("malformed message", text)
         if turn.role not in ROLES:
-            text = f"message {number} of field {field!r} has the role {turn.role!r}: give {', '.join(ROLES)}"
+            text = f"message {number} of field {field!r} has the role {shown(turn.role)}: give {', '.join(ROLES)}"
             return Problem("unknown role", text)
         turns.append(turn)
     return misordered(field, turns) or tuple(turns)
@@ -64,6 +67,16 @@ def transcript_messages(transcript: str) -> list[Message]:
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [Message(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
     return turns if turns and turns[-1].content else turns[:-1]
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut short.
+
+    >>> shown("x" * 100)
+    "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"
+    """
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def not_a_string(field: str, value: Any) -> Problem:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,15 +134,17 @@ def stream_records(
     format: FormatOption = "auto",
     on_error: OnError = "stop",
     on_bad: Callable[[BadRow], None] | None = None,
+    start: int = 0,
     split: str = "train",
     name: str | None = None,
     data_dir: str | None = None,
 ) -> Iterator[R]:
     """The records of :func:`read_records` one by one, of files and hub data sets too large to hold.
 
-    What holds for data that are read whole holds here as follows. Order: that of the file, always the same. Split:
-    :func:`is_held_out` decides on each record alone. Resume: a record's ``row`` is its place; what was seen before is
-    read again, as a line's beginning is found by reading, but neither checked twice nor tokenised.
+    What holds for data that are read whole holds here as follows. Order: that of the file, always the same; there is no
+    shuffling. Split: :func:`is_held_out` decides on each record alone, so no prompt is on both sides. Resume: ``start``
+    is the number of rows that were drawn; they are passed over, read (a line's beginning is found by reading) but
+    neither checked nor tokenised again.
 
     Args:
         kind: as for :func:`read_records`, like the rest.
@@ -150,6 +153,7 @@ def stream_records(
         format: the format of the rows.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows.
         on_bad: called with every row that is skipped.
+        start: rows to pass over.
         split: which split of a folder or hub data set.
         name: configuration of a hub data set.
         data_dir: folder within a hub data set.
@@ -160,7 +164,7 @@ def stream_records(
     >>> next(stream_records(Prompt, "jaxalign:assets/brief_pairs.jsonl")).row
     1
     """
-    rows = read_rows(path, split=split, name=name, data_dir=data_dir, streaming=True)
+    rows = itertools.islice(read_rows(path, split=split, name=name, data_dir=data_dir, streaming=True), start, None)
     for found in parse_rows(kind, rows, columns=columns, format=format, on_error=on_error):
         if not isinstance(found, BadRow):
             yield from found

@@ -32,8 +32,8 @@ def fields(kind: type, section: str) -> typing.Iterator[tuple[str, str]]:
             yield from fields(hints[field.name], field.name)
 
 
-# Sections handed whole to a function (optim.make, Tracker, open_model), and what it calls them.
-ALIAS = {"optim": "config", "log": "config", "model": "section"}
+# Sections handed whole to a function (optim.make, Tracker, open_model, Signals.read), and what it calls them.
+ALIAS = {"optim": "config", "log": "config", "model": "section", "signals": "self"}
 READS = attribute_reads(Path(jaxalign.__file__).parent)
 
 

@@ -1,0 +1,106 @@
+"""Tokenised trees kept on disk under a name made of everything they depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.data.kinds import Record
+from jaxalign.data.records import BadRow
+from jaxalign.data.tokenize import TokenizeReport
+from jaxalign.data.trees import Tree
+from jaxalign.paths import write_whole
+
+VERSION = 1  # of the layout of files and of the meaning of tokenising: raise it when either changes
+
+
+def cached_trees(
+    folder: str | Path,
+    tokenize: Callable[..., tuple[list[Tree], TokenizeReport]],
+    records: Sequence[Record],
+    tokenizer: Any,
+    **options: Any,
+) -> tuple[list[Tree], TokenizeReport]:
+    """``tokenize(records, tokenizer, **options)``, from a file if that was done before.
+
+    The file's name is a hash of the records, the tokenizer with its chat template, the options and the function, so
+    a file never has to be declared out of date; old ones may be deleted at any time. A damaged file is made anew.
+
+    Args:
+        folder: where files are kept.
+        tokenize: a function of :mod:`jaxalign.data.tokenize` that makes trees.
+        records: its records.
+        tokenizer: a ``transformers`` tokenizer.
+        options: its options.
+
+    Raises:
+        UserError: what ``tokenize`` raises, or if the file cannot be written.
+    """
+    file = Path(folder) / f"{content_key(tokenize.__name__, records, tokenizer, options)}.npz"
+    try:
+        return _load(file)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        trees, report = tokenize(records, tokenizer, **options)
+        write_whole(file, _dump(trees, report))
+        return trees, report
+
+
+def content_key(function: str, records: Sequence[Record], tokenizer: Any, options: Any) -> str:
+    """A hash of all that decides what trees are made, and what is reported of them: file and row too."""
+    digest = hashlib.sha256(f"{VERSION} {function} {sorted(options.items())!r}".encode())
+    digest.update(tokenizer.backend_tokenizer.to_str().encode())
+    digest.update(repr((tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items()))).encode())
+    for record in records:
+        content = [getattr(record, field.name) for field in dataclasses.fields(record)]  # type: ignore[arg-type]
+        digest.update(repr(content).encode())
+    return digest.hexdigest()[:32]
+
+
+def _dump(trees: Sequence[Tree], report: TokenizeReport) -> bytes:
+    completions = [completion for tree in trees for completion in tree.completions]
+    arrays = {
+        "prompts": np.concatenate([tree.prompt for tree in trees]),
+        "prompt_sizes": np.array([len(tree.prompt) for tree in trees]),
+        "counts": np.array([len(tree.completions) for tree in trees]),
+        "completions": np.concatenate(completions),
+        "completion_sizes": np.array([len(completion) for completion in completions]),
+        "masks": np.concatenate([mask for tree in trees for mask in tree.masks]),
+        "report": np.array(json.dumps(dataclasses.asdict(report))),
+    }
+    for name in trees[0].extras:
+        arrays[f"extra {name}"] = np.concatenate([tree.extras[name] for tree in trees])
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    return stream.getvalue()
+
+
+def _load(file: Path) -> tuple[list[Tree], TokenizeReport]:
+    with np.load(file) as stored:
+        arrays = dict(stored)
+    told = json.loads(str(arrays.pop("report")))
+    report = TokenizeReport(**{**told, "skipped": tuple(BadRow(*bad) for bad in told["skipped"])})
+    ends = np.cumsum(arrays["counts"])[:-1]
+    prompts = np.split(arrays["prompts"], np.cumsum(arrays["prompt_sizes"])[:-1])
+    cuts = np.cumsum(arrays["completion_sizes"])[:-1]
+    completions, masks = (np.split(arrays[name], cuts) for name in ("completions", "masks"))
+    extras = {
+        name.removeprefix("extra "): np.split(array, ends)
+        for name, array in arrays.items()
+        if name.startswith("extra ")
+    }
+    trees = []
+    start = 0
+    for i, (prompt, count) in enumerate(zip(prompts, arrays["counts"], strict=True)):
+        own = slice(start, start + int(count))
+        values = {name: column[i] for name, column in extras.items()}
+        trees.append(Tree(prompt, tuple(completions[own]), tuple(masks[own]), values))
+        start += int(count)
+    return trees, report

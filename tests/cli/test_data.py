@@ -1,0 +1,119 @@
+"""``jaxalign data inspect``: the report on a file, and an example with what counts in colour."""
+
+import json
+
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.cli.data import CONTEXT, COUNTS, QUIET, render
+from jaxalign.data.messages import Message
+from jaxalign.data.records import Demonstration
+from jaxalign.data.tokenize import tokenize_sft
+
+from .conftest import byte_tokenizer
+
+PAIRS = [
+    {"prompt": "sky?", "chosen": "blue", "rejected": "it is like red"},
+    {"prompt": "sky?", "chosen": "blue", "rejected": "it is like red"},
+    {"prompt": "sea?", "chosen": "it is deep", "rejected": "red"},
+    {"prompt": "sun?", "chosen": "hot"},
+]
+CHAT = [{"role": "user", "content": "sky?"}, {"role": "assistant", "content": "blue"}]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def shown(capsys):
+    def run(*arguments):
+        assert main(["data", "inspect", *arguments]) == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_report_on_pairs(shown, tmp_path):
+    file, other = write(tmp_path / "a.jsonl", PAIRS), write(tmp_path / "b.jsonl", [{"prompt": "SEA?"}])
+    text = shown(file, "--data.eval_path", other)
+    for line in (
+        f"{file}: 3 of 4 rows kept, 1 skipped: 1 missing field rejected (row 4)",
+        "read as preference rows of format text",
+        "3 records of 2 different prompts",
+        "1 records repeat an earlier one",
+        "0 records are contradicted by another one",
+        "1 records have a prompt that is also in the other split",
+        "the chosen answer is longer: 33.3 %",
+    ):
+        assert line in text.splitlines()
+    assert "│ completion │ 3     │ 10" in text
+    assert text.count("[1] blue") == 2
+    assert "\x1b" not in text  # no colour where there is no terminal
+
+
+def test_lengths_and_limits_in_tokens(shown, tmp_path, tiny_model):
+    file = write(tmp_path / "a.jsonl", PAIRS[:3])
+    text = shown(file, "--tokenizer", str(tiny_model), "--data.max_completion_length", "5", "--examples", "1")
+    assert "3 examples, " in text
+    assert "3 completions lost their end" in text
+    assert "length in tokens" in text
+    assert "[2] it is" in text
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        ({"messages": CHAT}, "sft rows of format chat"),
+        ({"instruction": "sky?", "output": "blue"}, "sft rows of format instruction"),
+        ({"text": "the sky is blue"}, "sft rows of format text"),
+        ({"prompt": "sky?", "completion": "blue", "label": True}, "unpaired rows of format text"),
+        ({"prompt": "sky?", "completions": ["blue", "red", "green"]}, "ranking rows of format text"),
+        ({"prompt": "sky?"}, "prompt rows of format text"),
+    ],
+)  # fmt: skip
+def test_every_kind_can_be_inspected(shown, tmp_path, tiny_model, row, line):
+    file = write(tmp_path / "a.jsonl", [row])
+    assert f"read as {line}" in shown(file)
+    text = shown(file, "--tokenizer", str(tiny_model))
+    assert f"read as {line}" in text
+    assert "sky" in text
+
+
+def test_logs_are_read_by_their_signals(shown, tmp_path):
+    rows = [{"q": f"{i}?", "a": "b", "ups": i} for i in range(3)]
+    file = write(tmp_path / "log.jsonl", rows)
+    text = shown(file, "--data.columns", '{"prompt": "q", "completion": "a"}', "--data.signals.up", "ups")
+    assert "2 of 3 rows kept (1 without a signal)" in text
+    assert "liked: 100.0 %" in text
+
+
+def test_the_mask_is_in_the_colours():
+    tokenizer = byte_tokenizer()
+    talk = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(["sky?", "blue", "sea?", "deep"])]
+    (tree,), _ = tokenize_sft([Demonstration((talk[0],), tuple(talk[1:]), "chat")], tokenizer)
+    text = render(tree, tokenizer)
+    styled = [(text.plain[span.start : span.end], span.style) for span in text.spans]
+    assert text.style == QUIET  # of the prompt
+    assert text.plain.startswith("<|user|>sky?<|end|><|assistant|>")
+    assert styled == [
+        ("blue<|end|>", COUNTS),
+        ("<|user|>sea?<|end|><|assistant|>", CONTEXT),
+        ("deep<|end|>", COUNTS),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data"], "run: jaxalign data inspect FILE"),
+        (["data", "show", "a.jsonl"], "run: jaxalign data inspect FILE"),
+        (["data", "inspect"], "data.path must be given"),
+        (["data", "inspect", "no.jsonl"], "no.jsonl: there is no such file"),
+        (["data", "inspect", "no.jsonl", "--data.kinds", "sft"], "did you mean data.kind?"),
+        (["data", "inspect", "no.jsonl", "--examples", "-1"], "examples is -1;"),
+    ],
+)
+def test_mistakes_are_told(told, arguments, words):
+    assert words in told(arguments)
