@@ -7,7 +7,7 @@ Prompts of 64 tokens, 64 new tokens each, float32, drawn from the whole distribu
 (PyTorch; ``--torch-python`` names another environment that has it); leave the machine alone meanwhile.
 
 Tokens a second are of the best of 3 calls after a warm-up call, prefill included; processor time (over all cores) next
-to wall time shows who else was at work. It fails if the greedy tokens of the two sides differ: then it compares nothing.
+to wall time shows who else was at work. It fails if the greedy tokens of the sides differ: it would compare nothing.
 """
 
 from __future__ import annotations
