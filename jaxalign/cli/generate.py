@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from pathlib import Path
 
 import jax
@@ -13,13 +12,15 @@ from rich.console import Console
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli.config import MeshSection, ModelSection
 from jaxalign.cli.models import check_tokens, open_mesh, open_model
-from jaxalign.cli.sampling import answers
+from jaxalign.cli.sampling import pieces
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, read_rows
 from jaxalign.data.records import Message
 from jaxalign.errors import UserError
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import write_whole
+from jaxalign.rollout import Sampling, stop_strings
+from jaxalign.rollout.decode import SEGMENT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,9 @@ class Config:
         temperature: divides the logits; 0 takes the most likely token
         top_k: sample among the k most likely tokens; 0 for all
         top_p: sample among the most likely tokens that together reach this probability
+        min_p: sample among the tokens at least this fraction as likely as the most likely one
+        stop: end an answer at the first token that completes one of these texts
+        num_completions: answers to each prompt
         seed: another seed, other answers
         batch_size: prompts at a time
         mesh: devices
@@ -50,50 +54,62 @@ class Config:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()
+    num_completions: int = 1
     seed: int = 0
     batch_size: int = 8
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
 
 
 def run(config: Config) -> None:
-    """Answer every prompt, on standard output and, where asked, into a file."""
-    check(config)
+    """Answer every prompt, on standard output and, where asked, into a file.
+
+    The answer to a single prompt appears as it is decoded, of several answers each one when it is done.
+    """
+    sampling = check(config)
     prompts = [config.prompt] if config.prompt is not None else read_prompts(str(config.prompts))
     tokenizer = load_tokenizer(config.model.path)
+    stop_strings(tokenizer, config.stop)  # complains before anything is loaded
     encoder = Encoder(tokenizer)
     chat = config.chat and bool(tokenizer.chat_template)
     encoded = [encode(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
     model, params = open_model(config.model, open_mesh(config.mesh), Console(stderr=True, highlight=False))
     check_tokens(model, encoded)
-    texts = answers(
+    single = config.prompt is not None and config.num_completions == 1
+    texts = [""] * len(prompts) * config.num_completions
+    for number, text, done in pieces(
         model,
         params,
         tokenizer,
         encoded,
         max_new_tokens=config.max_new_tokens,
         key=jax.random.key(config.seed),
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
+        sampling=sampling,
+        stop=config.stop,
+        num_completions=config.num_completions,
         batch_size=config.batch_size,
-    )
-    for prompt, text in zip(prompts, texts, strict=True):
-        print(text if config.prompt is not None else f"prompt: {prompt}\nanswer: {text}\n")
+        segment=1 if single else SEGMENT,
+    ):
+        texts[number] += text
+        if single:
+            print(text, end="\n" if done else "", flush=True)
+        elif done:
+            print(f"prompt: {prompts[number // config.num_completions]}\nanswer: {texts[number]}\n", flush=True)
     if config.output is not None:
-        pairs = zip(prompts, texts, strict=True)
+        asked = [prompt for prompt in prompts for _ in range(config.num_completions)]
+        pairs = zip(asked, texts, strict=True)
         lines = [json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
         write_whole(Path(config.output).expanduser(), "".join(lines))
 
 
-def check(config: Config) -> None:
-    """Raise for settings that make no sense, before anything is loaded."""
+def check(config: Config) -> Sampling:
+    """Raise for settings that make no sense, before anything is loaded; how tokens are drawn otherwise."""
     if (config.prompt is None) == (config.prompts is None):
         raise UserError("give either --prompt TEXT or --prompts FILE.")
     wrong = {
         "max_new_tokens must be 1 or more": config.max_new_tokens < 1,
-        "temperature must be a finite number, 0 or more": not 0 <= config.temperature < math.inf,
-        "top_k must be 0 or more": config.top_k < 0,
-        "top_p must be above 0 and at most 1": not 0 < config.top_p <= 1,
+        "num_completions must be 1 or more": config.num_completions < 1,
         "batch_size must be 1 or more": config.batch_size < 1,
     }
     for rule, broken in wrong.items():
@@ -104,6 +120,7 @@ def check(config: Config) -> None:
         check_writable(output.parent)
         if output.is_dir():
             raise UserError(f"output is the directory {output}; give the name of a .jsonl file.")
+    return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
 
 
 def read_prompts(path: str) -> list[str]:

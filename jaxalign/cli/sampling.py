@@ -1,17 +1,51 @@
-"""Answers to prompts of any length, as text."""
+"""Answers to prompts of any length, as text, while they are written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxalign.models.model import Model
-from jaxalign.rollout import generate
+from jaxalign.rollout import Sampling, stop_strings, stream
+from jaxalign.rollout.decode import SEGMENT
 
 WIDTH = 64  # prompts are padded to a multiple of this, so that a few programs serve all
+
+
+class Piece(NamedTuple):
+    """More text of an answer.
+
+    Attributes:
+        number: which answer: that of prompt ``number // num_completions``.
+        text: what is new; it never ends within a character.
+        done: whether this was the last of it.
+    """
+
+    number: int
+    text: str
+    done: bool
+
+
+class TextSoFar:
+    """The text of growing token ids, piece by piece.
+
+    A token may end within a character: its bytes then decode to U+FFFD at the end, which is held back until the rest
+    has come, or the end.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.shown = tokenizer, 0
+
+    def more(self, ids: Sequence[int] | np.ndarray, done: bool) -> str:
+        """What these ids say beyond what the ids before said, without special tokens."""
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        whole = text if done else text.rstrip("\ufffd")
+        new = whole[self.shown :]
+        self.shown = max(self.shown, len(whole))
+        return new
 
 
 def end_ids(model: Model, tokenizer: Any) -> tuple[int, ...]:
@@ -22,7 +56,7 @@ def end_ids(model: Model, tokenizer: Any) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
-def answers(
+def pieces(
     model: Model,
     params: Any,
     tokenizer: Any,
@@ -30,17 +64,17 @@ def answers(
     *,
     max_new_tokens: int,
     key: jax.Array,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+    stop: Sequence[str] = (),
+    num_completions: int = 1,
     batch_size: int = 8,
-) -> list[str]:
-    """The completion of each prompt (token ids), decoded without special tokens.
+    segment: int = SEGMENT,
+) -> Iterator[Piece]:
+    """The answers to each prompt (token ids) as they are decoded, in pieces of ``segment`` tokens.
 
     The random numbers of an answer depend on ``key`` and its place in ``prompts`` alone. The width of a batch is that
     of its longest prompt, so another ``batch_size`` may round differently, and an answer then turn at a near tie.
     """
-    texts = []
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
         width = -(-max(map(len, chunk)) // WIDTH) * WIDTH
@@ -49,19 +83,32 @@ def answers(
         for row, prompt in enumerate(chunk):
             tokens[row, width - len(prompt) :] = prompt
             mask[row, width - len(prompt) :] = True
-        rollout = generate(
+        going = {row: TextSoFar(tokenizer) for row in range(len(chunk) * num_completions)}
+        for rollout, done in stream(
             model,
             params,
             tokens,
             prompt_mask=mask,
             max_new_tokens=max_new_tokens,
             key=key,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
+            sampling=sampling,
             eos_id=end_ids(model, tokenizer),
+            stop=stop_strings(tokenizer, stop),
+            num_completions=num_completions,
             example_ids=np.arange(start, start + len(chunk)),
-        )
-        for ids, kept in zip(*jax.device_get((rollout.tokens, rollout.mask)), strict=True):
-            texts.append(tokenizer.decode(ids[kept], skip_special_tokens=True))
-    return texts
+            segment=segment,
+        ):
+            for row, text in list(going.items()):
+                new = text.more(rollout.tokens[row][rollout.mask[row]], bool(done[row]))
+                if new or done[row]:
+                    yield Piece(start * num_completions + row, new, bool(done[row]))
+                if done[row]:
+                    del going[row]
+
+
+def answers(*args: Any, temperature: float = 1.0, **settings: Any) -> list[str]:
+    """The answers of :func:`pieces`, whole, in the order of the prompts."""
+    texts: dict[int, str] = {}
+    for number, text, _ in pieces(*args, sampling=Sampling(temperature), **settings):
+        texts[number] = texts.get(number, "") + text
+    return [texts[number] for number in sorted(texts)]

@@ -58,7 +58,14 @@ def attach(trees: Sequence[Tree], **columns: Any) -> list[Tree]:
     if wrong:
         raise ValueError(f"column {wrong[0]!r} has {len(arrays[wrong[0]])} entries for {len(trees)} trees")
     return [
-        Tree.of(tree.prompt, tree.completions, tree.masks, **tree.extras, **{n: a[i] for n, a in arrays.items()})
+        Tree.of(
+            tree.prompt,
+            tree.completions,
+            tree.masks,
+            tree.token_extras,
+            **tree.extras,
+            **{n: a[i] for n, a in arrays.items()},
+        )
         for i, tree in enumerate(trees)
     ]
 

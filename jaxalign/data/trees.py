@@ -313,7 +313,7 @@ def _empty_rows(rows: int, columns: int, slots: int, examples: int, completions:
     def full(value: int, size: int) -> np.ndarray:
         return np.full((rows, size), value, np.int32)
 
-    extras = {}
+    extras: dict[str, np.ndarray] = {}
     if like is not None:
         extras |= {name: np.zeros((rows, examples, completions), v.dtype) for name, v in like.extras.items()}
         extras |= {name: np.zeros((rows, slots), v[0].dtype) for name, v in like.token_extras.items()}

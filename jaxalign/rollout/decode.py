@@ -94,14 +94,12 @@ def prefill(
 
     layers, _, groups, size, _ = cache.keys.shape
     empty = functools.partial(jnp.zeros, dtype=cache.keys.dtype)
-    own: Caches = Cache(
-        empty((layers, batch * count, groups, size, slots)), empty((layers, batch * count, groups, slots, size))
-    )
-    if apart:
-        cache, own = (tuple(Cache(c.keys[i], c.values[i]) for i in range(layers)) for c in (cache, own))
+    rows = batch * count
+    own = Cache(empty((layers, rows, groups, size, slots)), empty((layers, rows, groups, slots, size)))
+    split = lambda c: tuple(Cache(c.keys[i], c.values[i]) for i in range(layers)) if apart else c  # noqa: E731
     start = jnp.repeat(jnp.sum(prompt_mask, axis=-1), count)
     alive = _everywhere(model, ~_ended(token, ends))
-    return State(token, alive, keys, start, jnp.int32(1), own, cache, prompt_mask), logps
+    return State(token, alive, keys, start, jnp.int32(1), split(own), split(cache), prompt_mask), logps
 
 
 @functools.partial(jax.jit, static_argnames=_static, donate_argnames="state")
@@ -139,13 +137,9 @@ def keep(state: State, prompts: Int[Array, " b"], rows: Int[Array, " n"]) -> Sta
     def take(caches: Caches, numbers: Array) -> Caches:
         return jax.tree.map(lambda leaf: jnp.take(leaf, numbers, axis=leaf.ndim - 4), caches)
 
-    return State(
-        *(x[rows] for x in (state.token, state.alive, state.keys, state.start)),
-        state.t,
-        take(state.own, rows),
-        take(state.prompt, prompts),
-        state.prompt_mask[prompts],
-    )
+    by_row = {name: getattr(state, name)[rows] for name in ("token", "alive", "keys", "start")}
+    own, prompt = take(state.own, rows), take(state.prompt, prompts)
+    return state._replace(**by_row, own=own, prompt=prompt, prompt_mask=state.prompt_mask[prompts])
 
 
 def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N D"], Caches]:

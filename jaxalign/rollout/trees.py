@@ -34,16 +34,16 @@ def rollout_trees(
     for name, size in sizes.items():
         if size != len(prompts) * num_completions:
             raise ValueError(f"{name} has {size} completions, {len(prompts)} prompts × {num_completions} are wanted")
-    values = {name: np.asarray(value) for name, value in extras.items()}
+    values: dict[str, Any] = {name: np.asarray(value) for name, value in extras.items()}
     trees = []
     for number, prompt in enumerate(prompts):
-        rows = range(number * num_completions, (number + 1) * num_completions)
+        rows = np.arange(number * num_completions, (number + 1) * num_completions)
         trees.append(
             Tree.of(
                 prompt,
                 [tokens[row][mask[row]] for row in rows],
                 token_extras={"old_logps": [logps[row][mask[row]] for row in rows]},
-                **{name: value[rows.start : rows.stop] for name, value in values.items()},
+                **{name: value[rows] for name, value in values.items()},
             )
         )
     return trees

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxalign.data.batches import attach
 from jaxalign.data.shapes import choose_shapes
 from jaxalign.data.trees import Tree, distinct_tokens, first_fit_decreasing, pack, packing_report, unpack
 from jaxalign.errors import UserError
@@ -20,12 +21,16 @@ def trees(draw, completions=3):
         prompt = draw(st.lists(token, min_size=1, max_size=12))
         texts = draw(st.lists(st.lists(token, min_size=1, max_size=6), min_size=1, max_size=completions))
         masks = [draw(st.lists(st.booleans(), min_size=len(t), max_size=len(t))) for t in texts]
-        made.append(Tree.of(prompt, texts, masks, index=number, score=np.arange(len(texts)) + 0.5))
+        logps = [draw(st.lists(st.floats(-9, 0, width=32), min_size=len(t), max_size=len(t))) for t in texts]
+        per_token = {"logps": logps, "place": [range(len(t)) for t in texts]}
+        made.append(Tree.of(prompt, texts, masks, per_token, index=number, score=np.arange(len(texts)) + 0.5))
     return made
 
 
 def same(a: Tree, b: Tree) -> bool:
     pairs = [(a.prompt, b.prompt), *zip(a.completions, b.completions, strict=True), *zip(a.masks, b.masks, strict=True)]
+    for name, values in a.token_extras.items():
+        pairs += zip(values, b.token_extras[name], strict=True)
     return all(np.array_equal(x, y) for x, y in pairs) and all(
         np.array_equal(a.extras[name], b.extras[name]) for name in a.extras
     )
@@ -59,6 +64,11 @@ def test_every_slot_points_where_it_should(made, rows_per_microbatch):
         for slot, here in zip(used, source[used], strict=True):  # and one position before the token it predicts
             follows = (example == example[here]) & (branch == owner[slot] % 3 + 1) & (position == position[here] + 1)
             assert np.array_equal(tokens[follows], [target[slot]])
+            (tree,) = [t for t in made if t.extras["index"][0] == rows.extras["index"][m, r, owner[slot] // 3, 0]]
+            place = rows.extras["place"][m, r, slot]  # token extras stand in the slot of their token
+            assert position[here] + 1 == len(tree.prompt) + place
+            assert rows.extras["logps"][m, r, slot] == tree.token_extras["logps"][owner[slot] % 3][place]
+        assert not rows.extras["logps"][m, r][owner < 0].any()
         for number in np.nonzero(rows.example_mask[m, r])[0]:
             mine = np.nonzero(example == number)[0]
             assert np.array_equal(mine, np.arange(mine[0], mine[-1] + 1))  # tight, and within one row
@@ -131,6 +141,21 @@ def test_extras_keep_their_type_and_their_fraction():
     assert extras["index"].dtype == np.int32
     with pytest.raises(ValueError, match="same extras"):
         pack([*made, Tree.of([1], [[2], [3]])], row_lengths=(16,))
+
+
+def test_token_extras_fit_their_tokens():
+    tree = Tree.of([1], [[2, 3], [4]], token_extras={"logps": [[-0.5, -1.5], [-2.5]]}, score=1.0)
+    packed = pack([tree], row_lengths=(8,))
+    assert packed.rows.extras["logps"][0, 0].tolist() == [-0.5, -1.5, -2.5, 0]
+    assert packed.rows.extras["logps"].dtype == np.float32
+    assert Tree.of([], [[5, 6]], token_extras={"logps": [[0, -1.0]]}).token_extras["logps"][0].tolist() == [-1.0]
+    (more,) = attach([tree], index=[7])
+    assert same(tree, more)
+    for wrong in ({"logps": [[-0.5], [-2.5]]}, {"logps": [[-0.5, -1.5]]}, {"score": [[0, 0], [0]]}):
+        with pytest.raises(ValueError, match="one value per completion token"):
+            Tree.of([1], [[2, 3], [4]], token_extras=wrong, score=1.0)
+    with pytest.raises(ValueError, match="same extras"):
+        pack([tree, Tree.of([1], [[2]], score=1.0)], row_lengths=(16,))
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 9)), min_size=1, max_size=30))
