@@ -26,7 +26,7 @@ from tests.parity.trl_stubs import T, logits_batches, mean_of, outputs_of, stub,
 
 def dpo_trainer(logps, ref_logps, mask, log_sum_sq, *, loss_types, weights=(1.0,), **attributes):
     defaults = {
-        "beta": 0.1, "label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5,
+        "beta": 0.1, "label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.3,
         "ld_alpha": None, "use_weighting": False, "precompute_ref_logps": True,
         "args": SimpleNamespace(discopop_tau=0.05),
     }  # fmt: skip
@@ -112,7 +112,7 @@ def divergence_check(name, divergence, theirs, **options) -> Check:
 
 
 smooth = {"label_smoothing": 0.2}
-alpha_half = functools.partial(losses.alpha_divergence, alpha=0.5)
+alpha = functools.partial(losses.alpha_divergence, alpha=0.3)  # not ½, which α and 1 - α would share
 PAIRWISE = [
     dpo_check("`dpo`", by_sums(losses.dpo, beta=0.1), "sigmoid"),
     dpo_check("`robust_dpo`", by_sums(losses.robust_dpo, beta=0.1, **smooth), "robust", **smooth),
@@ -130,7 +130,7 @@ PAIRWISE = [
     dpo_check("`dpo` on `average_logps`", by_averages(losses.dpo, beta=0.1), "sigmoid_norm"),
     divergence_check("forward_kl", losses.forward_kl, "forward_kl"),
     divergence_check("jensen_shannon", losses.jensen_shannon, "js_divergence"),
-    divergence_check("alpha_divergence", alpha_half, "alpha_divergence", dtype="float32", tolerance=1e-4),
+    divergence_check("alpha_divergence", alpha, "alpha_divergence", dtype="float32", tolerance=1e-4),
     dpo_check("`dpo` on `ld_logps` (LD-DPO)", ld_dpo, "sigmoid", ld_alpha=0.4),
     dpo_check("`dpo` × `wpo_weights` (WPO)", wpo, "sigmoid", use_weighting=True),
     dpo_check("0.8 `dpo` + 0.2 `bco_pair` + `nll` (MPO)", mpo, ("sigmoid", "bco_pair", "sft"), weights=(0.8, 0.2, 1.0)),
