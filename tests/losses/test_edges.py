@@ -100,6 +100,19 @@ def test_relatives_agree_where_they_must():
     close(ups + downs, losses.bco_pair(pc, pr, rc, rr, beta=0.3, delta=0.2))
 
 
+def test_robust_dpo_is_unbiased_under_flipped_labels():
+    """Its mean over labels flipped with probability e is DPO on the true ones."""
+    pc, pr, rc, rr = -jnp.abs(jax.random.normal(jax.random.key(0), (4, 7))) * 5
+    loss = functools.partial(losses.robust_dpo, beta=0.3, label_smoothing=0.2)
+    mean = 0.8 * loss(pc, pr, rc, rr) + 0.2 * loss(pr, pc, rr, rc)
+    np.testing.assert_allclose(mean, losses.dpo(pc, pr, rc, rr, beta=0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_dft_weighs_each_token_by_its_probability():
+    logps = jnp.array([-0.1, -2.0])
+    np.testing.assert_allclose(gradient(losses.dft, logps), -jnp.exp(logps), rtol=1e-6)
+
+
 def test_mpo_is_a_plain_sum():
     """MPO (Wang et al. 2024, arXiv:2411.10442, eq. 2) = 0.8 preference + 0.2 quality + 1.0 generation: no function."""
     pair = -jnp.abs(jax.random.normal(jax.random.key(0), (4, 7)))
@@ -170,6 +183,7 @@ def test_orpo_near_certainty():
 def test_kto_reference_point():
     assert losses.kto_kl(jnp.array([-5.0, 1.0]), zero.repeat(2)) == 0
     assert losses.kto_kl(jnp.array([-1.0, 3.0]), zero.repeat(2)) == 1, "the mean first, then the clamp"
+    assert jax.grad(lambda p: losses.kto_kl(p, zero))(one) == 0, "a constant where it is positive, too"
     masked = losses.kto_kl(jnp.array([-1.0, jnp.nan]), jnp.array([-4.0, 0.0]), mask=jnp.array([True, False]))
     assert masked == 3
     slope = jax.grad(lambda p: losses.kto(p, zero, one > 0, losses.kto_kl(p, zero), beta=1.0)[0])(one)

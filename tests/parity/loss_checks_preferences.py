@@ -199,6 +199,10 @@ def free(scales=(0.1, 1.0, 10.0, 1e3)) -> list[tuple]:
     return [tuple(-np.abs(rng.normal(size=(2, 6))) * scale - 1e-3) for scale in scales for _ in range(4)]
 
 
+def without_reference(loss: Callable) -> Callable:
+    return mean_of(lambda chosen, rejected: loss(chosen, rejected, 0 * chosen, 0 * rejected, beta=2.0))
+
+
 def cpo_trainer(chosen, rejected, *, loss_type="sigmoid", alpha=0.0, label_smoothing=0.2):
     trainer = stub(beta=2.0, simpo_gamma=0.5, loss_type=loss_type, alpha=alpha, label_smoothing=label_smoothing)
     return CPOTrainer.cpo_loss(trainer, chosen, rejected)[0].mean()
@@ -242,6 +246,15 @@ REFERENCE_FREE = [
         "`CPOTrainer.cpo_loss`, `simpo`",
     ),
     free_check("`cpo`", mean_of(cpo), cpo_trainer, "`CPOTrainer.cpo_loss`, `sigmoid`"),
+    *(
+        free_check(
+            f"`{loss.__name__}` with reference 0",
+            without_reference(loss),
+            functools.partial(cpo_trainer, loss_type=loss.__name__, label_smoothing=0.0),
+            f"`CPOTrainer.cpo_loss`, `{loss.__name__}`",
+        )
+        for loss in (losses.hinge, losses.ipo)
+    ),
     free_check(
         "`alpha_po`",
         mean_of(alpha_po),
