@@ -62,7 +62,7 @@ def to_array(name: str, value: ArrayLike) -> Array:
     """``value`` as a jax.Array."""
     try:
         return jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
 
 
@@ -90,7 +90,11 @@ def within(name: str, value: Any, low: float, high: float, *, open_low: bool = F
     """Raises if a hyper-parameter is outside [low, high), or (low, high) where ``open_low``; traced ones pass."""
     if isinstance(value, jax.core.Tracer):
         return
-    if not (low < value if open_low else low <= value) or not value < high:
+    with jax.ensure_compile_time_eval():  # a jax.Array that a jitted function closes over is compared here and now
+        number = to_number(name, value)
+        inside = (low < number if open_low else low <= number) & (number < high)
+        valid = bool(jnp.all(inside))
+    if not valid:
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}), got {value}.")
 
 

@@ -47,14 +47,15 @@ def gae(
     mask = check.to_mask("mask", mask, values.shape, "values")
     dtype = jnp.result_type(rewards, values)
     rewards, values = (jnp.where(mask, x, 0).astype(dtype) for x in (rewards, values))
+    discount, decay = jnp.asarray(gamma, dtype), jnp.asarray(gamma * lam, dtype)
 
     def step(after: tuple[Array, Array], now: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         next_value, next_advantage = after
         reward, value, counts = now
-        advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
+        advantage = reward + discount * next_value - value + decay * next_advantage
         return (jnp.where(counts, value, next_value), jnp.where(counts, advantage, next_advantage)), advantage
 
-    zeros = jnp.zeros_like(values[..., 0])
+    zeros = jnp.zeros(values.shape[:-1], dtype)
     time_first = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (rewards, values, mask))
     _, advantages = jax.lax.scan(step, (zeros, zeros), time_first, reverse=True)
     advantages = jnp.where(mask, jnp.moveaxis(advantages, 0, -1), 0)
@@ -148,7 +149,7 @@ def kl_shaped_rewards(
     check.same_shape("scores", scores, logps.shape[:-1], "logps without its last axis")
     kl = kl_estimate(jnp.where(mask, logps, 0), jnp.where(mask, ref_logps, 0), estimator=estimator)
     position = jnp.arange(mask.shape[-1])
-    last = jnp.max(jnp.where(mask, position, -1), axis=-1, keepdims=True)
+    last = jnp.max(jnp.where(mask, position, -1), axis=-1, keepdims=True, initial=-1)
     return jnp.where(mask, -beta * kl + jnp.where(position == last, scores[..., None], 0), 0)
 
 
@@ -169,9 +170,10 @@ def whiten(x: Float[Array, "*B"], mask: Bool[Array, "*B"], *, shift_mean: bool =
     """
     x = check.to_float("x", x)
     mask = check.to_mask("mask", mask, x.shape, "x")
-    x = jnp.where(mask, x, 0)
+    dtype = x.dtype
+    x = jnp.where(mask, x, 0).astype(jnp.promote_types(dtype, jnp.float32))  # 1e-8 is 0 in float16
     count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
     mean = jnp.sum(x) / count
     centred = jnp.where(mask, x - mean, 0)
     whitened = centred * jax.lax.rsqrt(jnp.sum(centred**2) / count + 1e-8)
-    return whitened if shift_mean else jnp.where(mask, whitened + mean, 0)
+    return (whitened if shift_mean else jnp.where(mask, whitened + mean, 0)).astype(dtype)

@@ -25,7 +25,7 @@ def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Floa
 
     Args:
       logits: unnormalised log-probabilities, ``[..., V]``.
-      targets: token ids, ``[...]``, in [0, V).
+      targets: token ids, ``[...]``, in [0, V); beyond either end, the nearest one is taken.
     Returns:
       log-probabilities in nats, ``[...]``, in float32 or wider.
     Raises:
@@ -38,7 +38,8 @@ def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Floa
     check.at_least_axes("logits", logits, 1, "[..., V]")
     targets = check.to_indices("targets", targets, logits.shape[:-1], "logits without its last axis")
     logits = logits.astype(_wide(logits.dtype))
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1, mode="clip")[..., 0]
+    targets = _in_vocabulary(targets, logits.shape[-1])
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
@@ -58,8 +59,8 @@ def token_entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     logits = check.to_float("logits", logits)
     check.at_least_axes("logits", logits, 1, "[..., V]")
     log_probs = jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
-    probs = jnp.exp(log_probs)
-    return -jnp.sum(jnp.where(probs > 0, probs * log_probs, 0), axis=-1)
+    # A logit of -inf rules an entry out: 0 · -∞ would be NaN.
+    return -jnp.sum(jnp.exp(log_probs) * jnp.where(log_probs > -jnp.inf, log_probs, 0), axis=-1)
 
 
 def fused_token_logps(
@@ -81,7 +82,7 @@ def fused_token_logps(
     Args:
       hidden: states that predict, ``[..., D]``.
       head: output matrix, ``[D, V]``, or ``[V, D]`` with ``vocab_axis=0``.
-      targets: token ids, ``[...]``, in [0, V); any valid id in slots that are masked later.
+      targets: token ids, ``[...]``, in [0, V); beyond either end, the nearest one is taken, as in ``token_logps``.
       chunk_size: logits of this many vocabulary entries exist at a time (static).
       vocab_axis: 0 for a tied head, whose embedding is used as it lies: ``embedding.T`` gives the same, but may cost a
         transposed copy.
@@ -160,6 +161,11 @@ def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, est
     return jnp.expm1(r) - r
 
 
+def _in_vocabulary(targets: Array, vocab_size: int) -> Array:
+    """Ids clipped to the vocabulary, so that value and gradient agree on what an id outside of it means."""
+    return jnp.clip(targets.astype(jnp.int32), 0, vocab_size - 1)
+
+
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
     """float32, or float64 where the input is."""
     return jnp.promote_types(dtype, jnp.float32)
@@ -236,11 +242,11 @@ def _fused_arguments(
         wanted = "[D, V]" if vocab_axis else "[V, D]"
         raise ValueError(f"head must have shape {wanted} with hidden's D, {hidden.shape[-1]}, got {list(head.shape)}.")
     targets = check.to_indices("targets", targets, hidden.shape[:-1], "hidden without its last axis")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be positive, got {chunk_size}.")
+    if not isinstance(chunk_size, int) or chunk_size < 1:
+        raise ValueError(f"chunk_size must be a positive integer, got {chunk_size}.")
     dtype = jnp.promote_types(hidden.dtype, head.dtype)
     chunks = _chunking(head.shape[vocab_axis], vocab_axis, chunk_size)
-    return hidden.astype(dtype), head.astype(dtype), targets, chunks
+    return hidden.astype(dtype), head.astype(dtype), _in_vocabulary(targets, head.shape[vocab_axis]), chunks
 
 
 def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> tuple[TokenStatistics, tuple]:

@@ -50,12 +50,13 @@ def adaptive_kl(state: KLState, kl: ArrayLike, *, target: float, gain: float = 0
       TypeError, ValueError: for a wrong type or shape, naming the argument.
 
     >>> adaptive_kl(KLState(jnp.array(0.5)), 12.0, target=6.0).beta
-    Array(0.51, dtype=float32, weak_type=True)
+    Array(0.51, dtype=float32)
     """
     kl = check.to_number("kl", kl)
     check.same_shape("kl", kl, (), "a scalar")
     error = jnp.clip(kl / target - 1, -max_error, max_error)
-    return KLState(state.beta * (1 + gain * error))
+    beta = check.to_number("state.beta", state.beta)
+    return KLState((beta * (1 + gain * error)).astype(beta.dtype))  # the type stays, so that a scan can thread it
 
 
 def best_of_n_kl(n: ArrayLike) -> Float[Array, "*B"]:

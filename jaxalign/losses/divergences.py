@@ -15,9 +15,6 @@ from jaxtyping import Array, Float
 
 from jaxalign import _checks as check
 
-# Beyond these exponents an exponential would leave its type; gradients there are 0.
-_LARGEST_EXPONENT = {"float16": 11.0, "bfloat16": 80.0, "float32": 80.0, "float64": 700.0}
-
 
 def reverse_kl(log_ratio: Float[Array, "*B"]) -> Float[Array, "*B"]:
     """KL(π ‖ π_ref), the standard: h.
@@ -64,7 +61,8 @@ def jensen_shannon(log_ratio: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def alpha_divergence(log_ratio: Float[Array, "*B"], *, alpha: float) -> Float[Array, "*B"]:
     """α-divergence: (exp((α-1) h) - 1) / (α-1); at α = 1 its limit, reverse KL; at α = 0 forward KL.
 
-    The exponent is cut as in ``forward_kl``. As a ``divergence``: ``functools.partial(alpha_divergence, alpha=0.5)``.
+    The table's α is 1 - α here. The exponent is cut as in ``forward_kl``. As a ``divergence``:
+    ``functools.partial(alpha_divergence, alpha=0.5)``.
 
     Args:
       log_ratio: h in nats, ``[...]``.
@@ -77,13 +75,27 @@ def alpha_divergence(log_ratio: Float[Array, "*B"], *, alpha: float) -> Float[Ar
     """
     log_ratio = check.to_float("log_ratio", log_ratio)
     order = alpha - 1
-    return log_ratio if order == 0 else bounded_expm1(order * log_ratio) / order
+    if order == 0:
+        return log_ratio
+    exponent, largest = order * log_ratio, largest_exponent(log_ratio.dtype)
+    # The constant is selected last: a fused multiply-add of the division and the difference between chosen and
+    # rejected would make noise of two equal scores beyond the cut.
+    return jnp.where(exponent > largest, math.expm1(largest) / order, bounded_expm1(exponent) / order)
+
+
+def largest_exponent(dtype: jnp.dtype) -> float:
+    """An exponent beyond which an exponential, or sums of a few, would leave its type.
+
+    >>> largest_exponent(jnp.float32)
+    80.0
+    """
+    return {"float16": 10.0, "float64": 700.0}.get(jnp.dtype(dtype).name, 80.0)
 
 
 def bounded_expm1(x: Array) -> Array:
-    """exp(x) - 1 with the exponent cut, so that differences of two stay finite.
+    """exp(x) - 1 with the exponent cut, so that differences of two stay finite; gradients beyond are 0.
 
     >>> bounded_expm1(jnp.array([1.0, 1000.0]))
     Array([1.7182..., 5.5406...e+34], dtype=float32)
     """
-    return jnp.expm1(jnp.minimum(x, _LARGEST_EXPONENT[x.dtype.name]))
+    return jnp.expm1(jnp.minimum(x, largest_exponent(x.dtype)))

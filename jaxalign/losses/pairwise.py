@@ -4,8 +4,8 @@ Everywhere h_c = policy_chosen_logps - reference_chosen_logps, h_r likewise for 
 is the logistic function. Log-probabilities are in nats, summed over the completion's tokens, all four of one shape
 ``[...]``; the result has that shape and is differentiable with respect to the two policy arguments.
 
-Losses of Δ take a ``divergence``: a function of ``jaxalign.losses.divergences`` applied to h_c and h_r first, so that
-Δ = f'(exp h_c) - f'(exp h_r). The default, reverse KL, is the identity.
+Losses of Δ, but for ``ipo`` on its averages, take a ``divergence``: a function of ``jaxalign.losses.divergences``
+applied to h_c and h_r first, so that Δ = f'(exp h_c) - f'(exp h_r). The default, reverse KL, is the identity.
 """
 
 from __future__ import annotations

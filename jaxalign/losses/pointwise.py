@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.nn import log_sigmoid, sigmoid
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float
 
 from jaxalign import _checks as check
@@ -49,7 +50,7 @@ def bco_pair(
     reference_rejected_logps: Logps,
     *,
     beta: float,
-    delta: float = 0.0,
+    delta: ArrayLike = 0.0,
 ) -> Logps:
     """Binary classifier optimisation of a pair: -log σ(βh_c - δ) - log σ(-(βh_r - δ)).
 
@@ -58,7 +59,7 @@ def bco_pair(
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
       beta: strength of the pull to the reference.
-      delta: reward shift, a constant (no gradient).
+      delta: reward shift, a scalar (or ``[...]``), a constant.
     Returns:
       loss per pair, ``[...]``.
     Raises:
@@ -68,7 +69,7 @@ def bco_pair(
     Array([1.2887...], dtype=float32)
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    delta = jax.lax.stop_gradient(delta)
+    delta = _constant("delta", delta, h_c, "policy_chosen_logps")
     return -log_sigmoid(beta * h_c - delta) - log_sigmoid(-(beta * h_r - delta))
 
 
@@ -279,8 +280,8 @@ def _labelled(policy_logps: Logps, reference_logps: Logps, desirable: Array) -> 
     return policy - jax.lax.stop_gradient(reference), desirable
 
 
-def _constant(name: str, value: Array, h: Logps) -> Array:
+def _constant(name: str, value: ArrayLike, h: Logps, like: str = "policy_logps") -> Array:
     """A scalar, or one value per completion, without gradient; in h's type, which a wider scalar must not change."""
-    value = check.to_number(name, value)
-    check.scalar_or_shape(name, value, h.shape, "policy_logps")
-    return jax.lax.stop_gradient(value).astype(h.dtype)
+    array = check.to_number(name, value)
+    check.scalar_or_shape(name, array, h.shape, like)
+    return jax.lax.stop_gradient(array).astype(h.dtype)

@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from jaxalign import _checks as check
+from jaxalign.losses.divergences import largest_exponent
 
 Tokens = Float[Array, "*B"]
 
@@ -163,7 +164,7 @@ def sapo(
     log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
     tau = jnp.where(advantages > 0, temperature_pos, temperature_neg).astype(log_ratio.dtype)
     # Far beyond the gate's reach, where σ is 1 and flat: keeps ρ finite.
-    ratio = jnp.exp(cap(log_ratio, 80.0))
+    ratio = jnp.exp(cap(log_ratio, largest_exponent(log_ratio.dtype)))
     return -(4 / tau) * jax.nn.sigmoid(tau * (ratio - 1)) * advantages
 
 

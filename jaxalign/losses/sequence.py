@@ -114,7 +114,7 @@ def vespo(
     k = jnp.where(advantages >= 0, k_pos, k_neg)
     rate = jnp.where(advantages >= 0, lambda_pos, lambda_neg)
     weight = jnp.exp(k * log_w + rate * (1 - jnp.exp(log_w))).astype(log_ratio.dtype)
-    return jnp.where(mask, -(weight * advantages)[..., None] * jnp.where(mask, logps, 0), 0)
+    return jnp.where(mask, -(weight * advantages)[..., None] * jnp.where(mask, jnp.asarray(logps), 0), 0)
 
 
 def a_star_po(

@@ -92,15 +92,15 @@ TOKENS = (*_args("logps", (B, T), "logps", "old_logps"), Arg("advantages", "real
 SEQUENCES = (*TOKENS[:2], Arg("advantages", "real", (B,)), Arg("mask", "bool", (B, T)))
 MASKED = (TOKENS[0], Arg("mask", "bool", (B, T)))
 LOGITS = (Arg("student_logits", "real", (B, V), True), Arg("teacher_logits", "real", (B, V)))
-alpha_half = functools.partial(losses.alpha_divergence, alpha=0.5)
-alpha_half.__name__ = "alpha_half"  # type: ignore[attr-defined]
+alpha = functools.partial(losses.alpha_divergence, alpha=0.3)
+alpha.__name__ = "alpha"  # type: ignore[attr-defined]
 
 CASES = [
     Case(losses.dpo, {"beta": 0.1}, PAIR),
     Case(losses.dpo, {"beta": 0.1, "label_smoothing": 0.2}, PAIR),
     Case(losses.dpo, {"beta": 0.1, "divergence": losses.forward_kl}, PAIR),
     Case(losses.dpo, {"beta": 0.1, "divergence": losses.jensen_shannon}, PAIR),
-    Case(losses.dpo, {"beta": 0.1, "divergence": alpha_half}, PAIR),
+    Case(losses.dpo, {"beta": 0.1, "divergence": alpha}, PAIR),
     Case(losses.robust_dpo, {"beta": 0.1, "label_smoothing": 0.2}, PAIR),
     Case(losses.ipo, {"beta": 0.1}, PAIR),
     Case(losses.hinge, {"beta": 0.1}, PAIR),

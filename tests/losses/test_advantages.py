@@ -51,6 +51,16 @@ def test_gae_limits():
     np.testing.assert_allclose(got, rewards + 0.9 * jnp.pad(values[:, 1:], ((0, 0), (0, 1))) - values, rtol=1e-4)
 
 
+def test_gae_keeps_the_type_of_its_values():
+    """Whatever the type of γ and λ, as a schedule makes them; and rows may have no columns."""
+    mask, options = jnp.ones((1, 3), bool), {"gamma": jnp.float32(0.9), "lam": jnp.float32(0.8)}
+    got = advantages.gae(jnp.ones((1, 3), jnp.bfloat16), jnp.ones((1, 3), jnp.bfloat16), mask, **options)
+    assert {x.dtype for x in got} == {jnp.dtype(jnp.bfloat16)}
+    empty = jnp.zeros((2, 0))
+    assert advantages.gae(empty, empty, empty > 0, **options)[0].shape == (2, 0)
+    assert advantages.kl_shaped_rewards(jnp.ones(2), empty, empty, empty > 0, beta=0.1).shape == (2, 0)
+
+
 @few
 @given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 6))
 def test_group_advantages(seed, size):
@@ -85,5 +95,7 @@ def test_whiten(shift_mean):
     expected = np.array([-3, 0, 0, 3]) / np.sqrt(6) + (0 if shift_mean else 4 * np.asarray(mask))
     np.testing.assert_allclose(advantages.whiten(x, mask, shift_mean=shift_mean), expected, rtol=1e-6)
     for valid in (jnp.zeros(4, bool), jnp.arange(4) == 1):
-        got = advantages.whiten(x, valid, shift_mean=shift_mean)
-        np.testing.assert_allclose(got, jnp.where(valid & (not shift_mean), x, 0))
+        for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+            got = advantages.whiten(x.astype(dtype), valid, shift_mean=shift_mean)
+            assert got.dtype == dtype
+            np.testing.assert_allclose(got, jnp.where(valid & (not shift_mean), x, 0))

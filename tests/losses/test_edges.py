@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -67,6 +68,13 @@ def test_policy_at_reference_is_log_2(label_smoothing):
     np.testing.assert_allclose(value, math.log(2), rtol=1e-6)
 
 
+@pytest.mark.parametrize("alpha", [-1.0, 0.3, 0.5, 0.7])
+def test_equal_scores_beyond_the_cut_are_equal_under_jit(alpha):
+    divergence = functools.partial(losses.alpha_divergence, alpha=alpha)
+    loss = jax.jit(functools.partial(losses.dpo, beta=0.1, divergence=divergence))
+    np.testing.assert_allclose(loss(-1e3 * one, -9e2 * one, zero, zero), math.log(2), rtol=1e-6)
+
+
 def test_relatives_agree_where_they_must():
     pc, pr, rc, rr = -jnp.abs(jax.random.normal(jax.random.key(0), (4, 7))) * 5
     plain = losses.dpo(pc, pr, rc, rr, beta=0.3)
@@ -90,6 +98,19 @@ def test_relatives_agree_where_they_must():
     ups = losses.bco(pc, rc, label | True, delta, beta=0.3)
     downs = losses.bco(pr, rr, label & False, delta, beta=0.3)
     close(ups + downs, losses.bco_pair(pc, pr, rc, rr, beta=0.3, delta=0.2))
+
+
+def test_robust_dpo_is_unbiased_under_flipped_labels():
+    """Its mean over labels flipped with probability e is DPO on the true ones."""
+    pc, pr, rc, rr = -jnp.abs(jax.random.normal(jax.random.key(0), (4, 7))) * 5
+    loss = functools.partial(losses.robust_dpo, beta=0.3, label_smoothing=0.2)
+    mean = 0.8 * loss(pc, pr, rc, rr) + 0.2 * loss(pr, pc, rr, rc)
+    np.testing.assert_allclose(mean, losses.dpo(pc, pr, rc, rr, beta=0.3), rtol=1e-5, atol=1e-6)
+
+
+def test_dft_weighs_each_token_by_its_probability():
+    logps = jnp.array([-0.1, -2.0])
+    np.testing.assert_allclose(gradient(losses.dft, logps), -jnp.exp(logps), rtol=1e-6)
 
 
 def test_mpo_is_a_plain_sum():
@@ -143,6 +164,12 @@ def test_on_policy_gradients_are_those_of_reinforce():
         np.testing.assert_allclose(gradient(loss, logps), -advantage / 3, rtol=1e-6)
 
 
+def test_soft_gate_where_float16_overflows():
+    """SAPO saturates: no 0 · ∞ beyond the largest exponent of a narrow type."""
+    value, slope = jax.value_and_grad(lambda x: losses.sapo(x, 0 * x, 1 + 0 * x))(jnp.float16(80))
+    assert (value, slope) == (-4, 0)
+
+
 def test_orpo_near_certainty():
     """Log-odds near log-prob 0 keep their precision, and stay finite at 0 itself."""
     a, low = jnp.array([-1e-10, -1e-30, 0.0]), jnp.full(3, -1.0)
@@ -156,6 +183,7 @@ def test_orpo_near_certainty():
 def test_kto_reference_point():
     assert losses.kto_kl(jnp.array([-5.0, 1.0]), zero.repeat(2)) == 0
     assert losses.kto_kl(jnp.array([-1.0, 3.0]), zero.repeat(2)) == 1, "the mean first, then the clamp"
+    assert jax.grad(lambda p: losses.kto_kl(p, zero))(one) == 0, "a constant where it is positive, too"
     masked = losses.kto_kl(jnp.array([-1.0, jnp.nan]), jnp.array([-4.0, 0.0]), mask=jnp.array([True, False]))
     assert masked == 3
     slope = jax.grad(lambda p: losses.kto(p, zero, one > 0, losses.kto_kl(p, zero), beta=1.0)[0])(one)
@@ -175,6 +203,22 @@ def test_robust_needs_less_than_half(label_smoothing):
         losses.robust_dpo(zero, zero, zero, zero, beta=0.1, label_smoothing=label_smoothing)
 
 
+@pytest.mark.parametrize("loss", [losses.exo_pair, losses.robust_dpo])
+def test_label_smoothing_may_be_an_array(loss):
+    """Closed over by a jitted function, one per pair, or of a wrong type."""
+    e = jnp.array(0.2)
+    np.testing.assert_allclose(
+        jax.jit(lambda pc: loss(pc, zero, zero, zero, beta=0.1, label_smoothing=e))(one),
+        loss(one, zero, zero, zero, beta=0.1, label_smoothing=0.2),
+    )
+    pair = [jnp.zeros(2)] * 4
+    assert loss(*pair, beta=0.1, label_smoothing=jnp.array([0.1, 0.2])).shape == (2,)
+    with pytest.raises(ValueError, match="label_smoothing must be in"):
+        loss(*pair, beta=0.1, label_smoothing=jnp.array([0.1, 1.0]))
+    with pytest.raises(TypeError, match="label_smoothing must be an array, got NoneType"):
+        loss(*pair, beta=0.1, label_smoothing=None)
+
+
 def test_broadcasting_is_refused():
     with pytest.raises(ValueError, match=r"policy_rejected_logps must have the shape of policy_chosen_logps, \[4\]"):
         losses.dpo(jnp.zeros(4), jnp.zeros((4, 1)), jnp.zeros(4), jnp.zeros(4), beta=0.1)
@@ -184,8 +228,11 @@ def test_broadcasting_is_refused():
         losses.gspo(zero[None], zero[None], zero, jnp.ones((1, 1), int), clip_low=0.2, clip_high=0.2)
     with pytest.raises(ValueError, match="estimator must be one of k1, k2, k3, got 'k4'"):
         kl_estimate(zero, zero, estimator="k4")
-    with pytest.raises(TypeError, match="policy_chosen_logps must be an array"):
-        losses.cpo("a", [1.0], beta=0.1)
+    with pytest.raises(ValueError, match="delta must be a scalar or have the shape of policy_chosen_logps"):
+        losses.bco_pair(zero, zero, zero, zero, beta=0.1, delta=jnp.zeros((1, 1)))
+    for wrong in ("a", None, [1.0, None], [[1.0], [1.0, 2.0]]):
+        with pytest.raises(TypeError, match="policy_chosen_logps must be an array"):
+            losses.cpo(wrong, [1.0], beta=0.1)
 
 
 def test_integer_rewards_keep_their_meaning():
@@ -195,6 +242,7 @@ def test_integer_rewards_keep_their_meaning():
 
 
 def test_preference_losses_accept_plain_numbers_and_numpy():
+    losses.vespo([-1.0], [-1.0], 1.0, [True])
     assert losses.dpo(-1.0, -4.0, -2.0, -3.0, beta=0.1).shape == ()
     assert losses.dpo(*np.zeros((4, 2)), beta=0.1).shape == (2,)
 

@@ -84,6 +84,26 @@ def test_bfloat16_products_accumulate_in_float32():
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32])
+def test_an_id_outside_the_vocabulary_is_the_nearest_one(dtype):
+    """-100, say, in slots that are masked later: the same value and gradient on both paths, and no NaN."""
+    hidden, head, _, weights = make(40)
+    ids = jnp.resize(jnp.array([-100, -1, 40, 100]), N).astype(dtype)
+    expected = jax.value_and_grad(plain, (0, 1))(hidden, head, jnp.where(ids < 0, 0, 39), weights)
+    for function in (plain, fused_of()):
+        got = jax.value_and_grad(function, (0, 1))(hidden, head, ids, weights)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, expected)
+
+
+def test_entropy_of_entries_ruled_out():
+    """A logit of -inf adds nothing to value or gradient."""
+    logits = jnp.array([0.5, -jnp.inf, 1.0])
+    value, slope = jax.value_and_grad(token_entropy)(logits)
+    expected, slope_of_rest = jax.value_and_grad(token_entropy)(logits[::2])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, [slope_of_rest[0], 0, slope_of_rest[1]], rtol=1e-5, atol=1e-7)
+
+
 def test_large_logits_do_not_overflow():
     hidden, head, targets, weights = make(300)
     jax.tree.map(
@@ -195,7 +215,8 @@ def test_sharded_head_is_not_gathered(shape, vocab_axis):
             ValueError,
             r"targets must have the shape of hidden without its last axis, \[2\]",
         ),
-        ({"chunk_size": 0}, ValueError, "chunk_size must be positive"),
+        ({"chunk_size": 0}, ValueError, "chunk_size must be a positive integer"),
+        ({"chunk_size": 64.0}, ValueError, "chunk_size must be a positive integer"),
         ({"vocab_axis": 2}, ValueError, "vocab_axis must be one of 0, 1"),
     ],
 )

@@ -137,6 +137,9 @@ def test_controllers():
     np.testing.assert_allclose(adapt(state, 0.0).beta, 0.2 * 0.98, rtol=1e-6)
     states, _ = jax.lax.scan(lambda s, kl: (adapt(s, kl), None), state, jnp.full(10, 9.0))
     assert states.beta > state.beta
+    with jax.enable_x64(True):
+        narrow = losses.KLState(jnp.float32(0.2))
+        assert losses.adaptive_kl(narrow, jnp.float64(9.0), target=6.0).beta.dtype == jnp.float32
 
 
 def test_kto_reference_point_is_the_mean_of_the_global_batch():

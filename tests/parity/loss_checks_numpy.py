@@ -71,7 +71,8 @@ def cdpo(pc, pr, rc, rr, *, beta, label_smoothing):
 
 
 def f_dpo_alpha(pc, pr, rc, rr):
-    score = lambda h: (np.exp(h) ** -0.5 - 1) / -0.5  # noqa: E731
+    """Table 1: f'(u) = (1 - u^-α) / α, whose α is 1 - α of ours."""
+    score = lambda h: (1 - np.exp(h) ** -0.7) / 0.7  # noqa: E731
     return -log_sigmoid(0.1 * (score(pc - rc) - score(pr - rr)))
 
 
@@ -240,8 +241,8 @@ def cdpo_check() -> Check:
 def alpha_check() -> Check:
     case, _ = inputs(losses.dpo)
     batches = [tuple(case.make(seed, scale=2.0)) for seed in range(5)]
-    half = functools.partial(losses.alpha_divergence, alpha=0.5)
-    ours = functools.partial(losses.dpo, beta=0.1, divergence=half)
+    divergence = functools.partial(losses.alpha_divergence, alpha=0.3)
+    ours = functools.partial(losses.dpo, beta=0.1, divergence=divergence)
     return Check(
         "`dpo` with `alpha_divergence`",
         PAPER + "arXiv:2309.16240, table 1",

@@ -26,7 +26,7 @@ from tests.parity.trl_stubs import T, logits_batches, mean_of, outputs_of, stub,
 
 def dpo_trainer(logps, ref_logps, mask, log_sum_sq, *, loss_types, weights=(1.0,), **attributes):
     defaults = {
-        "beta": 0.1, "label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.5,
+        "beta": 0.1, "label_smoothing": 0.0, "f_divergence_type": "reverse_kl", "f_alpha_divergence_coef": 0.3,
         "ld_alpha": None, "use_weighting": False, "precompute_ref_logps": True,
         "args": SimpleNamespace(discopop_tau=0.05),
     }  # fmt: skip
@@ -112,7 +112,7 @@ def divergence_check(name, divergence, theirs, **options) -> Check:
 
 
 smooth = {"label_smoothing": 0.2}
-alpha_half = functools.partial(losses.alpha_divergence, alpha=0.5)
+alpha = functools.partial(losses.alpha_divergence, alpha=0.3)  # not ½, which α and 1 - α would share
 PAIRWISE = [
     dpo_check("`dpo`", by_sums(losses.dpo, beta=0.1), "sigmoid"),
     dpo_check("`robust_dpo`", by_sums(losses.robust_dpo, beta=0.1, **smooth), "robust", **smooth),
@@ -130,7 +130,7 @@ PAIRWISE = [
     dpo_check("`dpo` on `average_logps`", by_averages(losses.dpo, beta=0.1), "sigmoid_norm"),
     divergence_check("forward_kl", losses.forward_kl, "forward_kl"),
     divergence_check("jensen_shannon", losses.jensen_shannon, "js_divergence"),
-    divergence_check("alpha_divergence", alpha_half, "alpha_divergence", dtype="float32", tolerance=1e-4),
+    divergence_check("alpha_divergence", alpha, "alpha_divergence", dtype="float32", tolerance=1e-4),
     dpo_check("`dpo` on `ld_logps` (LD-DPO)", ld_dpo, "sigmoid", ld_alpha=0.4),
     dpo_check("`dpo` × `wpo_weights` (WPO)", wpo, "sigmoid", use_weighting=True),
     dpo_check("0.8 `dpo` + 0.2 `bco_pair` + `nll` (MPO)", mpo, ("sigmoid", "bco_pair", "sft"), weights=(0.8, 0.2, 1.0)),
@@ -199,6 +199,10 @@ def free(scales=(0.1, 1.0, 10.0, 1e3)) -> list[tuple]:
     return [tuple(-np.abs(rng.normal(size=(2, 6))) * scale - 1e-3) for scale in scales for _ in range(4)]
 
 
+def without_reference(loss: Callable) -> Callable:
+    return mean_of(lambda chosen, rejected: loss(chosen, rejected, 0 * chosen, 0 * rejected, beta=2.0))
+
+
 def cpo_trainer(chosen, rejected, *, loss_type="sigmoid", alpha=0.0, label_smoothing=0.2):
     trainer = stub(beta=2.0, simpo_gamma=0.5, loss_type=loss_type, alpha=alpha, label_smoothing=label_smoothing)
     return CPOTrainer.cpo_loss(trainer, chosen, rejected)[0].mean()
@@ -242,6 +246,15 @@ REFERENCE_FREE = [
         "`CPOTrainer.cpo_loss`, `simpo`",
     ),
     free_check("`cpo`", mean_of(cpo), cpo_trainer, "`CPOTrainer.cpo_loss`, `sigmoid`"),
+    *(
+        free_check(
+            f"`{loss.__name__}` with reference 0",
+            without_reference(loss),
+            functools.partial(cpo_trainer, loss_type=loss.__name__, label_smoothing=0.0),
+            f"`CPOTrainer.cpo_loss`, `{loss.__name__}`",
+        )
+        for loss in (losses.hinge, losses.ipo)
+    ),
     free_check(
         "`alpha_po`",
         mean_of(alpha_po),
