@@ -67,8 +67,8 @@ def jensen_shannon(log_ratio: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def alpha_divergence(log_ratio: Float[Array, "*B"], *, alpha: float) -> Float[Array, "*B"]:
     """α-divergence: (exp((α-1) h) - 1) / (α-1); at α = 1 its limit, reverse KL; at α = 0 forward KL.
 
-    Source: Wang et al. 2023, arXiv:2309.16240, table 1, whose α is 1 - α here. The exponent is cut as in ``forward_kl``. As a ``divergence``:
-    ``functools.partial(alpha_divergence, alpha=0.5)``.
+    Source: Wang et al. 2023, arXiv:2309.16240, table 1, whose α is 1 - α here. The exponent is cut as in
+    ``forward_kl``. As a ``divergence``: ``functools.partial(alpha_divergence, alpha=0.5)``.
 
     Args:
       log_ratio: h in nats, ``[...]``.
