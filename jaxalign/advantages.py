@@ -156,6 +156,8 @@ def kl_shaped_rewards(
 def whiten(x: Float[Array, "*B"], mask: Bool[Array, "*B"], *, shift_mean: bool = True) -> Float[Array, "*B"]:
     """Whitening over all entries that count: (x - mean) / √(var + 1e-8), with the biased variance.
 
+    Source: https://github.com/openai/lm-human-preferences, lm_human_preferences/utils/core.py (Ziegler et al. 2019).
+
     Args:
       x: values of any shape; the statistics are over all of it.
       mask: which entries count, of the same shape.
