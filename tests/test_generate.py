@@ -89,7 +89,7 @@ def test_rollouts_do_not_depend_on_batch_or_segment(tiny_config, monkeypatch):
         model = Model(tiny_config, dtype=jnp.float64)
         params = model.init(jax.random.key(0), dtype=jnp.float64)
         tokens, mask = padded(many(), 8)
-        options = {"max_new_tokens": 20, "key": jax.random.key(3), "eos_id": [2, 3, 4, 5, 6], "num_completions": 2}
+        options = {"max_new_tokens": 20, "key": jax.random.key(3), "eos_id": range(2, 14), "num_completions": 2}
         sampling = Sampling(temperature=0.8, top_p=0.9)
 
         def rollout(places, segment):
@@ -110,13 +110,13 @@ def test_rollouts_do_not_depend_on_batch_or_segment(tiny_config, monkeypatch):
         whole = rollout(range(24), 32)
         assert not let_go, "19 tokens are one segment"
         lengths = whole.mask.sum(axis=1)
-        assert lengths.min() < 6 < 20 == lengths.max()
-        for step, segment in ((24, 1), (24, 7), (9, 3), (1, 32)):
+        assert lengths.min() < 6 < 14 < lengths.max()
+        for step, segment in ((24, 1), (24, 7), (8, 3), (1, 32)):
             parts = [rollout(range(24)[start : start + step], segment) for start in range(0, 24, step)]
             for name in ("tokens", "mask"):
                 np.testing.assert_array_equal(np.concatenate([getattr(p, name) for p in parts]), getattr(whole, name))
             np.testing.assert_allclose(np.concatenate([p.logps for p in parts]), whole.logps, rtol=0, atol=1e-12)
-    assert min(let_go) <= 12 <= max(let_go), "no rows were let go, or never a second time"
+    assert min(let_go) < max(let_go), "no rows were let go, or never a second time"
     assert not np.array_equal(whole.tokens[0], whole.tokens[1])
 
 
