@@ -194,6 +194,30 @@ def policy_metrics(
     return {name: sum_count(value.astype(logps.dtype), mask) for name, value in values.items()}
 
 
+def ratio_extremes(
+    logps: Float[Array, "*B"], old_logps: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None
+) -> dict[str, Largest]:
+    """The largest ratio ρ = exp(logps - old_logps) of a batch, at least 1, and the largest 1/ρ.
+
+    Args:
+      logps, old_logps: nats, ``[...]``.
+      mask: which tokens count; all by default.
+    Returns:
+      ``policy/ratio_max`` and ``policy/inverse_ratio_max``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> ratio_extremes(jnp.log(jnp.array([0.5, 1.5])), jnp.zeros(2))["policy/inverse_ratio_max"]
+    Largest(value=Array(2., dtype=float32))
+    """
+    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    log_ratio = logps - old_logps
+    return {
+        "policy/ratio_max": largest(jnp.exp(jnp.maximum(log_ratio, 0)), mask),
+        "policy/inverse_ratio_max": largest(jnp.exp(jnp.maximum(-log_ratio, 0)), mask),
+    }
+
+
 def value_clip_fraction(
     values: Float[Array, "*B"],
     old_values: Float[Array, "*B"],
