@@ -15,12 +15,13 @@ import pytest
 
 from jaxalign import losses
 from jaxalign.data.trees import Tree
-from jaxalign.loop import Batch, init_state, make_step
+from jaxalign.loop import gradients, init_state, make_step
+from jaxalign.masking import Rows
 from jaxalign.methods import experience, grpo, ppo
-from jaxalign.methods.rollouts import Packing, make_prepare, minibatches, update
+from jaxalign.methods.rollouts import Packing, make_prepare, minibatches, update, weighted
 from jaxalign.models.model import Model
 
-BETA, RATE, LENGTH, SIZE, K = 0.3, 0.5, 6, 6, 3
+BETA, RATE, LENGTH, SIZE, K = 0.3, 0.5, 6, 5, 3
 EPOCHS, PARTS = 2, 2
 PENALTY, CLIP = 0.7, 1.5
 
@@ -46,30 +47,45 @@ def experience_trees(random, dtype=np.float64, masked=True):
     return trees
 
 
-def forward(model, params, head, tree):
-    """(log-probs, values or None, entropies) of each completion's tokens, from a row of its own."""
-    found = []
-    for completion in tree.completions:
-        text = jnp.asarray(np.concatenate([tree.prompt, completion]))[None]
-        at = np.arange(len(tree.prompt), text.shape[1])
-        logits = model.logits(params, text)[0][at - 1]
-        logps = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
-        states = None
-        if head is not None:
-            trunk, trunk_params, kernel = head
-            states = hidden(trunk, trunk_params, text)[at - 1] @ kernel[:, 0]
-        found.append((logps[np.arange(len(at)), text[0, at]], states, -jnp.sum(jnp.exp(logps) * logps, axis=-1)))
-    return found
+def plain(trees):
+    """(texts [N, L], where each completion's tokens are predicted [N, C], the tokens, which count) padded behind."""
+    pairs = [(t.prompt, c, m) for t in trees for c, m in zip(t.completions, t.masks, strict=True)]
+    longest = max(len(p) + len(c) for p, c, _ in pairs)
+    texts = np.zeros((len(pairs), longest), np.int32)
+    at, tokens, mask = np.zeros((3, len(pairs), LENGTH), np.int32)
+    for i, (prompt, completion, counts) in enumerate(pairs):
+        texts[i, : len(prompt) + len(completion)] = np.concatenate([prompt, completion])
+        at[i, : len(completion)] = len(prompt) - 1 + np.arange(len(completion))
+        tokens[i, : len(completion)], mask[i, : len(completion)] = completion, counts
+    return texts, at, tokens, mask.astype(bool)
 
 
-def hidden(model, params, text):
-    """Final states of one plain row: what logits are made of, with an identity for a head."""
-    from jaxalign.masking import Rows
+def forward(model, params, trees):
+    """Log-probs of the completions' tokens [N, C] from plain rows, a completion each."""
+    texts, at, tokens, _ = plain(trees)
+    logits = jnp.take_along_axis(model.logits(params, texts), at[..., None], axis=1)
+    logps = logits - jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
+    return jnp.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0]
 
-    none = jnp.zeros((1, 0), jnp.int32)
-    zeros = jnp.zeros_like(text)
-    rows = Rows(text, zeros, jnp.arange(text.shape[1])[None], zeros, none, none, none, none, none, none)
-    return model.encode(params, rows)[0]
+
+def values_of(model, params, kernel, trees):
+    """Final states of plain rows, times the head [N, C]."""
+    texts, at, _, _ = plain(trees)
+    none, zeros = jnp.zeros((len(texts), 0), jnp.int32), np.zeros_like(texts)
+    position = np.broadcast_to(np.arange(texts.shape[1]), texts.shape)
+    states = model.encode(params, Rows(texts, zeros, position, zeros, none, none, none, none, none, none))
+    return jnp.take_along_axis(states, at[..., None], axis=1) @ kernel[:, 0]
+
+
+def cut(rectangle, trees):
+    """[N, C] as a list of completions a tree, each as long as it is."""
+    rows = iter(np.asarray(rectangle))
+    return [[next(rows)[: len(c)] for c in tree.completions] for tree in trees]
+
+
+def rect(per_tree):
+    """The inverse of ``cut``."""
+    return np.stack([np.pad(each, (0, LENGTH - len(each))) for per in per_tree for each in per])
 
 
 def rewards_of(tree, refs, beta, clip=CLIP):
@@ -106,9 +122,9 @@ def setting(tiny_config):
         random = np.random.default_rng(2)
         trees = experience_trees(random)
         # Near the policy's own log-probs, some ratios beyond the clip and some not.
+        own = cut(jax.jit(lambda p: forward(model, p, trees))(policy), trees)
         for i, tree in enumerate(trees):
-            own = forward(model, policy, None, tree)
-            logps = tuple(np.asarray(o[0]) + random.normal(0, 0.25, len(o[0])) for o in own)
+            logps = tuple(each + random.normal(0, 0.25, len(each)) for each in own[i])
             trees[i] = dataclasses.replace(tree, token_extras={"old_logps": logps})
         yield model, policy, reference, trees
 
@@ -140,10 +156,10 @@ def run_iteration(online, model, params, frozen, trees, *, rows=1, shape=(64, 64
 
 def check_steps(loss_of, params, state):
     """SGD on the transcription's loss of the same minibatches ends at the same parameters."""
-    want, gradient = params, jax.jit(jax.grad(loss_of), static_argnums=1)
+    want, gradient = params, jax.jit(jax.grad(loss_of))
     for epoch in range(EPOCHS):
         for chosen in minibatches(SIZE, PARTS, jax.random.fold_in(jax.random.key(9), epoch)):
-            grads = gradient(want, tuple(chosen.tolist()))
+            grads = gradient(want, np.repeat(np.isin(np.arange(SIZE), chosen), K)[:, None])
             want = jax.tree.map(lambda p, g: p - RATE * g, want, grads)
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, want, params))
     apart = optax.tree.norm(jax.tree.map(jnp.subtract, want, state.params))
@@ -182,15 +198,13 @@ def test_ppo(setting, trunk):
     )
     state, prepared, measured, stepped = run_iteration(online, model, params, {"reference": reference}, trees)
 
-    def run(params, tree):
+    def value(params):
         if trunk == "shared":
-            head = (model, params["policy"], params["value"]["score"]["kernel"])
-        else:
-            head = (value_model, params["value"], params["value"]["score"]["kernel"])
-        return forward(model, params["policy"], head, tree)
+            return values_of(model, params["policy"], params["value"]["score"]["kernel"], trees)
+        return values_of(value_model, params["value"], params["value"]["score"]["kernel"], trees)
 
-    refs = [[np.asarray(f[0]) for f in forward(model, reference, None, tree)] for tree in trees]
-    values = [[np.asarray(f[1]) for f in run(params, tree)] for tree in trees]
+    refs = cut(jax.jit(lambda p: forward(model, p, trees))(reference), trees)
+    values = cut(jax.jit(value)(params), trees)
     rewards = [rewards_of(tree, ref, BETA) for tree, ref in zip(trees, refs, strict=True)]
     raw = [
         [gae_of(*each, gamma, lam) for each in zip(r, v, tree.masks, strict=True)]
@@ -227,17 +241,15 @@ def test_ppo(setting, trunk):
     )
     assert int(state.method_state.iteration) == 1
 
+    mask, old = plain(trees)[-1], rect([tree.token_extras["old_logps"] for tree in trees])
+    then, target, advantage = rect(values), rect(returns), rect(white)
+
     def loss_of(params, chosen):
-        total, count = 0.0, sum(int(m.sum()) for i in chosen for m in trees[i].masks)
-        for i in chosen:
-            for k, (logps, value, _) in enumerate(run(params, trees[i])):
-                ratio = jnp.exp(logps - trees[i].token_extras["old_logps"][k])
-                old = values[i][k]
-                near = jnp.clip(value, old - value_clip, old + value_clip)
-                error = jnp.maximum((value - returns[i][k]) ** 2, (near - returns[i][k]) ** 2) / 2
-                each = surrogate(ratio, white[i][k], low, high) + coefficient * error
-                total += jnp.sum(jnp.where(trees[i].masks[k], each, 0))
-        return total / count
+        ratio, now = jnp.exp(forward(model, params["policy"], trees) - old), value(params)
+        near = jnp.clip(now, then - value_clip, then + value_clip)
+        error = jnp.maximum((now - target) ** 2, (near - target) ** 2) / 2
+        each = surrogate(ratio, advantage, low, high) + coefficient * error
+        return jnp.sum(jnp.where(mask & chosen, each, 0)) / jnp.sum(mask & chosen)
 
     check_steps(loss_of, params, state)
     assert 0.05 < stepped["policy/clipfrac_avg"] < 0.95
@@ -267,7 +279,7 @@ def test_critic_free(setting, name):
         model, shape=functools.partial(experience.shape_scores, clip=CLIP, missing_eos_penalty=PENALTY)
     )
     state, prepared, _, _ = run_iteration(online, model, policy, {"reference": reference}, trees)
-    refs = [[np.asarray(f[0]) for f in forward(model, reference, None, tree)] for tree in trees]
+    refs = cut(jax.jit(lambda p: forward(model, p, trees))(reference), trees)
     in_reward = BETA if name == "rloo" else 0.0
     totals = [np.array([r.sum() for r in rewards_of(t, ref, in_reward)]) for t, ref in zip(trees, refs, strict=True)]
     taught = [advantage_of(total) for total in totals]
@@ -277,29 +289,26 @@ def test_critic_free(setting, name):
         [[np.full(len(m), a) for a, m in zip(per, t.masks, strict=True)] for per, t in zip(taught, trees, strict=True)],
     )
 
+    mask, old = plain(trees)[-1], rect([tree.token_extras["old_logps"] for tree in trees])
+    advantage, ref_logps = np.concatenate(taught)[:, None], rect(refs)
+    count = mask.sum(axis=1, keepdims=True)
+
     def loss_of(params, chosen):
-        total, tokens = 0.0, sum(int(m.sum()) for i in chosen for m in trees[i].masks)
-        sequences = K * len(chosen)
-        for i in chosen:
-            for k, (logps, _, _) in enumerate(forward(model, params, None, trees[i])):
-                mask, advantage = trees[i].masks[k], taught[i][k]
-                count = int(mask.sum())
-                log_ratio = jnp.where(mask, logps - trees[i].token_extras["old_logps"][k], 0)
-                if name == "rloo":
-                    total += surrogate(jnp.exp(jnp.sum(log_ratio)), advantage, low, high) / sequences
-                elif name == "gspo":
-                    total += surrogate(jnp.exp(jnp.sum(log_ratio) / count), advantage, low, high) / sequences
-                elif name == "cispo":
-                    weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), high))
-                    total += jnp.sum(jnp.where(mask, -weight * advantage * logps, 0)) / tokens
-                else:
-                    each = surrogate(jnp.exp(log_ratio), advantage, low, high)
-                    if name == "grpo":
-                        r = refs[i][k] - logps
-                        each += BETA * (jnp.exp(r) - 1 - r)
-                    share = {"grpo": count * sequences, "dapo": tokens, "dr_grpo": LENGTH * sequences}[name]
-                    total += jnp.sum(jnp.where(mask, each, 0)) / share
-        return total
+        logps = forward(model, params, trees)
+        log_ratio = jnp.where(mask, logps - old, 0)
+        if name in ("rloo", "gspo"):
+            total = jnp.sum(log_ratio, axis=1, keepdims=True)
+            each = surrogate(jnp.exp(total / count if name == "gspo" else total), advantage, low, high)
+            return jnp.sum(jnp.where(chosen, each, 0)) / jnp.sum(chosen)
+        if name == "cispo":
+            each = -jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), high)) * advantage * logps
+        else:
+            each = surrogate(jnp.exp(log_ratio), advantage, low, high)
+        if name == "grpo":
+            each += BETA * (jnp.exp(ref_logps - logps) - 1 - (ref_logps - logps))
+        tokens, sequences = jnp.sum(mask & chosen), jnp.sum(chosen)
+        over = {"grpo": count * sequences, "dr_grpo": LENGTH * sequences}.get(name, tokens)
+        return jnp.sum(jnp.where(mask & chosen, each / over, 0))
 
     check_steps(loss_of, policy, state)
 
@@ -312,14 +321,11 @@ def test_packing_and_microbatches_change_nothing(tiny_config, which):
     trees = experience_trees(np.random.default_rng(3), np.float32)
     params = {"policy": policy, "value": ppo.value_head(model)} if which == "ppo" else policy
     online = ppo.ppo(model) if which == "ppo" else getattr(grpo, which)(model)
-    step_of = {}
+    found = {}
 
     def first_gradient(rows, shape, prepared):
-        from jaxalign.loop import gradients
-        from jaxalign.methods.rollouts import weighted
-
         packing = Packing(model.mesh, shape, K, rows)
-        batch: Batch = packing.batch(weighted(prepared, range(SIZE), online.weights), SIZE)
+        batch = packing.batch(weighted(prepared, range(SIZE), online.weights), SIZE)
         return jax.jit(lambda b: gradients(online.step, params, None, (), b)[1])(batch)
 
     for name, rows, shape in (
@@ -332,10 +338,10 @@ def test_packing_and_microbatches_change_nothing(tiny_config, which):
         state, prepared, _, _ = run_iteration(
             online, model, params, {"reference": reference}, trees, rows=rows, shape=shape
         )
-        step_of[name] = (first_gradient(rows, shape, prepared), state.params)
-    gradient, after = step_of.pop("all")
+        found[name] = (first_gradient(rows, shape, prepared), state.params)
+    gradient, after = found.pop("all")
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
-    for other_gradient, other_after in step_of.values():
+    for other_gradient, other_after in found.values():
         apart = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, other_gradient))
         assert apart <= 1e-5 * optax.tree.norm(gradient)
         assert optax.tree.norm(jax.tree.map(jnp.subtract, after, other_after)) <= 1e-3 * moved
