@@ -87,13 +87,14 @@ class Online(NamedTuple):
     measure(params, frozen, rows) -> {"ref_logps" | "values": [R, S]}: of one microbatch, in one pass of each model;
       None if there is nothing to measure. ``frozen`` holds ``reference`` where it is not the base of adapters.
     experience(method_state, experience) -> (what goes to each token {name: [B, K, C]}, method_state, metrics).
-    weights(mask [N, C]) -> [N, C]: the reduction (``losses.reductions``), of a minibatch's N completions.
+    weights(mask [N, C]) -> [N, C]: the reduction (``losses.reductions``), of a minibatch's N completions; None if the
+      step forms its own.
     step: loss of a microbatch whose rows carry the above and ``weight`` as extras; sums over microbatches add.
     """
 
     measure: Callable[[Any, Mapping[str, Any], Rows], Measured] | None
     experience: Callable[[OnlineState, Experience], tuple[Measured, OnlineState, Measured]]
-    weights: Callable[[Array], Array]
+    weights: Callable[[Array], Array] | None
     step: Method
 
 

@@ -297,9 +297,7 @@ def _back(trees: Sequence[Tree], packed: Packed, values: Mapping[str, np.ndarray
     index = packed.rows.extras["index"]
     rows = dataclasses.replace(packed.rows, extras={"index": index, **values})
     found = {int(tree.extras["index"][0]): tree.token_extras for tree in unpack(Packed(rows, packed.used))}
-    return [
-        dataclasses.replace(tree, token_extras={**tree.token_extras, **found[i]}) for i, tree in enumerate(trees)
-    ]
+    return [dataclasses.replace(tree, token_extras={**tree.token_extras, **found[i]}) for i, tree in enumerate(trees)]
 
 
 def _stack(trees: Sequence[Tree], name: str, size: int) -> Float[np.ndarray, "B K"] | Bool[np.ndarray, "B K"]:

@@ -275,9 +275,7 @@ CASES = {
 def test_critic_free(setting, name):
     model, policy, reference, trees = setting
     make, advantage_of, low, high = CASES[name]
-    online = make(
-        model, shape=functools.partial(experience.shape_scores, clip=CLIP, missing_eos_penalty=PENALTY)
-    )
+    online = make(model, shape=functools.partial(experience.shape_scores, clip=CLIP, missing_eos_penalty=PENALTY))
     state, prepared, _, _ = run_iteration(online, model, policy, {"reference": reference}, trees)
     refs = cut(jax.jit(lambda p: forward(model, p, trees))(reference), trees)
     in_reward = BETA if name == "rloo" else 0.0
