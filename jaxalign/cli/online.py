@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxalign import losses, loop, optim, rewards
+from jaxalign import loop, losses, optim, rewards
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.cli import runs, training
 from jaxalign.cli.config import ModelSection, check_ranges
@@ -355,7 +355,7 @@ def tell_phases(lines: Sequence[Mapping[str, float]], console: Console) -> None:
     console.print(f"an iteration, by phase (median): {medians}")
 
 
-class _phases:  # noqa: N801  # a context manager
+class _phases:  # a context manager
     """The file of the seconds."""
 
     def __init__(self, job: training.Run, position: int):

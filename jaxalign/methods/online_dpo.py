@@ -79,7 +79,9 @@ def best_and_worst(tree: Tree) -> Tree | None:
 
     A completion's reward stands on each of its tokens that count (``rewards``); of equal ones the first is taken.
     """
-    rewards = np.array([float(np.max(each[mask])) for each, mask in zip(tree.token_extras["rewards"], tree.masks)])
+    rewards = np.array(
+        [float(np.max(each[mask])) for each, mask in zip(tree.token_extras["rewards"], tree.masks, strict=False)]
+    )
     order = int(np.argmax(rewards)), int(np.argmin(rewards))
     if rewards[order[0]] == rewards[order[1]]:
         return None

@@ -210,7 +210,9 @@ def test_ppo(setting, trunk):
         [gae_of(*each, gamma, lam) for each in zip(r, v, tree.masks, strict=True)]
         for r, v, tree in zip(rewards, values, trees, strict=True)
     ]
-    counted = np.concatenate([a[m] for per, tree in zip(raw, trees, strict=True) for a, m in zip(per, tree.masks)])
+    counted = np.concatenate(
+        [a[m] for per, tree in zip(raw, trees, strict=True) for a, m in zip(per, tree.masks, strict=False)]
+    )
     mean, std = counted.mean(), np.sqrt(counted.var() + 1e-8)
     white = [[(a - mean) / std for a in per] for per in raw]
     returns = [[a + v for a, v in zip(*both, strict=True)] for both in zip(raw, values, strict=True)]
@@ -233,7 +235,9 @@ def test_ppo(setting, trunk):
     scores = np.concatenate([tree.extras["scores"] for tree in trees])
     np.testing.assert_allclose(state.method_state.scores[:2], (SIZE * K, scores.mean()), rtol=1e-6)
     np.testing.assert_allclose(state.method_state.scores[2], np.sum((scores - scores.mean()) ** 2), rtol=1e-6)
-    back = np.concatenate([r[m] for per, tree in zip(returns, trees, strict=True) for r, m in zip(per, tree.masks)])
+    back = np.concatenate(
+        [r[m] for per, tree in zip(returns, trees, strict=True) for r, m in zip(per, tree.masks, strict=False)]
+    )
     np.testing.assert_allclose(measured["val/explained_variance"], 1 - counted.var() / back.var(), rtol=1e-6)
     np.testing.assert_allclose(measured["returns/std"], back.std(), rtol=1e-6)
     np.testing.assert_allclose(
@@ -253,7 +257,7 @@ def test_ppo(setting, trunk):
 
     check_steps(loss_of, params, state)
     assert 0.05 < stepped["policy/clipfrac_avg"] < 0.95
-    assert 0.05 < stepped["val/clipfrac_avg"]
+    assert stepped["val/clipfrac_avg"] > 0.05
 
 
 def group(scores, std):

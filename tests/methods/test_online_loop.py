@@ -29,7 +29,7 @@ class Letters:
 
 
 def refresh(reference, params, iteration):
-    policy = params["policy"] if "policy" in params else params
+    policy = params.get("policy", params)
     return moving_average(reference, policy, iteration, rate=0.1)
 
 
@@ -135,7 +135,7 @@ def test_dynamic_sampling_tries_further_prompts_for_groups_that_differ():
 
 def test_scores_of_a_reward_model_are_those_of_its_head():
     model, params = from_language_model(task.MODEL, task.MODEL.init(jax.random.key(0)), jax.random.key(1))
-    trees = [tree for tree in collector(None).sampler(None, task.PROMPTS[:4], None, None)]
+    trees = list(collector(None).sampler(None, task.PROMPTS[:4], None, None))
     packing = rollouts.Packing(model.mesh, (32, 32), 2)
     on_host = jax.device_get(params)
     got = model_scorer(model, on_host, packing.batch, size=6)(trees, [{}] * 4)
