@@ -56,7 +56,7 @@ class Experience:
 class RunningMoments(NamedTuple):
     """Number, mean and Σ (x - mean)² of all values seen so far."""
 
-    count: Float[Array, ""]
+    number: Float[Array, ""]
     mean: Float[Array, ""]
     squares: Float[Array, ""]
 
@@ -116,15 +116,15 @@ def observe(moments: RunningMoments, values: Float[Array, "*B"], mask: Bool[Arra
     count = jnp.sum(mask).astype(values.dtype)
     mean = jnp.sum(values) / jnp.maximum(count, 1)
     squares = jnp.sum(jnp.where(mask, values - mean, 0) ** 2)
-    total = moments.count + count
+    total = moments.number + count
     delta, share = mean - moments.mean, count / jnp.maximum(total, 1)
-    joined = moments.squares + squares + delta**2 * moments.count * share
+    joined = moments.squares + squares + delta**2 * moments.number * share
     return RunningMoments(total, moments.mean + delta * share, joined)
 
 
 def deviation(moments: RunningMoments) -> Float[Array, ""]:
     """The sample standard deviation; 1 where none can be told."""
-    variance = moments.squares / jnp.maximum(moments.count - 1, 1)
+    variance = moments.squares / jnp.maximum(moments.number - 1, 1)
     return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)
 
 
@@ -213,6 +213,7 @@ def advance(
 def token_kl(experience: Experience, estimator: str) -> Tokens:
     """Per-token estimates of KL(policy ‖ reference), 0 where masked."""
     x = experience
+    assert x.ref_logps is not None
     logps, ref_logps = (jnp.where(x.mask, each, 0) for each in (x.old_logps, x.ref_logps))
     return kl_estimate(logps, ref_logps, estimator=estimator)
 

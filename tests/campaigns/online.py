@@ -34,7 +34,7 @@ def one(method: str, seed: int, iterations: int = ITERATIONS) -> dict:
     reference = task.MODEL.init(jax.random.key(seed))
     kls, phases = [], []
     for done in task.run(name, seed, iterations, **options):
-        kls.append(done.metrics["objective/kl"] if "objective/kl" in done.metrics else 0.0)
+        kls.append(done.metrics.get("objective/kl", 0.0))
         phases.append(done.seconds)
     before, _ = task.evaluate(reference, reference, seed)
     after, kl = task.evaluate(task.policy_of(name, done.state.params), reference, seed)
@@ -63,8 +63,8 @@ def summarise(lines: list[dict]) -> None:
         gain, half = interval([line["after"] - line["before"] for line in mine])
         kls = [line["kl"] for line in mine]
         print(
-            f"{method:<13} reward {np.mean([x['before'] for x in mine]):.3f} → {np.mean([x['after'] for x in mine]):.3f}"
-            f", gain {gain:.3f} ± {half:.3f}, KL {min(kls):.2f} to {max(kls):.2f}, in the second half "
+            f"{method:<13} reward {np.mean([x['before'] for x in mine]):.3f} → "
+            f"{np.mean([x['after'] for x in mine]):.3f}, gain {gain:.3f} ± {half:.3f}, KL {min(kls):.2f} to {max(kls):.2f}, in the second half "
             f"{np.mean([x['kl_second_half'] for x in mine]):.3f}, {np.mean([x['seconds'] for x in mine]):.0f} s"
         )
 

@@ -1,4 +1,4 @@
-"""``jaxalign ppo``, ``grpo`` and ``online_dpo`` from files to files, with functions and a reward model, stopped and resumed."""
+"""``jaxalign ppo``, ``grpo`` and ``online_dpo`` from files to files, with rewards of both kinds; stopped, resumed."""
 
 import json
 import sys

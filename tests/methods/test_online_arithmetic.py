@@ -317,7 +317,7 @@ def test_critic_free(setting, name):
 
 @pytest.mark.parametrize("which", ["ppo", "grpo", "rloo"])
 def test_packing_and_microbatches_change_nothing(tiny_config, which):
-    """Float32: the first gradient to 1e-5 of its norm, the parameters after an iteration to 1e-3 of how far they went."""
+    """Float32: the first gradient to 1e-5 of its norm, the parameters to 1e-3 of how far an iteration takes them."""
     model = Model(tiny_config)
     policy, reference = model.init(jax.random.key(0)), model.init(jax.random.key(1))
     trees = experience_trees(np.random.default_rng(3), np.float32)

@@ -41,12 +41,14 @@ def test_best_of_n_costs_the_kl_of_its_formula():
         trees = sample(params, [prompt] * len(ids), jax.random.key(1), ids)
         drawn[ids] = [[16 * int(c[0]) + int(c[1]) for c in tree.completions] for tree in trees]
     scores = rewards[drawn].astype(np.float64)
-    trees = [Tree.of(prompt, [[outcome // 16, outcome % 16] for outcome in row], scores=s) for row, s in zip(drawn, scores, strict=True)]
+    both = zip(drawn, scores, strict=True)
+    trees = [Tree.of(prompt, [[outcome // 16, outcome % 16] for outcome in row], scores=s) for row, s in both]
     chosen = [16 * int(t.completions[0][0]) + int(t.completions[0][1]) for t in best_of_n.best_of(trees, n)]
 
     share = np.bincount(chosen, minlength=256) / groups
     used = share > 0
-    counted = np.sum(share[used] * (np.log(share[used]) - logps[used])) - (used.sum() - 1) / (2 * groups)  # Miller-Madow
+    plug_in = np.sum(share[used] * (np.log(share[used]) - logps[used]))
+    counted = plug_in - (used.sum() - 1) / (2 * groups)  # Miller and Madow's correction
     order = np.argsort(rewards)
     upper = np.cumsum(np.exp(logps[order].astype(np.float64)))
     lower = np.concatenate([[0], upper[:-1]])

@@ -42,13 +42,11 @@ def test_resume_between_iterations_is_bitwise(name, tmp_path):
     for done in again(4):
         whole.append((as_numpy(done.state), done.metrics, [tree.prompt for tree in done.trees]))
     with Checkpoints(tmp_path) as checkpoints:
-        for done in again(2):
-            pass
+        *_, done = again(2)
         checkpoints.save(done.state, position=2)
     with Checkpoints(tmp_path) as checkpoints:
-        state, position = checkpoints.restore(
-            task.start(name, 1, reference=task.MODEL.init(jax.random.key(3)), **options)
-        )
+        other = task.start(name, 1, reference=task.MODEL.init(jax.random.key(3)), **options)
+        state, position = checkpoints.restore(other)
     assert position == int(state.method_state.iteration) == 2
     for number, done in enumerate(again(4, state=state), start=2):
         want, metrics, prompts = whole[number]
@@ -59,7 +57,7 @@ def test_resume_between_iterations_is_bitwise(name, tmp_path):
     assert whole[0][2][0].tolist() != whole[1][2][0].tolist()
     if name == "ppo":
         assert whole[0][0].method_state.kl.beta != whole[3][0].method_state.kl.beta
-        assert whole[3][0].method_state.scores.count == 4 * 128
+        assert whole[3][0].method_state.scores.number == 4 * 128
 
 
 def collector(scorer, **options):
