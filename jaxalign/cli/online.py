@@ -230,6 +230,13 @@ def check(config: Any) -> None:
     reward = config.reward
     if reward.path is None and not reward.functions:
         raise UserError("there is nothing to reward: give reward.path (a reward model) or reward.functions.")
+    reference = config.reference
+    if reference.refresh != "never" and config.lora.rank:
+        raise UserError("with lora the reference is the base, which stays; leave reference.refresh at never.")
+    if reference.refresh != "never" and reference.hold == "host":
+        raise UserError("a reference that is refreshed is part of the state; give reference.hold device or bfloat16.")
+    if reference.refresh == "average" and reference.hold == "bfloat16":
+        raise UserError("bfloat16 rounds a moving average's small steps away; give reference.hold device.")
     weights = {"reward.weight": reward.weight, **(reward.functions or {})}
     for name, weight in weights.items():
         if not math.isfinite(weight):
@@ -332,8 +339,8 @@ def to_bfloat16(params: Params) -> Params:
 
 
 def size_of(tree: Any) -> int:
-    """Bytes of the arrays of a tree."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    """Bytes of the arrays of a tree; one that is there twice (the base of two models' adapters) counts once."""
+    return sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(tree)}.values())
 
 
 def tell_roles(roles: Mapping[str, int], hold: str, console: Console) -> None:

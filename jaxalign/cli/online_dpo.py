@@ -17,6 +17,7 @@ from jaxalign.cli.online_config import (
     RolloutSection,
     ScoreSection,
 )
+from jaxalign.errors import UserError
 from jaxalign.methods.online_dpo import online_dpo
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
@@ -76,6 +77,8 @@ class Config:
 
 def run(config: Config) -> None:
     """The whole job."""
+    if config.train.max_update_kl is not None:
+        raise UserError("train.max_update_kl is for the clipped losses of ppo and grpo; leave it out.")
     check_ranges(config, {"method.samples": (2, math.inf), "method.beta": (1e-6, math.inf)})
     online.run(config, functools.partial(make, config), samples_each=config.method.samples)
 

@@ -244,7 +244,8 @@ def guard(
     Args:
       metrics: of an iteration.
       max_kl: the largest ``objective/kl``, nats per completion.
-      min_entropy: the smallest ``policy/entropy_avg``, nats per token.
+      min_entropy: the smallest ``policy/entropy_avg``, nats per token; where a method has none, its estimate from
+        what was sampled, ``objective/entropy`` over ``completions/length``.
       max_ratio: the largest ``policy/ratio_max``.
     Raises:
       UserError: in a sentence, for the first of them, or a loss that is no finite number.
@@ -254,8 +255,9 @@ def guard(
     Traceback (most recent call last):
     jaxalign.errors.UserError: the policy is 30 nats a completion from its reference (objective/kl), more than 10: ...
     """
-    kl, entropy = metrics.get("objective/kl", 0.0), metrics.get("policy/entropy_avg", math.inf)
-    ratio = metrics.get("policy/ratio_max", 0.0)
+    kl, ratio = metrics.get("objective/kl", 0.0), metrics.get("policy/ratio_max", 0.0)
+    sampled = metrics.get("objective/entropy", math.inf) / max(metrics.get("completions/length", 1.0), 1.0)
+    entropy = metrics.get("policy/entropy_avg", sampled)
     if not math.isfinite(metrics.get("loss", 0.0)):
         raise UserError("the loss is not finite: lower optim.learning_rate, or clip scores")
     if not kl <= max_kl:
@@ -265,7 +267,7 @@ def guard(
         )
     if not entropy >= min_entropy:
         raise UserError(
-            f"the policy's entropy is {entropy:.3g} nats a token (policy/entropy_avg), less than {min_entropy:g}: it "
+            f"the policy's entropy is {entropy:.3g} nats a token, less than {min_entropy:g}: it "
             "has collapsed; raise the price of KL, or lower optim.learning_rate"
         )
     if not ratio <= max_ratio:

@@ -62,10 +62,12 @@ def summarise(lines: list[dict]) -> None:
             continue
         gain, half = interval([line["after"] - line["before"] for line in mine])
         kls = [line["kl"] for line in mine]
+        before, after, second, seconds = (
+            np.mean([line[name] for line in mine]) for name in ("before", "after", "kl_second_half", "seconds")
+        )
         print(
-            f"{method:<13} reward {np.mean([x['before'] for x in mine]):.3f} → "
-            f"{np.mean([x['after'] for x in mine]):.3f}, gain {gain:.3f} ± {half:.3f}, KL {min(kls):.2f} to {max(kls):.2f}, in the second half "
-            f"{np.mean([x['kl_second_half'] for x in mine]):.3f}, {np.mean([x['seconds'] for x in mine]):.0f} s"
+            f"{method:<13} reward {before:.3f} → {after:.3f}, gain {gain:.3f} ± {half:.3f}, "
+            f"KL {min(kls):.2f} to {max(kls):.2f}, in the second half {second:.3f}, {seconds:.0f} s"
         )
 
 

@@ -81,6 +81,8 @@ def test_a_run_and_the_same_stopped_and_resumed(online, tmp_path, capsys, comman
     assert "going on after iteration 1" in capsys.readouterr().out
     assert read_jsonl(halves / "metrics.jsonl") == lines
     assert same_model(whole / "model", halves / "model")
+    assert main(["export", "--run", str(halves), "--output", str(tmp_path / "exported")]) == 0
+    assert same_model(tmp_path / "exported", halves / "model")
     assert (whole / "samples.json").read_text() == (halves / "samples.json").read_text()
 
 
@@ -101,6 +103,7 @@ def test_mistakes(online, told, tmp_path, tiny_model):
     assert "is no reward model" in told(online(run, "ppo", **{"reward.path": tiny_model}))
     assert "method.samples is 1" in told(online(run, "grpo", **{"method.samples": 1}))
     assert "'no_such' is not number_match" in told(online(run, "ppo", **{"reward.functions": '{"no_such": 1.0}'}))
+    assert "small steps" in told(online(run, "ppo", **{"reference.refresh": "average", "reference.hold": "bfloat16"}))
     assert "row 1" in told(online(run, "grpo", **{"reward.functions": '{"brief_rewards:broken": 1.0}'}))
     words = told(online(tmp_path / "far", "grpo", **{"train.stop_entropy": 100.0}))
     assert "less than 100: it has collapsed" in words
