@@ -20,12 +20,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from jaxalign.losses.metrics import Largest, add
 from jaxalign.masking import Rows
 from jaxalign.models.params import union
 from jaxalign.models.sharding import batch_sharding, replicated
 
 T_co = TypeVar("T_co", covariant=True)
-Metrics = dict[str, tuple[Array, Array]]  # name → (sum, count): what microbatches, devices and batches add
+# name → (sum, count), or the largest: what microbatches, devices and batches add (``losses.metrics.add``)
+Metrics = dict[str, tuple[Array, Array] | Largest]
 
 
 @jax.tree_util.register_dataclass
@@ -109,7 +111,7 @@ def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None)
         )
 
     def body(index: Int[Array, ""], total: Any) -> Any:
-        return jax.tree.map(jnp.add, total, fn(microbatch(batch.rows, index)))
+        return add(total, fn(microbatch(batch.rows, index)))
 
     return jax.lax.fori_loop(0, batch.used, body, zeros)
 
@@ -179,8 +181,11 @@ def gradients(
 
 
 def averages(metrics: Metrics) -> dict[str, Array]:
-    """sum / count of each metric, 0 where nothing was counted."""
-    return {name: total / jnp.maximum(count, 1) for name, (total, count) in metrics.items()}
+    """sum / count of each metric, 0 where nothing was counted; the largest as it is."""
+    return {
+        name: each.value if isinstance(each, Largest) else each[0] / jnp.maximum(each[1], 1)
+        for name, each in metrics.items()
+    }
 
 
 def init_state(
@@ -278,8 +283,8 @@ def make_eval(
         total: Metrics = {}
         for batch in batches:
             new = jax.device_get(sums(params, frozen, fixed, method_state, batch))
-            total = jax.tree.map(lambda a, b: a + b, total, new) if total else new
-        return {name: float(value) / max(float(count), 1.0) for name, (value, count) in total.items()}
+            total = add(total, new) if total else new
+        return {name: float(value) for name, value in averages(total).items()}
 
     return evaluate
 
