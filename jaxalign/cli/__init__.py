@@ -19,6 +19,7 @@ COMMANDS = {
     "sft": "fine-tune a model on demonstrations",
     "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
+    "kto": "align a model on answers that were liked or not: thumbs, votes, ratings, unpaired preferences",
     "generate": "sample answers from a model",
     "data": "inspect a data set: jaxalign data inspect FILE",
     "export": "write a run's checkpoint as a Hugging Face model directory",

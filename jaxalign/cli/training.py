@@ -21,13 +21,15 @@ from jaxalign.cli.interrupt import Interrupt, telling
 from jaxalign.cli.models import open_mesh
 from jaxalign.cli.sampling import answers
 from jaxalign.cli.summary import print_comparison, print_cost, print_samples
-from jaxalign.data.batches import batches, evaluation_batches
+from jaxalign.data.batches import Batches, batches, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.models import lora
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, partition, union
 from jaxalign.models.weights import save_model
 from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, Tracker, check_installed, read_jsonl
+
+Arrange = Callable[[Batches, bool], loop.Steps[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +107,8 @@ def fit(
     schedule: optax.Schedule | None = None,
     frozen: Any = None,
     fixed: Any = None,
+    method_state: Any = (),
+    arrange: Arrange | None = None,
     measure: Callable[[dict[str, float]], dict[str, float]] | None = None,
 ) -> Params:
     """Train to the last step, from the latest checkpoint where there is one.
@@ -122,13 +126,15 @@ def fit(
         schedule: the learning rate, to report it.
         frozen: see ``loop.make_step``.
         fixed: likewise.
+        method_state: the method's own, at the start.
+        arrange: makes what is fed of the training batches (False) and of the evaluation batches (True).
         measure: makes further metrics of those of an evaluation.
 
     Returns:
         The trained parameters.
     """
     train, resume_step = run.config.train, kept.latest_step()
-    state = loop.init_state(params, optimizer, jax.random.key(train.seed))
+    state = loop.init_state(params, optimizer, jax.random.key(train.seed), method_state=method_state)
     del params  # the state's from here on
     if resume_step is not None:
         like = jax.tree.map(abstract, state)
@@ -137,8 +143,9 @@ def fit(
         run.console.print(f"going on after step {resume_step}")
     step_fn = loop.make_step(method, optimizer, state, frozen=frozen, fixed=fixed, learning_rate=schedule)
     evaluate = loop.make_eval(method, frozen=frozen, fixed=fixed)
-    feed = loop.OnMesh(batches(trees, seed=train.seed, **options), run.mesh)
-    held_feed = loop.OnMesh(evaluation_batches(held, **options), run.mesh) if held else None
+    arrange = arrange or (lambda drawn, evaluated: drawn)
+    feed = loop.OnMesh(arrange(batches(trees, seed=train.seed, **options), False), run.mesh)
+    held_feed = loop.OnMesh(arrange(evaluation_batches(held, **options), True), run.mesh) if held else None
 
     with (
         Interrupt() as interrupt,

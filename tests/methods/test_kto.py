@@ -1,6 +1,7 @@
 """KTO, BCO and APO-zero on single completions: against a plain transcription, and whatever the cut of the batch."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,6 @@ from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
 from jaxalign.models.model import Model
 from jaxalign.models.params import union
-from tests.test_tree_forward import separate_logps
 
 BETA, D, U = 0.5, 1.5, 0.75
 
@@ -52,18 +52,34 @@ def batch_of(trees, mesh, *, length=64, rows=1, order=None, beside=True):
 
 @pytest.fixture(scope="module")
 def parts(tiny_config):
-    """A policy away from its reference, in float64."""
+    """A policy and a reference that is less sure of these texts, so that the estimate of ẑ is positive; float64."""
     with jax.enable_x64(True):
         model = Model(dataclasses.replace(tiny_config, num_hidden_layers=1), dtype=jnp.float64)
-        reference = model.init(jax.random.key(0), dtype=jnp.float64)
+        policy = model.init(jax.random.key(0), dtype=jnp.float64)
         noise = model.init(jax.random.key(1), dtype=jnp.float64)
-        yield model, jax.tree.map(lambda p, q: p + 0.2 * q, reference, noise), reference
+        yield model, policy, jax.tree.map(lambda p, q: p + 0.2 * q, policy, noise)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def text_logps(model, params, tokens, there, counted):
+    """log π(completion | prompt) of padded texts [N, L], of which ``counted`` are the completions."""
+    logps = jax.nn.log_softmax(model.logits(params, tokens, there))[:, :-1]
+    taken = jnp.take_along_axis(logps, tokens[:, 1:, None], -1)[..., 0]
+    return jnp.sum(jnp.where(counted[:, 1:], taken, 0), -1)
+
+
+def padded(trees):
+    """Every tree as a plain row: tokens, which are there, which are the completion's."""
+    texts = [np.concatenate([t.prompt, t.completions[0]]) for t in trees]
+    tokens, there, counted = np.zeros((3, len(trees), 16), int)
+    for i, (tree, text) in enumerate(zip(trees, texts, strict=True)):
+        tokens[i, : len(text)], there[i, : len(text)], counted[i, len(tree.prompt) : len(text)] = text, 1, 1
+    return tokens, there == 1, counted == 1
 
 
 def log_ratios(model, policy, reference, trees):
     """h of every tree, each text by itself."""
-    sums = [[float(np.sum(separate_logps(model, p, t)[0])) for t in trees] for p in (policy, reference)]
-    return np.subtract(*sums)
+    return np.subtract(*(np.asarray(text_logps(model, p, *padded(trees))) for p in (policy, reference)))
 
 
 def sigmoid(x):
@@ -153,7 +169,7 @@ def test_the_baseline_has_no_gradient(parts):
     ref = dpo.reference_logps(model, reference, [batch])[:, 0]
 
     def held(params):
-        logps = jnp.stack([jnp.sum(separate_logps(model, params, t)[0]) for t in trees])
+        logps = text_logps(model, params, *padded(trees))
         liked = jnp.array([t.extras["label"][0] for t in trees])
         side = jnp.where(liked, 1, -1) * BETA * (logps - ref - kl)
         return jnp.mean(jnp.where(liked, D, U) * (1 - jax.nn.sigmoid(side)))
