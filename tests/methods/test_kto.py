@@ -14,12 +14,14 @@ from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree, pack, unpack
 from jaxalign.errors import UserError
-from jaxalign.loop import OnMesh, averages, gradients, init_state, make_eval, make_step, place, run
+from jaxalign.loop import OnMesh, averages, gradients, init_state, make_eval, make_step, place, run, sum_microbatches
 from jaxalign.methods import dpo, kto
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
 from jaxalign.models.model import Model
 from jaxalign.models.params import union
+from jaxalign.models.sharding import make_mesh
+from tests.methods.bigrams import Bigrams, tables, text_logps
 
 BETA, D, U = 0.5, 1.5, 0.75
 
@@ -51,35 +53,15 @@ def batch_of(trees, mesh, *, length=64, rows=1, order=None, beside=True):
 
 
 @pytest.fixture(scope="module")
-def parts(tiny_config):
-    """A policy and a reference that is less sure of these texts, so that the estimate of ẑ is positive; float64."""
+def parts():
+    """A policy and a reference that is less sure of likely texts, so that the estimate of ẑ is positive; float64."""
     with jax.enable_x64(True):
-        model = Model(dataclasses.replace(tiny_config, num_hidden_layers=1), dtype=jnp.float64)
-        policy = model.init(jax.random.key(0), dtype=jnp.float64)
-        noise = model.init(jax.random.key(1), dtype=jnp.float64)
-        yield model, policy, jax.tree.map(lambda p, q: p + 0.2 * q, policy, noise)
+        yield Bigrams(), *map(jnp.asarray, tables(0, 96, -1.0))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def text_logps(model, params, tokens, there, counted):
-    """log π(completion | prompt) of padded texts [N, L], of which ``counted`` are the completions."""
-    logps = jax.nn.log_softmax(model.logits(params, tokens, there))[:, :-1]
-    taken = jnp.take_along_axis(logps, tokens[:, 1:, None], -1)[..., 0]
-    return jnp.sum(jnp.where(counted[:, 1:], taken, 0), -1)
-
-
-def padded(trees):
-    """Every tree as a plain row: tokens, which are there, which are the completion's."""
-    texts = [np.concatenate([t.prompt, t.completions[0]]) for t in trees]
-    tokens, there, counted = np.zeros((3, len(trees), 16), int)
-    for i, (tree, text) in enumerate(zip(trees, texts, strict=True)):
-        tokens[i, : len(text)], there[i, : len(text)], counted[i, len(tree.prompt) : len(text)] = text, 1, 1
-    return tokens, there == 1, counted == 1
-
-
-def log_ratios(model, policy, reference, trees):
+def log_ratios(policy, reference, trees):
     """h of every tree, each text by itself."""
-    return np.subtract(*(np.asarray(text_logps(model, p, *padded(trees))) for p in (policy, reference)))
+    return np.array([text_logps(policy, tree) - text_logps(reference, tree) for tree in trees])
 
 
 def sigmoid(x):
@@ -101,6 +83,7 @@ def method_of(name, model):
     return METHODS[name](model, beta=BETA, desirable_weight=D, undesirable_weight=U)
 
 
+MESH = make_mesh()
 STATE = np.array([[2.0, 4.0], [-3.0, 2.0]])  # δ = (2/4 - 3/2) / 2
 
 
@@ -108,9 +91,9 @@ STATE = np.array([[2.0, 4.0], [-3.0, 2.0]])  # δ = (2/4 - 3/2) / 2
 def test_value_and_metrics_are_those_of_the_formula(parts, name):
     model, policy, reference = parts
     trees = labelled_trees(7)
-    batch, others = batch_of(trees, model.mesh, rows=2)
+    batch, others = batch_of(trees, MESH, rows=2)
     liked = np.array([t.extras["label"][0] for t in trees])
-    h, kl = log_ratios(model, policy, reference, trees), log_ratios(model, policy, reference, others)
+    h, kl = log_ratios(policy, reference, trees), log_ratios(policy, reference, others)
     assert np.mean(kl) > 0.01, "the clamp must not hide the estimate"
     state = jnp.asarray(STATE)
     (loss, metrics), _, after = jax.jit(lambda b: gradients(method_of(name, model), policy, reference, state, b))(batch)
@@ -133,8 +116,8 @@ def test_the_mean_comes_before_the_clamp(parts):
     """A negative mean of which a part is positive: clamping first, or parts first, would not give 0."""
     model, policy, reference = parts
     trees = labelled_trees(8)
-    batch, others = batch_of(trees, model.mesh)
-    h = -log_ratios(model, policy, reference, others)
+    batch, others = batch_of(trees, MESH)
+    h = -log_ratios(policy, reference, others)
     assert h.mean() < 0 < h.max()
     method = kto.kto(model, beta=BETA)
     (_, metrics), _, _ = jax.jit(lambda b: gradients(method, reference, policy, (), b))(batch)  # the two swapped
@@ -147,44 +130,57 @@ def test_the_update_does_not_depend_on_the_cut(parts, name):
     model, policy, reference = parts
     trees = labelled_trees(8)
     step = jax.jit(lambda b: gradients(method_of(name, model), policy, reference, jnp.asarray(STATE), b))
-    (value, _), want, state = step(batch_of(trees, model.mesh, length=256, rows=1)[0])
+    (value, _), want, state = step(batch_of(trees, MESH, length=256, rows=1)[0])
     size = optax.tree.norm(want)
     assert size > 1e-2
     cuts = [{"length": 32, "rows": rows} for rows in (1, 2, 4, 8)] + [
         {"length": 64, "rows": 1, "order": range(7, -1, -1)}
     ]
     for cut in cuts:
-        (other, _), grads, after = step(batch_of(trees, model.mesh, **cut)[0])
+        (other, _), grads, after = step(batch_of(trees, MESH, **cut)[0])
         assert abs(other - value) <= 1e-10 * abs(value)
         assert optax.tree.norm(jax.tree.map(jnp.subtract, grads, want)) <= 1e-10 * size
         np.testing.assert_allclose(after, state, rtol=1e-10)
 
 
 def test_the_baseline_has_no_gradient(parts):
-    """d loss is that with ẑ held at its value."""
+    """The slope along a direction is that of the formula with ẑ held at its value (central differences)."""
     model, policy, reference = parts
     trees = labelled_trees(4)
-    batch, others = batch_of(trees, model.mesh)
-    kl = log_ratios(model, policy, reference, others).mean()
-    ref = dpo.reference_logps(model, reference, [batch])[:, 0]
-
-    def held(params):
-        logps = text_logps(model, params, *padded(trees))
-        liked = jnp.array([t.extras["label"][0] for t in trees])
-        side = jnp.where(liked, 1, -1) * BETA * (logps - ref - kl)
-        return jnp.mean(jnp.where(liked, D, U) * (1 - jax.nn.sigmoid(side)))
-
+    batch, others = batch_of(trees, MESH)
+    kl = log_ratios(policy, reference, others).mean()
+    assert kl > 0
+    liked = np.array([t.extras["label"][0] for t in trees])
+    direction = np.random.default_rng(3).normal(size=policy.shape)
+    value = lambda step: plain("kto", log_ratios(policy + step * direction, reference, trees), liked, kl)  # noqa: E731
+    want = (value(1e-5) - value(-1e-5)) / 2e-5
     _, got, _ = jax.jit(lambda b: gradients(method_of("kto", model), policy, reference, (), b))(batch)
-    want = jax.jit(jax.grad(held))(policy)
-    assert optax.tree.norm(jax.tree.map(jnp.subtract, got, want)) <= 1e-10 * optax.tree.norm(want)
+    np.testing.assert_allclose(np.sum(np.asarray(got) * direction), want, rtol=1e-7)
+    assert abs(want) > 1e-3
+
+
+def test_a_real_model_too(tiny_config):
+    """One that attends: the update is the same for one tree a row and for all of them in one."""
+    model = Model(dataclasses.replace(tiny_config, num_hidden_layers=1), remat="none")
+    policy = model.init(jax.random.key(0))
+    reference = jax.tree.map(lambda p: 1.2 * p, policy)
+    step = jax.jit(lambda b: gradients(method_of("kto", model), policy, reference, (), b))
+    trees = labelled_trees(6)
+    (value, metrics), want, _ = step(batch_of(trees, MESH, length=128)[0])
+    (other, _), grads, _ = step(batch_of(trees, MESH, length=32, rows=2)[0])
+    assert metrics["kl"][0] > 0
+    np.testing.assert_allclose(other, value, rtol=1e-5)
+    size = optax.tree.norm(want)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, grads, want)) <= 1e-5 * size
+    assert size > 1e-3
 
 
 def test_cached_and_live_references_and_the_base_of_adapters_agree(parts):
     model, policy, reference = parts
     trees = labelled_trees(6)
-    live, _ = batch_of(trees, model.mesh)
-    cached, _ = batch_of(attach(trees, ref_logps=dpo.reference_logps(model, reference, [live])), model.mesh)
-    value = lambda m, p, f, b: jax.jit(lambda b: gradients(m, p, f, (), b)[0][0])(b)  # noqa: E731
+    live, _ = batch_of(trees, MESH)
+    cached, _ = batch_of(attach(trees, ref_logps=dpo.reference_logps(model, reference, [live])), MESH)
+    value = lambda m, p, f, b: gradients(m, p, f, (), b)[0][0]  # noqa: E731
     method = method_of("kto", model)
     # Cached log-probs are float32, as a data file holds them.
     np.testing.assert_allclose(
@@ -197,18 +193,31 @@ def test_cached_and_live_references_and_the_base_of_adapters_agree(parts):
         value(method_of("apo_zero_unpaired", model), policy, reference, live),
         rtol=1e-6,
     )
+
+
+def test_the_base_of_adapters_is_the_reference(tiny_config):
+    model = Model(dataclasses.replace(tiny_config, num_hidden_layers=1), remat="none")
+    reference = model.init(jax.random.key(0))
     adapted = dataclasses.replace(model, lora=LoraConfig(4, 8.0))
-    adapters = jax.tree.map(lambda x: x + 0.05, lora.init(adapted, jax.random.key(2), dtype=jnp.float64))
+    adapters = jax.tree.map(lambda x: x + 0.05, lora.init(adapted, jax.random.key(2)))
     whole = union(adapters, reference)
     merged = lora.merge(adapted, whole)[1]
-    np.testing.assert_allclose(
-        value(method_of("kto", adapted), whole, None, live), value(method, merged, reference, live), rtol=1e-9
-    )
+    batch, _ = batch_of(labelled_trees(6), MESH)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def value(model, params, frozen, batch):
+        method = method_of("kto", model)
+        prepared, _ = method.prepare(params, frozen, (), batch)
+        return sum_microbatches(lambda rows: method.loss(params, rows)[0], prepared)
+
+    found = value(adapted, whole, None, batch)
+    np.testing.assert_allclose(found, value(model, merged, reference, batch), rtol=1e-5)
+    assert abs(found - value(model, reference, reference, batch)) > 1e-3
 
 
 def test_a_batch_without_mismatched_completions_is_refused(parts):
     model, policy, reference = parts
-    batch, _ = batch_of(labelled_trees(4), model.mesh, beside=False)
+    batch, _ = batch_of(labelled_trees(4), MESH, beside=False)
     with pytest.raises(ValueError, match="no mismatched completions"):
         gradients(kto.kto(model, beta=BETA), policy, reference, (), batch)
 
@@ -282,28 +291,27 @@ def test_balanced_weights_bring_the_ratio_into_the_bound():
 def test_implicit_rewards_come_in_the_order_of_the_examples(parts):
     model, policy, reference = parts
     trees = labelled_trees(5)
-    feed = OnMesh(evaluation_batches(trees, batch_size=2, shapes=[(64, 64)]), model.mesh)
-    want = BETA * log_ratios(model, policy, reference, trees)
+    feed = OnMesh(evaluation_batches(trees, batch_size=2, shapes=[(64, 64)]), MESH)
+    want = BETA * log_ratios(policy, reference, trees)
     got = dpo.implicit_rewards(model, policy, feed, beta=BETA, frozen=reference)[:, 0]
     np.testing.assert_allclose(got, want, rtol=1e-9)
     cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, feed))
-    again = OnMesh(evaluation_batches(cached, batch_size=3, shapes=[(64, 64)]), model.mesh)
+    again = OnMesh(evaluation_batches(cached, batch_size=3, shapes=[(64, 64)]), MESH)
     np.testing.assert_allclose(dpo.implicit_rewards(model, policy, again, beta=BETA)[:, 0], want, rtol=1e-5)
 
 
 STEPS = 4
 
 
-def test_bco_goes_on_with_its_baseline(tiny_config, tmp_path):
+def test_bco_goes_on_with_its_baseline(parts, tmp_path):
     """Stopped and resumed, bitwise; a baseline that started anew would change the next step."""
-    model = Model(dataclasses.replace(tiny_config, num_hidden_layers=1))
-    reference = model.init(jax.random.key(0))
+    model, start, reference = parts
     optimizer = optax.adam(1e-2)
     trees = labelled_trees(12)
-    feed = OnMesh(batches(trees, batch_size=4, shapes=[(64, 64)]), model.mesh)
+    feed = OnMesh(batches(trees, batch_size=4, shapes=[(64, 64)]), MESH)
 
     def fresh(state):
-        return init_state(jax.tree.map(jnp.copy, reference), optimizer, jax.random.key(7), method_state=state)
+        return init_state(jnp.copy(start), optimizer, jax.random.key(7), method_state=state)
 
     method = kto.bco(model, beta=BETA)
     step = make_step(method, optimizer, fresh(kto.bco_state()), frozen=reference)
@@ -316,14 +324,14 @@ def test_bco_goes_on_with_its_baseline(tiny_config, tmp_path):
         for _ in run(step, fresh(kto.bco_state()), feed, steps=2, checkpoints=kept):
             pass
     with Checkpoints(tmp_path) as kept:
-        start, _ = kept.restore(fresh(kto.bco_state()))
-    np.testing.assert_array_equal(start.method_state, seen[1][1])
-    for (state, metrics), (want, method_state) in zip(run(step, start, feed, steps=STEPS), seen[2:], strict=True):
+        restored, _ = kept.restore(fresh(kto.bco_state()))
+    np.testing.assert_array_equal(restored.method_state, seen[1][1])
+    for (state, metrics), (want, method_state) in zip(run(step, restored, feed, steps=STEPS), seen[2:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(metrics), want)
         np.testing.assert_array_equal(state.method_state, method_state)
     # In evaluation δ is what training left, however the examples are cut.
     evaluate = make_eval(method, frozen=reference)
-    cut = lambda size: OnMesh(evaluation_batches(trees, batch_size=size, shapes=[(64, 64)]), model.mesh)  # noqa: E731
+    cut = lambda size: OnMesh(evaluation_batches(trees, batch_size=size, shapes=[(64, 64)]), MESH)  # noqa: E731
     found = [evaluate(state.params, state.method_state, cut(size)) for size in (3, 12)]
     for name, value in found[0].items():
         np.testing.assert_allclose(found[1][name], value, rtol=1e-5)

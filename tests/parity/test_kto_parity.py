@@ -7,7 +7,6 @@ gathers, and one rank that accumulates gradients, each microbatch with a baselin
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from types import SimpleNamespace
 
@@ -25,26 +24,14 @@ from trl.trainer.kto_trainer import KTOTrainer
 from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
-from jaxalign.logprobs import token_logps
 from jaxalign.loop import averages, gradients, place
-from jaxalign.masking import gather_columns
 from jaxalign.methods import kto
 from jaxalign.models.sharding import make_mesh
+from tests.methods.bigrams import Bigrams, tables
 from tests.parity.loss_checks import relative_error
 from tests.parity.trl_stubs import ACCELERATOR, stub
 
 VOCABULARY, BETA, D, U = 13, 0.3, 1.5, 0.75
-
-
-@dataclasses.dataclass(frozen=True)
-class Bigrams:
-    """The part of a model that methods call; ``params`` is the table [V, V]."""
-
-    lora: None = None
-
-    def token_logps(self, params, rows):
-        logits = gather_columns(params[rows.tokens], rows.source)
-        return jnp.where(rows.mask, token_logps(logits, rows.target), 0)
 
 
 class TorchBigrams(torch.nn.Module):
@@ -128,17 +115,11 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def tables(seed, scale):
-    random = np.random.default_rng(seed)
-    reference = random.normal(size=(VOCABULARY, VOCABULARY))
-    return reference + scale * random.normal(size=reference.shape), reference
-
-
 @pytest.mark.parametrize("loss_type", ["kto", "apo_zero_unpaired"])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_one_rank_with_the_whole_batch(loss_type, scale, seed):
-    table, reference = tables(seed, -scale)
+    table, reference = tables(seed, VOCABULARY, scale)
     trees, source, others = examples(6, seed)
     method = getattr(kto, loss_type)(Bigrams(), beta=BETA, desirable_weight=D, undesirable_weight=U)
     loss, grads, kl = theirs(table, reference, trees, others, loss_type=loss_type)
@@ -152,7 +133,7 @@ def test_one_rank_with_the_whole_batch(loss_type, scale, seed):
 def positive(count):
     """Tables and examples of a positive baseline, without which clamps and means would hide what differs."""
     for seed in range(100):
-        (table, reference), (trees, source, others) = tables(seed, 1.0), examples(count, seed)
+        (table, reference), (trees, source, others) = tables(seed, VOCABULARY, 1.0), examples(count, seed)
         _, _, kl = theirs(table, reference, trees, others, loss_type="kto")
         if kl > 0.3:
             return table, reference, trees, source, others
