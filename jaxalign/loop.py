@@ -55,11 +55,13 @@ class TrainState:
 class Batch:
     """One step's examples: ``rows`` with leading axes [M, R, ...], of whose M microbatches the first ``used`` hold any.
 
-    The step runs the used ones only, so batches of different fill share one compiled program.
+    The step runs the used ones only, so batches of different fill share one compiled program. ``beside`` holds what
+    ``prepare`` alone looks at (KTO's mismatched completions): no gradient, no metric counts it.
     """
 
     rows: Rows
     used: Int[Array, ""]
+    beside: Batch | None = None
 
 
 class Steps(Protocol[T_co]):
@@ -289,8 +291,10 @@ def make_eval(
     return evaluate
 
 
-def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
+def place(rows: Rows, used: int, mesh: jax.sharding.Mesh, beside: tuple[Rows, int] | None = None) -> Batch:
     """Put a packed batch of NumPy arrays [M, R, ...] on the mesh, its rows split over the data and fsdp axes.
+
+    ``beside`` is put there likewise, as ``Batch.beside``.
 
     Raises:
       ValueError: if data × fsdp does not divide the rows of a microbatch.
@@ -302,21 +306,23 @@ def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
             f"rows_per_microbatch is {count}, but the mesh spreads rows over data × fsdp = {devices} devices."
         )
     put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # noqa: E731
-    return Batch(jax.tree.map(put, rows), jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh)))
+    number = jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh))
+    return Batch(jax.tree.map(put, rows), number, None if beside is None else place(*beside, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``place(*batches[i], mesh)``."""
+    """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``batches[i]`` through ``place``."""
 
-    batches: Steps[tuple[Rows, int]]
+    batches: Steps[tuple[Rows, int]] | Steps[tuple[Rows, int, tuple[Rows, int]]]
     mesh: jax.sharding.Mesh
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, step: int) -> Batch:
-        return place(*self.batches[step], self.mesh)
+        rows, used, *beside = self.batches[step]
+        return place(rows, used, self.mesh, *beside)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[step] for step in range(len(self)))

@@ -19,6 +19,7 @@ COMMANDS = {
     "sft": "fine-tune a model on demonstrations",
     "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
+    "kto": "align a model on answers that were liked or not: thumbs, votes, ratings, unpaired preferences",
     "ppo": "align a model with proximal policy optimisation",
     "grpo": "align a model with GRPO or a relative, without a value model",
     "online_dpo": "align a model with DPO on pairs of its own answers",
