@@ -287,7 +287,7 @@ def make_scorers(
     for name, function in functions.items():
         scorers[name] = (reward.functions or {})[name], text_scorer(function, tokenizer, name=name)
     if reward.path is not None:
-        model, params = open_model(ModelSection(reward.path, reward.dtype), mesh, console)
+        model, params = open_model(ModelSection(reward.path, dtype=reward.dtype), mesh, console)
         if not model.config.num_scores:
             raise UserError(f"reward.path {reward.path} is no reward model; train one with jaxalign reward.")
         if model.config.vocab_size < len(tokenizer):

@@ -17,8 +17,7 @@ from jaxalign import rewards
 from jaxalign.data.batches import attach
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.loop import Batch, map_microbatches
-from jaxalign.loop import by_index
+from jaxalign.loop import Batch, by_index, map_microbatches
 from jaxalign.models.model import Model
 from jaxalign.models.params import union
 from jaxalign.rewards import ensemble
