@@ -26,6 +26,7 @@ from jaxalign.cli.examples import batch_options, make_trees, read_examples
 from jaxalign.cli.models import check_trees, open_model
 from jaxalign.cli.reference import with_reference
 from jaxalign.data.records import Preference
+from jaxalign.errors import UserError
 from jaxalign.methods.dpo import dpo, pair_metrics
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.optim import OptimConfig
@@ -39,12 +40,14 @@ class DpoSection:
     Args:
         beta: how strongly the policy is held to the reference
         label_smoothing: probability that a preference label is flipped (cDPO)
+        soft_labels: take that probability from each pair's field label_smoothing, as `jaxalign judge` writes it
         reference: cached computes the reference's log-probs once, before training; live computes them in every step,
             from a second copy of the parameters, or with lora from the base itself
     """
 
     beta: float = 0.1
     label_smoothing: float = 0.0
+    soft_labels: bool = False
     reference: Literal["cached", "live"] = "cached"
 
 
@@ -89,6 +92,11 @@ def run(config: Config) -> None:
     records, held_records = read_examples(Preference, config.data, config.train.seed, console)
     trees = make_trees(records, tokenizer, config.data, "training", console)
     held = make_trees(held_records, tokenizer, config.data, "held out", console)
+    if config.method.soft_labels and any("label_smoothing" not in tree.extras for tree in [*trees, *held]):
+        raise UserError(
+            f"{config.data.path}: not every pair has a field 'label_smoothing', which method.soft_labels takes: add it, "
+            "or leave method.soft_labels away."
+        )
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
@@ -119,7 +127,8 @@ def run(config: Config) -> None:
         frozen = None
         if config.method.reference == "live" and fixed is None:
             frozen = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the original
-        method = dpo(model, beta=config.method.beta, label_smoothing=config.method.label_smoothing)
+        doubt = {} if config.method.soft_labels else {"label_smoothing": config.method.label_smoothing}
+        method = dpo(model, beta=config.method.beta, soft_labels=config.method.soft_labels, **doubt)
         params = training.fit(
             job,
             method,
@@ -143,6 +152,8 @@ def run(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raise for settings that make no sense, before anything is read."""
+    if config.method.soft_labels and config.method.label_smoothing:
+        raise UserError("method.label_smoothing is one number for all pairs and method.soft_labels one each; give one.")
     check_ranges(config, {**TRAIN_RANGES, "method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)})
     none = jnp.zeros((1, 1, 2))
     measured = jax.eval_shape(lambda: pair_metrics(none, none, none[..., 0] > 0, beta=1.0))

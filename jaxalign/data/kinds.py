@@ -78,7 +78,8 @@ class Demonstration(Record):
 
 @dataclasses.dataclass(frozen=True)
 class Preference(Record):
-    """Two answers to one prompt, and where they were read; ``margin`` says how much better the chosen one is."""
+    """Two answers to one prompt, and where they were read; ``margin`` says how much better the chosen one is, and
+    ``label_smoothing`` how likely it is that it is not the better one (soft labels, from 0 to ½)."""
 
     prompt: PromptText
     chosen: str
@@ -87,6 +88,7 @@ class Preference(Record):
     file: str = "data"
     row: int = 0
     margin: float | None = None
+    label_smoothing: float | None = None
 
     @property
     def completions(self) -> tuple[str, ...]:
@@ -94,17 +96,26 @@ class Preference(Record):
 
     @property
     def extras(self) -> dict[str, Any]:
-        return {} if self.margin is None else {"margin": self.margin}
+        found = {"margin": self.margin, "label_smoothing": self.label_smoothing}
+        return {name: value for name, value in found.items() if value is not None}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
         fields = {field: value.get(field) for field in PAIR}
         found = replies(value, fields, expected, "preference rows need chosen and rejected")
-        margin = None if value.get("margin") is None else number("margin", value["margin"])
-        if isinstance(found, Problem) or isinstance(margin, Problem):
-            return found if isinstance(found, Problem) else margin  # type: ignore[return-value]
+        if isinstance(found, Problem):
+            return found
+        extras: list[float | None] = []
+        for name in ("margin", "label_smoothing"):
+            extra = None if value.get(name) is None else number(name, value[name])
+            if isinstance(extra, Problem):
+                return extra
+            extras.append(extra)
+        if extras[1] is not None and not 0 <= extras[1] <= 0.5:
+            text = f"field 'label_smoothing' is {extras[1]:g} where a probability from 0 to 0.5 is needed"
+            return Problem("no probability", text)
         chosen, rejected = found.replies
-        return [cls(found.prompt, chosen, rejected, found.format, file, row, margin)]
+        return [cls(found.prompt, chosen, rejected, found.format, file, row, *extras)]
 
 
 @dataclasses.dataclass(frozen=True)

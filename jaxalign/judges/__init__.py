@@ -10,6 +10,7 @@ from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge
 from jaxalign.judges.label import Labelled, Revision, critique_and_revise, judge_reward, preference_rows
 from jaxalign.judges.pairwise import PairwiseReport, combine_orders, pairwise_report
 from jaxalign.judges.prompts import Principle, draw_principle, load_constitution, render
+from jaxalign.judges.ranking import JudgedRanking, judge_rankings, parse_ranking
 from jaxalign.judges.raters import (
     Agreement,
     Ceiling,
@@ -21,7 +22,7 @@ from jaxalign.judges.raters import (
 )
 from jaxalign.judges.reliability import Bin, Calibration, calibration
 from jaxalign.judges.verdict import parse_score, parse_verdict
-from jaxalign.judges.votes import SoftLabels, panel_vote, soft_labels, verdict_probability
+from jaxalign.judges.votes import SoftLabels, panel_vote, score_expectation, soft_labels, verdict_probability
 from jaxalign.judges.warn import trust_warnings
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Endpoint",
     "Favour",
     "JudgedPair",
+    "JudgedRanking",
     "Labelled",
     "PairwiseReport",
     "Principle",
@@ -51,16 +53,19 @@ __all__ = [
     "endpoint_judge",
     "human_ceiling",
     "judge_pairs",
+    "judge_rankings",
     "judge_reward",
     "judge_scores",
     "load_constitution",
     "pairwise_report",
     "panel_vote",
+    "parse_ranking",
     "parse_score",
     "parse_verdict",
     "preference_rows",
     "rater_agreement",
     "render",
+    "score_expectation",
     "self_preference",
     "soft_labels",
     "trust_warnings",

@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,8 @@ async def _ask_one(
         wait = endpoint.backoff * 2**attempt * random.uniform(0.5, 1.0)
         try:
             async with asyncio.timeout(endpoint.timeout):  # the client's own time-out starts anew with every byte
-                return _reply(await client.chat.completions.create(**body))
+                reply = _reply(await client.chat.completions.create(**body))
+                return reply._replace(text=_without(str(reply.text), key))  # some servers quote the request
         except openai.APIStatusError as status:
             error, unreachable = _status(endpoint, status), False
             if status.status_code not in (408, 409, 429) and status.status_code < 500:
@@ -299,6 +301,8 @@ def _key(endpoint: Endpoint) -> str:
         return "none"
     key = os.environ.get(endpoint.key_env, "").strip()
     if not key:
+        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", endpoint.key_env):  # not repeated here: it may be the key itself
+            raise UserError("key_env: no such environment variable: give the name of the one that holds the key")
         raise UserError(
             f"{endpoint.key_env}: the environment variable is not set: put the key there, or set key_env=null"
         )

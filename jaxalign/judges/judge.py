@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
-from jaxalign.judges.pairwise import Verdict
+from jaxalign.judges.pairwise import Verdict, combine_orders
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, render
 from jaxalign.judges.verdict import parse_score, parse_verdict
 from jaxalign.judges.votes import verdict_probability
@@ -22,16 +22,32 @@ Ask: TypeAlias = Callable[[Sequence[Messages]], list[Reply]]
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """One pair in both orders; verdicts name the position shown."""
+    """One pair in both orders, or in one; verdicts name the position shown."""
 
     first_order: Verdict | None
     second_order: Verdict | None
-    replies: tuple[Reply, Reply]
+    """None where the judge failed, and where this order was not asked about (one reply, then)."""
+    replies: tuple[Reply, ...]
     probabilities: tuple[float | None, float | None]
     """P(the response shown first is better) in either order, where the judge gave log-probabilities."""
     prompt_hash: str
     """Of what the judge was asked in the first order."""
     principle: str | None = None
+
+    @property
+    def winner(self) -> Verdict | None:
+        """The verdict of all orders that were asked about: a tie where they differ, None where one failed."""
+        if len(self.replies) == 1:
+            return self.first_order
+        return combine_orders([self.first_order], [self.second_order])[0]
+
+    @property
+    def first_is_better(self) -> float | None:
+        """P(the first response is better): the mean over the orders; None unless each has a probability."""
+        one, two = self.probabilities
+        if one is None or (two is None and len(self.replies) == 2):
+            return None
+        return one if two is None else (one + 1 - two) / 2
 
 
 def endpoint_judge(endpoint: Endpoint) -> Ask:
@@ -58,6 +74,7 @@ def judge_pairs(
     principles: Sequence[Principle | None] | None = None,
     template: str | Path = PAIRWISE,
     think: bool = False,
+    both_orders: Sequence[bool] | None = None,
 ) -> list[JudgedPair]:
     """Asks which response is better, for each pair in both orders.
 
@@ -67,6 +84,8 @@ def judge_pairs(
         principles: what to judge each pair by; None for the template's own words.
         template: a file as :func:`~jaxalign.judges.render` reads it.
         think: ask for reasons before the verdict.
+        both_orders: False for the pairs to ask about once only, in the order given (which should be a random one), for
+            half the price; None for both orders always.
 
     Returns:
         the verdicts in both orders with what they were read from, ``[n]``.
@@ -82,23 +101,36 @@ def judge_pairs(
     ('first', None)
     """
     principles = [None] * len(prompts) if principles is None else principles
-    same_number(prompts, responses_first, responses_second, principles)
+    twice = [True] * len(prompts) if both_orders is None else both_orders
+    same_number(prompts, responses_first, responses_second, principles, *([] if both_orders is None else [both_orders]))
     questions = []
-    for prompt, one, two, principle in zip(prompts, responses_first, responses_second, principles, strict=True):
-        for a, b in ((one, two), (two, one)):
+    rows = zip(prompts, responses_first, responses_second, principles, twice, strict=True)
+    for prompt, one, two, principle, swapped_too in rows:
+        for a, b in ((one, two), (two, one))[: 1 + swapped_too]:
             text = "" if principle is None else principle.text
             content = render(template, prompt=prompt, response_a=a, response_b=b, principle=text, think=think)
             questions.append([{"role": "user", "content": content}])
     replies = answers(judge, questions) if questions else []
     judged = []
-    for i, principle in enumerate(principles):
-        both = (replies[2 * i], replies[2 * i + 1])
-        verdicts = [parse_verdict(reply.text) for reply in both]
-        p = [verdict_probability(reply.logprobs) if reply.logprobs else None for reply in both]
-        digest = hashlib.sha256(questions[2 * i][0]["content"].encode("utf-8", "surrogatepass")).hexdigest()
+    start = 0
+    for principle, swapped_too in zip(principles, twice, strict=True):
+        mine = tuple(replies[start : start + 1 + swapped_too])
+        verdicts = [parse_verdict(reply.text) for reply in mine] + [None]
+        p = [verdict_probability(reply.logprobs) if reply.logprobs else None for reply in mine] + [None]
         name = None if principle is None else principle.id
-        judged.append(JudgedPair(verdicts[0], verdicts[1], both, (p[0], p[1]), digest, name))
+        judged.append(JudgedPair(verdicts[0], verdicts[1], mine, (p[0], p[1]), prompt_hash(questions[start]), name))
+        start += len(mine)
     return judged
+
+
+def prompt_hash(question: Messages) -> str:
+    """SHA-256 of what a judge was asked.
+
+    >>> prompt_hash([{"role": "user", "content": "Which?"}])[:8]
+    'f04329d6'
+    """
+    content = "\0".join(message["content"] for message in question)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def judge_scores(

@@ -15,9 +15,7 @@ from numpy.typing import NDArray
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
 from jaxalign.judges.judge import Ask, JudgedPair, answers, judge_scores, same_number
-from jaxalign.judges.pairwise import combine_orders
 from jaxalign.judges.prompts import POINTWISE, Principle, render
-from jaxalign.judges.votes import soft_labels
 
 CRITIQUE = "jaxalign:assets/judge/critique.txt"
 REVISE = "jaxalign:assets/judge/revise.txt"
@@ -78,16 +76,14 @@ def preference_rows(
     ('So.', 'No.', 'second')
     """
     same_number(prompts, responses_first, responses_second, judged)
-    if not judged:
-        return Labelled([], 0, 0)
-    chosen = combine_orders([pair.first_order for pair in judged], [pair.second_order for pair in judged])
-    soft = soft_labels([pair.probabilities[0] for pair in judged], [pair.probabilities[1] for pair in judged])
+    chosen = [pair.winner for pair in judged]
     rows = []
     for i, (verdict, pair) in enumerate(zip(chosen, judged, strict=True)):
         if verdict not in ("first", "second"):
             continue
         sides = (responses_first[i], responses_second[i])
-        p = float(soft.first[i]) if verdict == "first" else 1 - float(soft.first[i])
+        p = pair.first_is_better
+        p = p if p is None or verdict == "first" else 1 - p
         paid = [reply for reply in pair.replies if not reply.cached]
         rows.append(
             {
@@ -99,8 +95,8 @@ def preference_rows(
                 "principle": pair.principle,
                 "first_order": pair.first_order,
                 "second_order": pair.second_order,
-                "probability": None if np.isnan(p) else p,
-                "label_smoothing": None if np.isnan(p) else min(0.5, 1 - p),
+                "probability": p,
+                "label_smoothing": None if p is None else min(0.5, 1 - p),
                 "prompt_tokens": sum(reply.prompt_tokens for reply in paid),
                 "completion_tokens": sum(reply.completion_tokens for reply in paid),
             }

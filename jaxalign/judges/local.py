@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,40 @@ def local_judge(
     >>> local_judge(None, None, None)([])
     []
     """
-    names = ("A", "B", "tie") if ties else ("A", "B")
+    return _choosing(model, params, tokenizer, "Verdict: ", ("A", "B", "tie") if ties else ("A", "B"))
 
+
+def local_ranker(model: Model, params: Any, tokenizer: Any, number: int) -> Callable[[Sequence[Messages]], list[Reply]]:
+    """A model of ours as a judge of K responses: the likeliest of all K! lines "Ranking: A > B > …".
+
+    Args:
+        model, params, tokenizer: the judge.
+        number: K, from 2 to 4 (24 rankings; 5 would be 120).
+
+    Returns:
+        a judge for :func:`~jaxalign.judges.judge_rankings`.
+
+    Raises:
+        UserError: for another number.
+
+    >>> local_ranker(None, None, None, 3)([])
+    []
+    """
+    if not 2 <= number <= 4:
+        raise UserError(f"a local judge ranks 2 to 4 answers at once, not {number}: ask pairwise or pointwise instead")
+    orders = tuple(" > ".join(order) for order in permutations("ABCD"[:number]))
+    return _choosing(model, params, tokenizer, "Ranking: ", orders)
+
+
+def _choosing(
+    model: Model, params: Any, tokenizer: Any, mark: str, names: Sequence[str]
+) -> Callable[[Sequence[Messages]], list[Reply]]:
     def judge(questions: Sequence[Messages]) -> list[Reply]:
-        logps = label_logps(model, params, tokenizer, questions, [f"Verdict: {name}" for name in names])
+        logps = label_logps(model, params, tokenizer, questions, [mark + name for name in names])
         logps = logps - np.logaddexp.reduce(logps, axis=1, keepdims=True)
         chosen = [names[k] for k in logps.argmax(1)]
         alternatives = [{name: float(value) for name, value in zip(names, row, strict=True)} for row in logps]
-        return [Reply(f"Verdict: {name}", logprobs=(row,)) for name, row in zip(chosen, alternatives, strict=True)]
+        return [Reply(mark + name, logprobs=(row,)) for name, row in zip(chosen, alternatives, strict=True)]
 
     return judge
 
@@ -136,6 +163,17 @@ def local_scores(
         [{"role": "user", "content": render(template, prompt=p, response=r, principle=text, think=False)}]
         for p, r in zip(prompts, responses, strict=True)
     ]
+    return expected_scores(model, params, tokenizer, questions)
+
+
+def expected_scores(
+    model: Model, params: Any, tokenizer: Any, questions: Sequence[Messages]
+) -> Float[np.ndarray, " n"]:
+    """:func:`local_scores` of questions that are written already, ``[n]``.
+
+    >>> expected_scores(None, None, None, []).shape
+    (0,)
+    """
     scale = np.arange(1, 11)
     logps = label_logps(model, params, tokenizer, questions, [f"Score: {s}" for s in scale])
     return np.exp(logps - np.logaddexp.reduce(logps, axis=1, keepdims=True)) @ scale.astype(float)

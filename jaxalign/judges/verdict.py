@@ -49,7 +49,7 @@ def parse_verdict(text: str | None) -> Verdict | None:
     >>> parse_verdict("Verdict: a tie"), parse_verdict("Verdict: A or B"), parse_verdict("As an AI, I cannot choose.")
     ('tie', None, None)
     """
-    text = _spoken(text)
+    text = spoken(text)
     marks: list[tuple[int, Verdict | None]] = []
     for match in _BRACKETS.finditer(text):
         marks.append((match.start(), _named(match[1], None)))
@@ -80,7 +80,7 @@ def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float 
     >>> parse_score("Clear and right.\\nScore: 8/10"), parse_score("Score: 11"), parse_score("Score: 1 to 10")
     (8.0, None, None)
     """
-    text = _spoken(text)
+    text = spoken(text)
     rests = [(match.start(), match["rest"]) for match in _SCORE.finditer(text)]
     rests += [(match.start(), match[1]) for match in re.finditer(r"\[\[\s*([^\]\n]*)\]\]", text)]
     if rests:
@@ -93,8 +93,12 @@ def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float 
     return float(number[1]) if low <= float(number[1]) <= high else None
 
 
-def _spoken(text: str | None) -> str:
-    """The answer without its reasoning; nothing is left of one that was cut off while reasoning."""
+def spoken(text: str | None) -> str:
+    """The answer without its reasoning; nothing is left of one that was cut off while reasoning.
+
+    >>> spoken("<think>A? B!</think> A"), spoken("<think>A? ")
+    (' A', '')
+    """
     return re.sub(r"(?is)<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", "", text or "")
 
 

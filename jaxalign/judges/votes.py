@@ -123,6 +123,34 @@ def verdict_probability(
     return None
 
 
+def score_expectation(
+    logprobs: Sequence[Mapping[str, float]], *, low: int = 1, high: int = 10, least_mass: float = 0.5
+) -> float | None:
+    """Σ_s s p(s) / Σ_s p(s) over the scores among the alternatives at the last token that is a score.
+
+    Source: Liu et al. 2023, arXiv:2303.16634, eq. 1.
+
+    Args:
+        logprobs: for every token of the answer, alternatives and their log-probabilities.
+        low, high: the scale.
+        least_mass: below this much probability on scores together, the judge was not scoring.
+
+    Returns:
+        the expectation, or None where no token scores.
+
+    >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 7": -0.6931, " 8": -0.6931}])
+    7.5
+    """
+    scale = {str(score): score for score in range(low, high + 1)}
+    for token in reversed(logprobs):
+        if not token or max(token, key=lambda name: token[name]).strip() not in scale:
+            continue
+        mass = [(scale[name.strip()], math.exp(value)) for name, value in token.items() if name.strip() in scale]
+        total = sum(p for _, p in mass)
+        return sum(score * p for score, p in mass) / total if total >= least_mass else None
+    return None
+
+
 def _probabilities(name: str, values: Any) -> NDArray[np.float64]:
     listed = values.tolist() if hasattr(values, "tolist") else list(values)
     for i, value in enumerate(listed):

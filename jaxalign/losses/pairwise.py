@@ -44,14 +44,14 @@ def log_ratios(
     return pc - jax.lax.stop_gradient(rc), pr - jax.lax.stop_gradient(rr)
 
 
-def logistic_link(logits: Logps, *, label_smoothing: float = 0.0) -> Logps:
+def logistic_link(logits: Logps, *, label_smoothing: float | Logps = 0.0) -> Logps:
     """Cross-entropy of a preference whose label is wrong with probability e: -(1-e) log σ(x) - e log σ(-x).
 
     Source: Mitchell 2023, https://ericmitchell.ai/cdpo.pdf, eq. 3.
 
     Args:
       logits: x, the log-odds that the chosen completion is the better one, ``[...]``.
-      label_smoothing: e.
+      label_smoothing: e, one number or one per example.
     Returns:
       the loss, ``[...]``.
 
@@ -69,7 +69,7 @@ def dpo(
     reference_rejected_logps: Logps,
     *,
     beta: float,
-    label_smoothing: float = 0.0,
+    label_smoothing: float | Logps = 0.0,
     divergence: Divergence = reverse_kl,
 ) -> Logps:
     """Direct preference optimisation: -(1-e) log σ(βΔ) - e log σ(-βΔ); log 2 where policy = reference.
@@ -80,7 +80,7 @@ def dpo(
     Args:
       policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
       beta: strength of the pull to the reference.
-      label_smoothing: probability that a label is wrong.
+      label_smoothing: probability that a label is wrong: one number, or one per pair (a judge's soft labels).
       divergence: f' of the divergence that holds the policy to the reference, a function of the log-ratio.
     Returns:
       loss per pair, ``[...]``.

@@ -37,7 +37,14 @@ def reference_of(model: Model, params: Any, frozen: Any) -> tuple[Model, Any]:
 _UNFIT = (losses.aot, losses.aot_unpaired, losses.ipo)
 
 
-def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, **options: Any) -> Method:
+def dpo(
+    model: Model,
+    *,
+    beta: float,
+    loss: Callable[..., Array] = losses.dpo,
+    soft_labels: bool = False,
+    **options: Any,
+) -> Method:
     """DPO (Rafailov et al. 2023, arXiv:2305.18290, eq. 7), or a relative on the same four summed log-probs.
 
     The mean over the batch's examples of ``loss(pc, pr, rc, rr, beta=beta, **options)``. The
@@ -50,6 +57,8 @@ def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, *
       beta: how strongly the policy is held to the reference.
       loss: a function of four arrays and ``beta`` that treats each example by itself, such as those of
         ``jaxalign.losses`` on summed log-probs.
+      soft_labels: take each pair's ``label_smoothing`` from ``rows.extras`` [R, E, 2], as an AI judge's data bring it,
+        in place of one number for all.
       **options: further keyword arguments of the loss.
     Returns:
       the method, for ``loop.make_step``. Metrics as people's dashboards name them: rewards are
@@ -77,7 +86,8 @@ def dpo(model: Model, *, beta: float, loss: Callable[..., Array] = losses.dpo, *
         ref_logps = jnp.where(rows.example_mask[..., None], rows.extras["ref_logps"], 0)  # unused slots may hold NaN
         chosen, rejected = logps[..., CHOSEN], logps[..., REJECTED]
         ref_chosen, ref_rejected = ref_logps[..., CHOSEN], ref_logps[..., REJECTED]
-        per_example = objective(chosen, rejected, ref_chosen, ref_rejected)
+        doubt = {"label_smoothing": rows.extras["label_smoothing"][..., CHOSEN]} if soft_labels else {}
+        per_example = objective(chosen, rejected, ref_chosen, ref_rejected, **doubt)
         measured = pair_metrics(logps, ref_logps, rows.example_mask, beta=beta)
         return jnp.sum(per_example * rows.extras["weight"]), measured
 
