@@ -20,6 +20,7 @@ COMMANDS = {
     "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
     "generate": "sample answers from a model",
+    "judge": "label answers with AI judges, and audit the judges: jaxalign judge audit RUN",
     "data": "inspect a data set: jaxalign data inspect FILE",
     "export": "write a run's checkpoint as a Hugging Face model directory",
 }
@@ -65,6 +66,8 @@ def _run(arguments: list[str]) -> None:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
     command = importlib.import_module(f"jaxalign.cli.{name}")
+    if rest and rest[0] in getattr(command, "TASKS", {}):  # of a command with tasks that have settings of their own
+        name, command = f"{name} {rest[0]}", importlib.import_module(command.TASKS[rest.pop(0)])
     if hasattr(command, "flags"):  # of a command whose words are no flags
         rest = command.flags(rest)
     config = parse(command.Config, f"jaxalign {name}", rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +94,7 @@ def run(config: Config) -> None:
     held = make_trees(held_records, tokenizer, config.data, "held out", console)
     if config.method.soft_labels and any("label_smoothing" not in tree.extras for tree in [*trees, *held]):
         raise UserError(
-            f"{config.data.path}: not every pair has a field 'label_smoothing', which method.soft_labels takes: add it, "
+            f"{config.data.path}: not every pair has a field 'label_smoothing' for method.soft_labels: add it, "
             "or leave method.soft_labels away."
         )
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
@@ -127,7 +127,7 @@ def run(config: Config) -> None:
         frozen = None
         if config.method.reference == "live" and fixed is None:
             frozen = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the original
-        doubt = {} if config.method.soft_labels else {"label_smoothing": config.method.label_smoothing}
+        doubt: dict[str, Any] = {} if config.method.soft_labels else {"label_smoothing": config.method.label_smoothing}
         method = dpo(model, beta=config.method.beta, soft_labels=config.method.soft_labels, **doubt)
         params = training.fit(
             job,

@@ -52,7 +52,7 @@ def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> Non
         return  # nothing was saved: nothing to go on from
     if resume == "never":
         raise UserError(f"{directory} already holds a run; give another output, or train.resume=auto to go on.")
-    was, now = _flat(read_settings(directory)), _flat(wanted)
+    was, now = flat(read_settings(directory)), flat(wanted)
     changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not _is_free(key)]
     if changed:
         what = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
@@ -111,12 +111,12 @@ def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """
-    >>> _flat({"train": {"seed": 0}, "output": "run"})
+    >>> flat({"train": {"seed": 0}, "output": "run"})
     {'train.seed': 0, 'output': 'run'}
     """
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
-        leaves |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return leaves

@@ -102,9 +102,9 @@ def ask(endpoint: Endpoint, questions: Sequence[Messages]) -> list[Reply]:
     []
     """
     _check(endpoint)
+    key = _key(endpoint)
     if not questions:
         return []
-    key = _key(endpoint)
     bodies = {}
     keys = []
     for messages in questions:

@@ -1,0 +1,288 @@
+"""``jaxalign judge audit RUN``: whether to believe a judge, as text, JSON and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxalign.checkpoint import check_writable
+from jaxalign.cli import judge as labelling
+from jaxalign.cli.config import check_ranges
+from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.formats import missing
+from jaxalign.data.messages import shown
+from jaxalign.errors import UserError
+from jaxalign.judges.audit import JudgeAudit, TrustReport, Verdicts, audit
+from jaxalign.judges.bootstrap import Bootstrap, Interval
+from jaxalign.judges.pairwise import Verdict
+from jaxalign.judges.panel import OPPOSITE
+from jaxalign.judges.votes import panel_vote
+from jaxalign.paths import write_whole
+
+REPORT, PICTURE = "audit.json", "audit.png"
+LABELS: dict[str, Verdict | None] = {"first": "first", "a": "first", "1": "first", "second": "second", "b": "second"}
+LABELS |= {"2": "second", "tie": "tie", "c": "tie", "": None, "none": None, "null": None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measure whether to believe a judge: jaxalign judge audit RUN, or a FILE with verdicts.
+
+    Args:
+        path: the output directory of `jaxalign judge`, its verdicts.jsonl, or any file whose rows hold first_order and
+            second_order (and maybe human, answer_a, answer_b, probability, judge), one row a pair
+        columns: what fields are called in the file, as {first_order: gpt4, human: label}
+        second_names: what a verdict in the second order names, the position shown or the response
+        annotators: fields with the labels of single humans, for the human ceiling
+        group: field to look for blind spots by
+        family: the judge's own family, as the rows' field by (or answer_a_by, answer_b_by) spells it, to look for
+            self-preference
+        policy: which of several judges is the policy itself, to be warned of circularity
+        output: directory of audit.json and audit.png; by default where the verdicts are
+        picture: draw audit.png (needs matplotlib)
+        confidence: of the intervals
+        resamples: of the bootstrap
+        seed: of the bootstrap
+    """
+
+    path: str
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    second_names: Literal["position", "response"] = "position"
+    annotators: tuple[str, ...] = ()
+    group: str | None = None
+    family: str | None = None
+    policy: str | None = None
+    output: str | None = None
+    picture: bool = True
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+
+
+def flags(arguments: Sequence[str]) -> list[str]:
+    """``audit RUN`` as flags.
+
+    >>> flags(["run", "--picture", "false"])
+    ['--path', 'run', '--picture', 'false']
+    """
+    words = list(arguments)
+    return ["--path", *words] if words and not words[0].startswith("-") else words
+
+
+def run(config: Config) -> None:
+    """The report, in every form."""
+    check_ranges(config, {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)})
+    if config.picture:
+        check_matplotlib()
+    given = Path(config.path).expanduser()
+    path = given / labelling.VERDICTS if given.is_dir() and (given / labelling.VERDICTS).exists() else config.path
+    output = Path(config.output).expanduser() if config.output else (given if given.is_dir() else given.parent)
+    check_writable(output)
+    columns = read_columns(path, config)
+    bootstrap = Bootstrap(config.confidence, config.resamples, config.seed)
+    report = audit(columns, policy=config.policy, bootstrap=bootstrap)
+    console = Console(highlight=False, soft_wrap=True)
+    tell(report, config.confidence, console)
+    write_whole(output / REPORT, json.dumps(report.plain(), indent=2, ensure_ascii=False) + "\n")
+    console.print(f"The report is in {output / REPORT}", end="" if config.picture else ".\n")
+    if config.picture:
+        from jaxalign.cli.judge_picture import draw
+
+        draw(report, columns, output / PICTURE, confidence=config.confidence)
+        console.print(f", its picture in {output / PICTURE}.")
+
+
+def check_matplotlib() -> None:
+    """Raise if the picture cannot be drawn."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError(
+            "the picture needs matplotlib: pip install 'jaxalign[notebooks]', or leave it out with --picture false"
+        ) from None
+
+
+def read_columns(path: str | Path, config: Config) -> dict[str, Verdicts]:
+    """Each judge's verdicts, one for each pair: a judge that was asked by several principles votes by their weights.
+
+    Raises:
+        UserError: if the file cannot be read or a row cannot be used; the sentence names it.
+    """
+    rows: dict[str, dict[Any, list[dict[str, Any]]]] = {}
+    for number, row in enumerate(read_rows(path)):
+        value = _parse(row, config)
+        value["key"] = number if value["key"] is None else value["key"]
+        mine = rows.setdefault(value["judge"], {}).setdefault(value["key"], [])
+        mine[:] = [line for line in mine if line["principle"] != value["principle"]] + [value]  # the last one counts
+    if not rows:
+        raise UserError(f"{path}: there are no rows: give a file with at least one")
+    return {name: _columns([_voted(lines) for lines in mine.values()], config) for name, mine in rows.items()}
+
+
+def _parse(row: Row, config: Config) -> dict[str, Any]:
+    where = f"{row.file}, row {row.number}"
+    if isinstance(row.value, Problem):
+        raise UserError(f"{where}: {row.value.text}")
+    value: dict[str, Any] = dict(row.value)
+    for field, theirs in config.columns.items():
+        if theirs not in value:
+            raise UserError(f"{where}: {missing(theirs, value, f'columns says that it holds the {field}').text}")
+        value[field] = value[theirs]
+    for field in (*config.annotators, *([config.group] if config.group else [])):
+        if field not in value:
+            raise UserError(f"{where}: {missing(field, value, 'the settings name it').text}")
+    twice = value.get("orders", 2) == 2
+    for field in ("first_order", *(["second_order"] if twice else [])):
+        if field not in value:
+            raise UserError(f"{where}: {missing(field, value, 'an audit needs the verdict in both orders').text}")
+    named = ("first_order", "second_order", "human", *config.annotators)
+    found: dict[str, Any] = {name: _label(where, name, value.get(name)) for name in named}
+    if config.second_names == "response":
+        found["second_order"] = OPPOSITE[found["second_order"]]
+    answers = value.get("answers") if isinstance(value.get("answers"), list) else None
+    sides = [value.get("answer_a"), value.get("answer_b")]
+    if answers is None and value.get("chosen") is not None and value.get("winner") in ("first", "second"):
+        sides = [value["chosen"], value.get("rejected")][:: 1 if value["winner"] == "first" else -1]
+    texts = answers if answers is not None and len(answers) == 2 else sides
+    lengths = [len(text) if isinstance(text, str) else None for text in texts]
+    by = value.get("by") or [value.get("answer_a_by"), value.get("answer_b_by")]
+    p = value.get("probability")
+    if p is not None and not (isinstance(p, (int, float)) and 0 <= p <= 1):
+        raise UserError(f"{where}: field 'probability' is {shown(p)} where a number from 0 to 1 is needed")
+    if p is not None and texts is sides and value.get("chosen") is not None and value.get("winner") == "second":
+        p = 1 - p  # of the chosen answer, there
+    return found | {
+        "twice": twice,
+        "difference": None if None in lengths else float(lengths[0] or 0) - float(lengths[1] or 0),
+        "own": _own([str(name) == config.family for name in by]) if config.family and len(by) == 2 else None,
+        "probability": p,
+        "group": value.get(config.group) if config.group else None,
+        "judge": str(value.get("judge") or "judge"),
+        "principle": value.get("principle"),
+        "weight": float(value.get("weight") or 1.0),
+        "key": value.get("key"),
+    }
+
+
+def _label(where: str, name: str, value: Any) -> Verdict | None:
+    word = "" if value is None else str(value).strip().lower()
+    if word not in LABELS:
+        raise UserError(f"{where}: field {name!r} is {shown(value)} where first, second or tie (or nothing) is needed")
+    return LABELS[word]
+
+
+def _own(sides: list[bool]) -> Verdict | None:
+    return {(True, False): "first", (False, True): "second", (True, True): "tie"}.get((sides[0], sides[1]))  # type: ignore[return-value]
+
+
+def _voted(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line for a pair, of those for its principles."""
+    if len(lines) == 1:
+        return lines[0]
+    weights = {str(i): line["weight"] for i, line in enumerate(lines)}
+    found = dict(lines[0])
+    for order in ("first_order", "second_order"):
+        found[order] = panel_vote({str(i): [line[order]] for i, line in enumerate(lines)}, weights)[0]
+    known = [(line["probability"], line["weight"]) for line in lines if line["probability"] is not None]
+    total = sum(weight for _, weight in known)
+    found["probability"] = sum(p * weight for p, weight in known) / total if len(known) == len(lines) else None
+    return found
+
+
+def _columns(lines: list[dict[str, Any]], config: Config) -> Verdicts:
+    def column(name: str) -> list[Any] | None:
+        values = [line[name] for line in lines]
+        return values if any(value is not None for value in values) else None
+
+    differences = [line["difference"] for line in lines]
+    return Verdicts(
+        [line["first_order"] for line in lines],
+        [line["second_order"] for line in lines],
+        twice=[line["twice"] for line in lines],
+        human=column("human"),
+        length_difference=None if None in differences else differences,
+        own=column("own"),
+        probabilities=column("probability"),
+        annotators={name: [line[name] for line in lines] for name in config.annotators},
+        groups=[line["group"] for line in lines] if config.group else None,
+        keys=[line["key"] for line in lines],
+    )
+
+
+def tell(report: TrustReport, confidence: float, console: Console) -> None:
+    """Tables of figures with their intervals, then what they mean."""
+    for name, found in report.judges.items():
+        table = Table(
+            title=f"{name}: {found.pairs} pairs, {found.in_both_orders} in both orders",
+            title_justify="left",
+            caption=f"intervals: {100 * confidence:g} %, by bootstrap over the pairs",
+            caption_justify="left",
+        )
+        table.add_column("measure")
+        table.add_column("value", justify="right")
+        table.add_column("interval", justify="right")
+        for label, value, interval, unit in figures(found):
+            table.add_row(label, *cells(value, interval, unit))
+        console.print(table)
+        if found.spots:
+            console.print("right by group, the worst first:")
+            for group, spot in list(found.spots.items())[:8]:
+                share = cells(spot.accuracy, spot.accuracy_ci, "%")
+                console.print(f"  {group}: {share[0]} [{share[1]}] of {sum(spot.counts.values())}", markup=False)
+        for sentence in found.warnings or ("Nothing to warn of in what was measured.",):
+            console.print(f"• {sentence}", style="yellow" if found.warnings else "green", markup=False)
+    for title, raters in (("judges", report.between_judges), ("humans", report.between_humans)):
+        if raters is not None:
+            share = cells(raters.accuracy, raters.accuracy_ci, "%")
+            kappa = cells(raters.kappa, raters.kappa_ci, "")
+            console.print(f"between {title}: {share[0]} [{share[1]}] the same, κ {kappa[0]} [{kappa[1]}]")
+
+
+def figures(found: JudgeAudit) -> list[tuple[str, float, Interval, str]]:
+    """(what, value, interval, unit) of everything that was measured; points have a sign, what is "off" has none."""
+    rows: list[tuple[str, Any, Any, str]] = []
+    report, agreed = found.report, found.agreement
+    if report is not None:
+        rows += [
+            ("consistency", report.consistency, report.consistency_ci, "%"),
+            ("position bias (to the first)", report.position_bias, report.position_bias_ci, "points"),
+            ("ties", report.ties, report.ties_ci, "%"),
+            ("failures", report.failures, report.failures_ci, "%"),
+            ("right, first order", report.accuracy_first, report.accuracy_first_ci, "%"),
+            ("right, second order", report.accuracy_second, report.accuracy_second_ci, "%"),
+        ]
+    if agreed is not None:
+        rows += [
+            ("agreement with humans", agreed.accuracy, agreed.accuracy_ci, "%"),
+            ("Cohen's κ with humans", agreed.kappa, agreed.kappa_ci, ""),
+        ]
+    for label, favour in (("the longer answer", found.verbosity), ("its own family", found.own)):
+        if favour is not None:
+            rows.append((f"bias for {label}", favour.bias, favour.bias_ci, "points"))
+            rows.append(("  beyond that of humans", favour.excess, favour.excess_ci, "points"))
+    if found.ceiling is not None:
+        rows.append(("human ceiling", found.ceiling.human, found.ceiling.human_ci, "%"))
+        rows.append(("  gap to it", found.ceiling.gap, found.ceiling.gap_ci, "points"))
+    if found.calibration is not None:
+        rows.append(("calibration error", found.calibration.ece, found.calibration.ece_ci, "off"))
+        rows.append(("Brier score", found.calibration.brier, found.calibration.brier_ci, ""))
+    return [row for row in rows if row[1] is not None]
+
+
+def cells(value: float, interval: Interval, unit: str) -> tuple[str, str]:
+    """A figure and its interval as text."""
+    if math.isnan(value):
+        return "undefined", ""
+    scale, digits = (100, 1) if unit else (1, 3)
+    sign = "+" if unit == "points" else ""
+    low, high = interval
+    word = {"": "", "off": " points"}.get(unit, f" {unit}")
+    value_text = f"{scale * value:{sign}.{digits}f}{word}"
+    return value_text, f"{scale * low:{sign}.{digits}f} to {scale * high:{sign}.{digits}f}"

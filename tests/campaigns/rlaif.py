@@ -1,0 +1,222 @@
+"""RLAIF where the true reward is known: a good judge comes near human labels, a biased judge passes its bias on.
+
+A tiny policy samples two answers to each prompt; humans, a good judge and a biased one label them; DPO trains on each
+set of labels from the same start; what counts is the known reward and the length of what the trained policies then write.
+
+    python -m tests.campaigns.rlaif --seeds 8 --output rlaif.jsonl
+
+Every line of the file is one finished run; the same command does what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import jaxalign
+from jaxalign.data.batches import attach, batches, evaluation_batches
+from jaxalign.data.trees import Tree
+from jaxalign.judges import Reply, judge_pairs, pairwise_report, preference_rows, verbosity_bias
+from jaxalign.judges.panel import draw
+from jaxalign.loop import OnMesh, init_state, make_step, run
+from jaxalign.methods import dpo
+from jaxalign.models.config import ModelConfig
+from jaxalign.models.model import Model
+
+EOS, VOCABULARY, LONGEST = 2, 16, 12
+LABELLERS = ("human", "good judge", "biased judge")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much of it: prompts to label, prompts to evaluate on, optimiser steps, pairs a step."""
+
+    prompts: int = 1024
+    held: int = 512
+    steps: int = 100
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+
+
+CONFIG = ModelConfig(
+    "llama",
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=1,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=8,
+    tie_word_embeddings=True,
+    eos_token_ids=(EOS,),
+)
+
+
+def gold(answer: np.ndarray) -> float:
+    """The known reward: the share of even tokens, end of sequence aside."""
+    said = answer[answer != EOS]
+    return float(np.mean(said % 2 == 0)) if len(said) else 0.5
+
+
+def length(answer: np.ndarray) -> int:
+    return int(np.sum(answer != EOS))
+
+
+def sample(model: Model, params: Any, prompts: np.ndarray, number: int, key: jax.Array) -> list[list[np.ndarray]]:
+    """Answers to each prompt, end of sequence included."""
+    out = jaxalign.generate(
+        model,
+        params,
+        prompts,
+        prompt_mask=np.ones_like(prompts, bool),
+        max_new_tokens=LONGEST,
+        key=key,
+        eos_id=EOS,
+        num_completions=number,
+    )
+    tokens, mask = np.asarray(out.tokens), np.asarray(out.mask)
+    flat = [ids[real] for ids, real in zip(tokens, mask, strict=True)]
+    return [flat[i : i + number] for i in range(0, len(flat), number)]
+
+
+def text(ids: np.ndarray) -> str:
+    return " ".join(f"w{i}" for i in ids)
+
+
+def read(words: str) -> np.ndarray:
+    return np.array([int(word[1:]) for word in words.split()], int)
+
+
+def judge(score: Callable[[np.ndarray], float], seed: int, *, lapses: float = 0.1) -> Callable[..., list[Reply]]:
+    """A judge that reads both answers and prefers the higher score, but for a share of lapses at random."""
+
+    def ask(questions: Any) -> list[Reply]:
+        replies = []
+        for question in questions:
+            content = question[0]["content"]
+            shown = [content.split(f"<response_{s}>")[1].split("</response_")[0] for s in "ab"]
+            one, two = (score(read(words)) for words in shown)
+            if draw(seed, content) < lapses:
+                one, two = draw(seed, "one", content), draw(seed, "two", content)
+            replies.append(Reply("Verdict: tie" if one == two else f"Verdict: {'A' if one > two else 'B'}"))
+        return replies
+
+    return ask
+
+
+def judges(seed: int) -> dict[str, Callable[..., list[Reply]]]:
+    """The good one sees the known reward; the biased one the same, and the length beside it."""
+    return {
+        "good judge": judge(gold, seed),
+        "biased judge": judge(lambda ids: gold(ids) + 0.15 * length(ids), seed),
+    }
+
+
+def human_label(pair: list[np.ndarray], seed: int, *, mistakes: float = 0.1) -> str:
+    one, two = map(gold, pair)
+    if one == two:
+        return "tie"
+    right = draw(seed, "human", text(pair[0]), text(pair[1])) >= mistakes
+    return "first" if (one > two) == right else "second"
+
+
+def label(who: str, prompts: np.ndarray, pairs: list[list[np.ndarray]], seed: int) -> tuple[list[Tree], dict[str, Any]]:
+    """Trees to train on, chosen answer first, and what the audit says of the labels."""
+    human = [human_label(pair, seed) for pair in pairs]
+    different = [i for i, (a, b) in enumerate(pairs) if length(a) and length(b) and not np.array_equal(a, b)]
+    if who == "human":
+        chosen = {i: human[i] for i in different if human[i] != "tie"}
+        trees = [Tree.of(prompts[i], pairs[i] if side == "first" else pairs[i][::-1]) for i, side in chosen.items()]
+        return trees, {}
+    texts = [[text(prompts[i]) for i in different], *([text(pairs[i][k]) for i in different] for k in (0, 1))]
+    judged = judge_pairs(judges(seed)[who], *texts)
+    labelled = preference_rows(*texts, judged, judge=who)
+    trees = [Tree.of(*(read(row["prompt"]), [read(row["chosen"]), read(row["rejected"])])) for row in labelled.rows]
+    truth = [human[i] for i in different]
+    report = pairwise_report([p.first_order for p in judged], [p.second_order for p in judged], truth)
+    longer = [length(pairs[i][0]) - length(pairs[i][1]) for i in different]
+    verbosity = verbosity_bias([p.winner for p in judged], longer, truth)
+    return trees, {
+        "agreement": report.agreement,
+        "consistency": report.consistency,
+        "verbosity_excess": verbosity.excess,
+        "verbosity_excess_ci": verbosity.excess_ci,
+    }
+
+
+def runs(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> Iterator[dict[str, Any]]:  # type: ignore[assignment]
+    """One result for each seed and labeller, ``"start"`` being the policy before training."""
+    model = Model(CONFIG)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(size.learning_rate, weight_decay=0.0))
+    method, step = dpo.dpo(model, beta=0.1), None
+    options: dict[str, Any] = {"batch_size": size.batch_size, "shapes": [(512, 384)], "rows_per_microbatch": 1}
+    for seed in seeds:
+        if all((seed, who) in done for who in ("start", *LABELLERS)):
+            continue
+        random = np.random.default_rng(seed)
+        prompts, held = (random.integers(3, VOCABULARY, (count, 3)) for count in (size.prompts, size.held))
+        params = model.init(jax.random.key(seed))
+        pairs = sample(model, params, prompts, 2, jax.random.fold_in(jax.random.key(seed), 1))
+        for who in ("start", *LABELLERS):
+            if (seed, who) in done:
+                continue
+            trained, facts = params, {}
+            if who != "start":
+                trees, facts = label(who, prompts, pairs, seed)
+                facts["pairs"] = len(trees)
+                feed = OnMesh(evaluation_batches(trees, **options), model.mesh)
+                trees = attach(trees, ref_logps=dpo.reference_logps(model, params, feed))
+                state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), optimizer, jax.random.key(seed))
+                step = step or make_step(method, optimizer, state)
+                train = OnMesh(batches(trees, seed=seed, **options), model.mesh)
+                for state, _ in run(step, state, train, steps=size.steps):  # noqa: B007
+                    pass
+                trained = state.params
+            written = [a for (a,) in sample(model, trained, held, 1, jax.random.fold_in(jax.random.key(seed), 2))]
+            reward, tokens = float(np.mean([*map(gold, written)])), float(np.mean([*map(length, written)]))
+            yield {"seed": seed, "labels": who, "reward": reward, "length": tokens, **facts}
+
+
+def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Mean over the seeds and its standard error, of each measure, by labeller."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for who in ("start", *LABELLERS):
+        mine = [result for result in results if result["labels"] == who]
+        for name in ("reward", "length"):
+            values = np.array([result[name] for result in mine])
+            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+            found.setdefault(who, {})[name] = float(values.mean()), float(error)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--output", type=Path, default=Path("rlaif.jsonl"))
+    given = parser.parse_args()
+    content = given.output.read_text() if given.output.exists() else ""
+    whole = content[: content.rfind("\n") + 1]  # a kill may have cut the last line
+    if whole != content:
+        given.output.write_text(whole)
+    results = [json.loads(line) for line in whole.splitlines()]
+    done = {(result["seed"], result["labels"]) for result in results}
+    for result in runs(range(given.seeds), Size(), done):
+        results.append(result)
+        with given.output.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
+    for who, measures in summary(results).items():
+        told = ", ".join(f"{name} {mean:.3f} ± {error:.3f}" for name, (mean, error) in measures.items())
+        print(f"{who:>13}: {told}")
+
+
+if __name__ == "__main__":
+    main()
