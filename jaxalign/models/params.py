@@ -55,7 +55,7 @@ def partition(params: Params, chosen: Callable[[tuple[str, ...]], bool]) -> tupl
 
 
 def fingerprint(params: Params) -> str:
-    """A hash of every number in a tree, wherever it lies: two sums over each leaf's bits, plain and by place.
+    """A hash of every number in a tree, wherever it lies: two sums over each leaf's bits, mixed with their place.
 
     >>> one = {"w": jnp.arange(4.0)}
     >>> fingerprint(one) == fingerprint({"w": jnp.arange(4.0)}), fingerprint(one) == fingerprint({"w": -one["w"]})
@@ -73,5 +73,8 @@ def _bit_sums(leaf: jax.Array) -> tuple[jax.Array, jax.Array]:
     words = jnp.uint16 if leaf.dtype.itemsize == 2 else jnp.uint32
     bits = jax.lax.bitcast_convert_type(leaf, words).astype(jnp.uint32)
     place = jnp.arange(bits.size, dtype=jnp.uint32).reshape(bits.shape)
-    # Sums of whole numbers wrap and do not depend on their order, so neither on how a leaf is split.
-    return jnp.sum(bits, dtype=jnp.uint32), jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+    # murmur3's finaliser, so that no change of bits cancels another; sums wrap and do not depend on their order.
+    mixed = bits ^ (place * jnp.uint32(0x9E3779B9))
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0x85EBCA6B)
+    mixed = (mixed ^ (mixed >> 13)) * jnp.uint32(0xC2B2AE35)
+    return jnp.sum(mixed, dtype=jnp.uint32), jnp.sum(mixed ^ (mixed >> 16), dtype=jnp.uint32)
