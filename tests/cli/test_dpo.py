@@ -36,7 +36,7 @@ def check_learned(run):
 
 def test_a_run_learns_the_preference_and_leaves_its_files(finished):
     check_learned(finished)
-    left = "base checkpoints config.yaml metrics.jsonl model reference.npz samples.json timings.jsonl"
+    left = "base checkpoints config.yaml inputs.json metrics.jsonl model reference.npz samples.json timings.jsonl"
     assert names(finished) == left.split()
     assert "5" in names(finished / "checkpoints")
     answered = json.loads((finished / "samples.json").read_text())
