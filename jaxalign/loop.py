@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -123,6 +124,24 @@ def map_microbatches(fn: Callable[[Rows], Any], batch: Batch) -> Any:
         return jax.tree.map(lambda o, y: o.at[index].set(y), out, fn(microbatch(batch.rows, index)))
 
     return jax.lax.fori_loop(0, batch.used, body, out)
+
+
+def by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
+    """What was computed for each example slot ``[M, R, E, ...]`` of batches, in the order of ``extras["index"]``.
+
+    Raises:
+      ValueError: if the batches carry no index, or their examples are not 0, 1, …, N - 1.
+    """
+    found: dict[int, np.ndarray] = {}
+    for result, batch in results:
+        rows = batch.rows
+        if "index" not in rows.extras:
+            raise ValueError("the batches carry no index of their examples: make them with data.batches.")
+        values, index, used = jax.device_get((result, rows.extras["index"], rows.example_mask))
+        found.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
+    if sorted(found) != list(range(len(found))):
+        raise ValueError(f"the batches hold {len(found)} examples that are not all of 0 to {max(found)}.")
+    return np.stack([found[i] for i in range(len(found))])
 
 
 def gradients(

@@ -7,7 +7,7 @@ import jaxalign
 
 ROOT = Path(jaxalign.__file__).parent
 LAYERS = (
-    {"errors", "paths", "_checks"},
+    {"errors", "paths", "keys", "_checks"},
     {"masking"},
     {"losses", "advantages", "logprobs"},
     {"data", "models"},

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows ``jaxalign``; the process's own arguments by default.
 
     Returns:
-        The exit code: 0, or 2 for a user's mistake, or 130 when interrupted.
+        The exit code: 0, or 2 for a user's mistake, 130 when interrupted, 141 when nobody reads the output.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jaxalign: {sentence(error)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output (head, less) has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt as interrupt:  # its message says where the command goes on, if it does
         print(f"jaxalign: interrupted{f'; {interrupt}' if str(interrupt) else ''}.", file=sys.stderr)
         return 130

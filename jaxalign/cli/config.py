@@ -17,11 +17,13 @@ class ModelSection:
 
     Args:
         path: a Hugging Face directory, a .gguf file, a hub id, or package:file for a file of an installed package
+        adapter: a directory of LoRA adapters for it, in PEFT's layout, to merge into it
         dtype: what matrix products compute in; parameters stay float32
         remat: activations kept for the backward pass: all (none), projections (dots) or layer inputs (full)
     """
 
     path: str
+    adapter: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"
 
@@ -205,6 +207,8 @@ TRAIN_RANGES = {
     "data.limit": (1, math.inf),
     "data.holdout": (0, math.inf),
     "log.every": (1, math.inf),
+}
+SAMPLES_RANGES = {
     "samples.prompts": (0, math.inf),
     "samples.max_new_tokens": (1, math.inf),
     "samples.temperature": (0, math.inf),

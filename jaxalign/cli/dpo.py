@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxalign import optim
 from jaxalign.cli import runs, training
 from jaxalign.cli.config import (
+    SAMPLES_RANGES,
     TRAIN_RANGES,
     DataSection,
     LoraSection,
@@ -23,7 +24,7 @@ from jaxalign.cli.config import (
     check_ranges,
 )
 from jaxalign.cli.examples import batch_options, make_trees, read_examples
-from jaxalign.cli.models import check_trees, open_model
+from jaxalign.cli.models import check_language_model, check_trees, open_model
 from jaxalign.cli.reference import with_reference
 from jaxalign.data.records import Preference
 from jaxalign.errors import UserError
@@ -101,11 +102,13 @@ def run(config: Config) -> None:
     optimizer, schedule = optim.make(config.optim, steps)
 
     reference, params = open_model(config.model, mesh, console)
+    check_language_model(reference, config.model)
     check_trees(reference, [*trees, *held], config.data.max_length)
     training.announce(job, steps, options, "pairs")
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:
         resuming = kept.latest_step() is not None
+        training.begin(job, reference.config, params, tokenizer, (trees, held), resuming=resuming)
         prompts = [tree.prompt for tree in (held or trees)[: config.samples.prompts]]
         answered = training.answers_before(job, reference, params, tokenizer, prompts, resuming=resuming)
         if config.method.reference == "cached":
@@ -121,8 +124,6 @@ def run(config: Config) -> None:
                 resuming=resuming,
                 console=console,
             )
-        runs.write_settings(job.output, job.settings)
-        runs.write_base(job.output, reference.config, tokenizer)
         model, params, fixed = training.trainable(config.lora, reference, params, config.train.seed)
         frozen = None
         if config.method.reference == "live" and fixed is None:
@@ -154,7 +155,8 @@ def check(config: Config) -> None:
     """Raise for settings that make no sense, before anything is read."""
     if config.method.soft_labels and config.method.label_smoothing:
         raise UserError("method.label_smoothing is one number for all pairs and method.soft_labels one each; give one.")
-    check_ranges(config, {**TRAIN_RANGES, "method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)})
+    ranges = {"method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)}
+    check_ranges(config, {**TRAIN_RANGES, **SAMPLES_RANGES, **ranges})
     none = jnp.zeros((1, 1, 2))
     measured = jax.eval_shape(lambda: pair_metrics(none, none, none[..., 0] > 0, beta=1.0))
     check_best(config.train.best, ("loss", *measured))

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+from rich.console import Console
 
 from jaxalign.checkpoint import Checkpoints, check_writable
 from jaxalign.cli import runs
-from jaxalign.cli.config import LoraSection
+from jaxalign.cli.config import LoraSection, ModelSection
+from jaxalign.cli.models import open_model
+from jaxalign.cli.training import MODEL_INPUT
+from jaxalign.errors import UserError
 from jaxalign.models import lora
 from jaxalign.models.model import Model
-from jaxalign.models.params import partition, union
+from jaxalign.models.params import fingerprint, partition, union
 from jaxalign.models.sharding import make_mesh
 from jaxalign.models.tokenizer import load_tokenizer
-from jaxalign.models.weights import load_model, save_model
+from jaxalign.models.weights import save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +63,9 @@ def run(config: Config) -> None:
         params = checkpoints.restore_params(wanted, step=step)
         measured = checkpoints.metrics(step) if step is not None else {}
     if model.lora is not None:  # the checkpoint holds what was trained: the rest is where it was
-        _, base = load_model(settings["model"]["path"])
+        _, base = open_model(ModelSection(**settings["model"]), model.mesh, Console(quiet=True))
+        if runs.read_inputs(directory).get(MODEL_INPUT) != fingerprint(base):
+            raise UserError(f"{settings['model']['path']} is not the model that {directory} began with; restore it.")
         fixed, _ = partition(base, lambda path: path[0] in shapes and not lora.is_trained(path))
         model, params = lora.merge(model, union(params, fixed))
     save_model(output, model, params, load_tokenizer(str(directory / runs.BASE)))

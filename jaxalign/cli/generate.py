@@ -32,7 +32,7 @@ class Config:
         prompt: one prompt
         prompts: a file of prompts instead: .jsonl, .json, .csv or .parquet with a field prompt
         chat: put prompts into the tokenizer's chat template, where it has one
-        output: also write the answers to this .jsonl file
+        output: also write the answers to this .jsonl file, as rows of prompt and completion
         max_new_tokens: the longest answer
         temperature: divides the logits; 0 takes the most likely token
         top_k: sample among the k most likely tokens; 0 for all
@@ -98,8 +98,8 @@ def run(config: Config) -> None:
             print(f"prompt: {prompts[number // config.num_completions]}\nanswer: {texts[number]}\n", flush=True)
     if config.output is not None:
         asked = [prompt for prompt in prompts for _ in range(config.num_completions)]
-        pairs = zip(asked, texts, strict=True)
-        lines = [json.dumps({"prompt": prompt, "answer": text}, ensure_ascii=False) + "\n" for prompt, text in pairs]
+        rows = [{"prompt": prompt, "completion": text} for prompt, text in zip(asked, texts, strict=True)]
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_whole(Path(config.output).expanduser(), "".join(lines))
 
 
@@ -142,10 +142,10 @@ def encode(encoder: Encoder, prompt: str, chat: bool, number: int) -> list[int]:
     if not chat:
         ids = encoder.document(prompt)
     else:
-        found = encoder.conversation([Message("user", prompt)], [""])
+        found = encoder.prompt([Message("user", prompt)])
         if isinstance(found, Problem):
             raise UserError(f"prompt {number}: {found.text}; or set chat=false.")
-        ids = found[0]
+        ids = found
     if not ids:
         raise UserError(f"prompt {number} is empty and the tokenizer puts nothing before it; give a prompt.")
     return ids

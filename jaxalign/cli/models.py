@@ -13,7 +13,9 @@ from rich.console import Console
 from jaxalign.cli.config import MeshSection, ModelSection
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
+from jaxalign.models import lora
 from jaxalign.models.model import Model
+from jaxalign.models.params import union
 from jaxalign.models.sharding import make_mesh, replicated_axes
 from jaxalign.models.weights import load_model
 
@@ -26,11 +28,24 @@ def open_mesh(mesh: MeshSection) -> jax.sharding.Mesh:
 def open_model(section: ModelSection, mesh: jax.sharding.Mesh, console: Console) -> tuple[Model, Any]:
     """The model and its parameters; says what the mesh does not divide and every device therefore holds whole."""
     model, params = load_model(section.path, mesh=mesh, dtype=jnp.dtype(section.dtype), remat=section.remat)
+    if section.adapter is not None:
+        adapted, adapters = lora.load(section.adapter, model)
+        model, params = lora.merge(adapted, union(adapters, params))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     console.print(f"model: {size / 1e6:.1f}M parameters on {mesh.size} device(s)")
     for reason in replicated_axes(model.config, mesh).values():
         console.print(reason)
     return model, params
+
+
+def check_language_model(model: Model, section: ModelSection) -> None:
+    """Raise if the model is a reward model.
+
+    Raises:
+        UserError: naming its path.
+    """
+    if model.config.num_scores:
+        raise UserError(f"model.path {section.path} is a reward model; give a language model.")
 
 
 def check_tokens(model: Model, texts: Iterable[Sequence[int] | np.ndarray]) -> None:

@@ -8,12 +8,11 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from rich.table import Table
 
 from jaxalign import loop, optim
-from jaxalign.cli import runs, training
+from jaxalign.cli import training
 from jaxalign.cli.config import (
     TRAIN_RANGES,
     DataSection,
@@ -31,9 +30,11 @@ from jaxalign.data.records import Preference, Ranking, Record
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges.reliability import Calibration, calibration
+from jaxalign.keys import stream
 from jaxalign.methods import reward
 from jaxalign.models.model import Model
 from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.models.weights import own_padding
 from jaxalign.optim import OptimConfig
 from jaxalign.paths import write_whole
 from jaxalign.tracking import LogConfig
@@ -41,7 +42,7 @@ from jaxalign.tracking import LogConfig
 CALIBRATION = "calibration.json"
 METRICS = {
     "pairs": ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "rewards/brier"),
-    "rankings": ("loss", "rewards/mean", "rewards/accuracies"),
+    "rankings": ("loss", "rewards/mean", "rewards/concordance"),
 }
 
 
@@ -103,17 +104,19 @@ def run(config: Config) -> None:
     optimizer, schedule = optim.make(config.optim, steps)
 
     base, params = open_model(config.model, job.mesh, job.console)
+    began = params
     check_trees(base, [*trees, *held], config.data.max_length)
+    own_padding(base.config, tokenizer)  # raises now, and not when the trained model is saved
     if not base.config.num_scores:
-        key = jax.random.fold_in(jax.random.key(config.train.seed), 2)
-        base, params = reward.from_language_model(base, params, key, heads=config.method.heads)
+        heads = stream(config.train.seed, "heads")
+        base, params = reward.from_language_model(base, params, heads, heads=config.method.heads)
     elif base.config.num_scores != config.method.heads:
         raise UserError(f"method.heads is {config.method.heads}, and the reward model has {base.config.num_scores}.")
     training.announce(job, steps, options, config.method.learn)
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:
-        runs.write_settings(job.output, job.settings)
-        runs.write_base(job.output, base.config, tokenizer)
+        resuming = kept.latest_step() is not None
+        training.begin(job, base.config, began, tokenizer, (trees, held), resuming=resuming)
         model, params, fixed = training.trainable(config.lora, base, params, config.train.seed)
         if config.method.learn == "pairs":
             method = reward.pairs(model, centering=config.method.centering, bootstrap_seed=config.train.seed)
@@ -135,23 +138,31 @@ def run(config: Config) -> None:
 
     model, params = training.save(job, model, params, fixed, tokenizer)
     if held and config.method.learn == "pairs":
-        tell_calibration(job, calibrate(model, params, held, options))
+        found = calibrate(model, params, held, options)
+        if found is None:
+            job.console.print("the scores are not finite: the run diverged; lower optim.learning_rate")
+        else:
+            tell_calibration(job, found)
     training.report(job, held=len(held))
 
 
 def check(config: Config) -> None:
     """Raise for settings that make no sense, before anything is read."""
-    ranges = {**TRAIN_RANGES, "method.heads": (1.0, math.inf), "method.centering": (0.0, math.inf)}
-    check_ranges(config, {name: limits for name, limits in ranges.items() if not name.startswith("samples.")})
+    check_ranges(config, {**TRAIN_RANGES, "method.heads": (1, math.inf), "method.centering": (0, math.inf)})
     if config.method.centering and config.method.learn == "rankings":
         raise UserError("method.centering is for pairs; leave it at 0 for rankings.")
     check_best(config.train.best, METRICS[config.method.learn])
 
 
-def calibrate(model: Model, params: Any, held: Sequence[Tree], options: dict[str, Any]) -> Calibration:
-    """Whether σ(r_a - r_b) of held-out pairs is how often a is preferred; a is the chosen one of every other pair."""
+def calibrate(model: Model, params: Any, held: Sequence[Tree], options: dict[str, Any]) -> Calibration | None:
+    """Whether σ(r_a - r_b) of held-out pairs is how often a is preferred; a is the chosen one of every other pair.
+
+    None if the scores are not finite.
+    """
     feed = loop.OnMesh(evaluation_batches(held, **options), model.mesh)
     scores = reward.completion_scores(model, params, feed).astype(np.float64).mean(-1)  # of the heads
+    if not np.all(np.isfinite(scores)):
+        return None
     first = np.arange(len(held)) % 2  # whichever is asked about must not give the answer away
     margin = np.where(first == 0, scores[:, 0] - scores[:, 1], scores[:, 1] - scores[:, 0])
     return calibration((1 / (1 + np.exp(-margin))).tolist(), 1 - first)
@@ -173,4 +184,6 @@ def tell_calibration(job: training.Run, found: Calibration) -> None:
         f"(a perfectly calibrated model would stay below {found.ece_by_luck:.3f}), "
         f"Brier score {found.brier:.3f} [{brier_low:.3f}, {brier_high:.3f}]"
     )
-    write_whole(job.output / CALIBRATION, json.dumps(dataclasses.asdict(found), indent=2) + "\n")
+    bins = [each._asdict() for each in found.bins if each.size]
+    fields = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    write_whole(job.output / CALIBRATION, json.dumps({**fields, "bins": bins}, indent=2, allow_nan=False) + "\n")

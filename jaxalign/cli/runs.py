@@ -3,7 +3,8 @@
 ::
 
     config.yaml      the merged settings
-    base/            the model's config.json and the tokenizer, so that checkpoints can be read without the original
+    base/            the model's config.json and the tokenizer; checkpoints hold what is trained (with adapters: them)
+    inputs.json      fingerprints of the examples and of the model that the run began with
     checkpoints/     train states (see jaxalign.checkpoint)
     metrics.jsonl    what was computed; timings.jsonl what the clock said
     reference.npz    the reference's log-probs, where they are cached
@@ -26,7 +27,7 @@ from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config
 from jaxalign.paths import write_whole
 
 SETTINGS, BASE, CHECKPOINTS, ADAPTER, MODEL = "config.yaml", "base", "checkpoints", "adapter", "model"
-SAMPLES, REFERENCE = "samples.json", "reference.npz"
+SAMPLES, REFERENCE, INPUTS = "samples.json", "reference.npz", "inputs.json"
 
 # What may change between a run and its resumption: none of it changes what is learned.
 FREE = ("output", "log", "mesh", "train.resume", "train.keep", "train.checkpoint_every", "train.eval_every")
@@ -91,6 +92,41 @@ def read_base(directory: Path) -> ModelConfig:
         return from_hf_config(json.loads((directory / BASE / "config.json").read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(f"{directory / BASE} holds no readable config.json; is {directory} a run's output?") from error
+
+
+def check_inputs(directory: Path, inputs: dict[str, str], resuming: bool) -> None:
+    """Raise if a run that goes on would go on with other inputs; one that begins keeps them.
+
+    Args:
+        directory: the run's output directory.
+        inputs: what each is called → its fingerprint.
+        resuming: whether the run goes on.
+
+    Raises:
+        UserError: naming the first input that differs.
+    """
+    if not resuming:
+        write_whole(directory / INPUTS, json.dumps(inputs, indent=2) + "\n")
+        return
+    began = read_inputs(directory)
+    for name, fingerprint in inputs.items():
+        if began.get(name) != fingerprint:
+            raise UserError(
+                f"{directory} holds a run of other inputs: {name} changed since it began; give another output, or what "
+                "it began with."
+            )
+
+
+def read_inputs(directory: Path) -> dict[str, str]:
+    """The fingerprints that `check_inputs` kept.
+
+    Raises:
+        UserError: if they cannot be read.
+    """
+    try:
+        return dict(json.loads((directory / INPUTS).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{directory / INPUTS} cannot be read; is {directory} a run's output?") from error
 
 
 def write_samples(directory: Path, answered: dict[str, list[str]]) -> None:

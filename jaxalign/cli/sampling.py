@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.rollout import Sampling, stop_strings, stream
 from jaxalign.rollout.decode import SEGMENT
@@ -75,11 +76,19 @@ def pieces(
     The random numbers of an answer depend on ``key`` and its place in ``prompts`` alone. The width of a batch is that
     of its longest prompt, so another ``batch_size`` may round differently, and an answer then turn at a near tie.
     """
+    longest = max(map(len, prompts), default=0)
+    if longest + max_new_tokens > model.config.max_position_embeddings:
+        raise UserError(
+            f"a prompt of {longest} tokens and max_new_tokens={max_new_tokens} are more than the model's "
+            f"{model.config.max_position_embeddings} positions (max_position_embeddings); shorten either"
+        )
+    size = min(batch_size, len(prompts))  # the last batch is filled up: one program for all of a width
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
         width = -(-max(map(len, chunk)) // WIDTH) * WIDTH
-        tokens = np.zeros((len(chunk), width), np.int32)
-        mask = np.zeros((len(chunk), width), bool)
+        tokens = np.zeros((size, width), np.int32)
+        mask = np.zeros((size, width), bool)
+        mask[len(chunk) :, -1] = True
         for row, prompt in enumerate(chunk):
             tokens[row, width - len(prompt) :] = prompt
             mask[row, width - len(prompt) :] = True
@@ -95,7 +104,7 @@ def pieces(
             eos_id=end_ids(model, tokenizer),
             stop=stop_strings(tokenizer, stop),
             num_completions=num_completions,
-            example_ids=np.arange(start, start + len(chunk)),
+            example_ids=np.arange(start, start + size),
             segment=segment,
         ):
             for row, text in list(going.items()):
@@ -104,6 +113,8 @@ def pieces(
                     yield Piece(start * num_completions + row, new, bool(done[row]))
                 if done[row]:
                     del going[row]
+            if not going:
+                break
 
 
 def answers(*args: Any, temperature: float = 1.0, **settings: Any) -> list[str]:

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxalign import losses, optim
 from jaxalign.cli import runs, training
 from jaxalign.cli.config import (
+    SAMPLES_RANGES,
     TRAIN_RANGES,
     LoraSection,
     MeshSection,
@@ -23,7 +24,7 @@ from jaxalign.cli.config import (
     check_ranges,
 )
 from jaxalign.cli.examples import batch_options, make_trees, read_examples
-from jaxalign.cli.models import check_trees, open_model
+from jaxalign.cli.models import check_language_model, check_trees, open_model
 from jaxalign.data.records import Demonstration
 from jaxalign.methods.sft import sft
 from jaxalign.models.tokenizer import load_tokenizer
@@ -78,8 +79,8 @@ class Config:
 
 def run(config: Config) -> None:
     """The whole job. What can be wrong is found before anything is written."""
-    check_ranges(config, TRAIN_RANGES)
-    check_best(config.train.best, ("loss", "perplexity") if config.method.loss == "nll" else ("loss",))
+    check_ranges(config, {**TRAIN_RANGES, **SAMPLES_RANGES})
+    check_best(config.train.best, ("loss", "nll", "perplexity"))
     job = training.start(config)
 
     tokenizer = load_tokenizer(config.model.path)
@@ -90,15 +91,17 @@ def run(config: Config) -> None:
     optimizer, schedule = optim.make(config.optim, steps)
 
     base, params = open_model(config.model, job.mesh, job.console)
+    check_language_model(base, config.model)
     check_trees(base, [*trees, *held], config.data.max_length)
     training.announce(job, steps, options, "demonstrations")
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:
-        prompts = [tree.prompt for tree in (held or trees)[: config.samples.prompts]]
+        # Where whole texts are learned, a tree's prompt is its first token: nothing to answer.
+        count = config.samples.prompts if config.data.loss_on == "assistant" else 0
+        prompts = [tree.prompt for tree in (held or trees)[:count]]
         resuming = kept.latest_step() is not None
+        training.begin(job, base.config, params, tokenizer, (trees, held), resuming=resuming)
         answered = training.answers_before(job, base, params, tokenizer, prompts, resuming=resuming)
-        runs.write_settings(job.output, job.settings)
-        runs.write_base(job.output, base.config, tokenizer)
         model, params, fixed = training.trainable(config.lora, base, params, config.train.seed)
         params = training.fit(
             job,
@@ -112,7 +115,7 @@ def run(config: Config) -> None:
             kept=kept,
             schedule=schedule,
             fixed=fixed,
-            measure=with_perplexity if config.method.loss == "nll" else None,
+            measure=with_perplexity,
         )
 
     model, params = training.save(job, model, params, fixed, tokenizer)
@@ -122,9 +125,9 @@ def run(config: Config) -> None:
 
 
 def with_perplexity(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics and e^loss: the loss is averaged over all tokens, and the perplexity of the whole is no mean.
+    """The metrics and e^nll: the nll is averaged over all tokens, and the perplexity of the whole is no mean.
 
-    >>> with_perplexity({"loss": 0.0})
-    {'loss': 0.0, 'perplexity': 1.0}
+    >>> with_perplexity({"nll": 0.0})
+    {'nll': 0.0, 'perplexity': 1.0}
     """
-    return {**metrics, "perplexity": math.exp(min(metrics["loss"], 700.0))}  # beyond that a float overflows
+    return {**metrics, "perplexity": math.exp(min(metrics["nll"], 700.0))}  # beyond that a float overflows

@@ -22,12 +22,17 @@ from jaxalign.cli.models import open_mesh
 from jaxalign.cli.sampling import answers
 from jaxalign.cli.summary import print_comparison, print_cost, print_samples
 from jaxalign.data.batches import batches, evaluation_batches
-from jaxalign.data.trees import Tree
+from jaxalign.data.trees import Tree, fingerprint
+from jaxalign.keys import stream
 from jaxalign.models import lora
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, partition, union
+from jaxalign.models.params import fingerprint as params_fingerprint
 from jaxalign.models.weights import save_model
 from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, Tracker, check_installed, read_jsonl
+
+MODEL_INPUT = "the model at model.path"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +59,12 @@ def start(config: Any) -> Run:
     """Look at what can be wrong before anything is read or written.
 
     Raises:
-        UserError: for a dashboard that is not installed, an output that cannot be written or holds another run, or a
-            mesh that does not fit the machine.
+        UserError: for adapters that cannot be made, a dashboard that is not installed, an output that cannot be written
+            or holds another run, or a mesh that does not fit the machine.
     """
     output, settings = Path(config.output).expanduser(), runs.settings(config)
+    if config.lora.config is not None:
+        lora.check(config.lora.config)
     check_installed(config.log)
     check_writable(output)
     runs.check_resumable(output, settings, config.train.resume)
@@ -81,8 +88,25 @@ def trainable(section: LoraSection, model: Model, params: Params, seed: int) -> 
     if section.config is None:
         return model, params, None
     model = dataclasses.replace(model, lora=section.config)
-    adapters = lora.init(model, jax.random.fold_in(jax.random.key(seed), 1))
+    adapters = lora.init(model, stream(seed, "adapters"))
     return model, *partition(union(adapters, params), lora.is_trained)
+
+
+def begin(
+    run: Run, config: ModelConfig, params: Params, tokenizer: Any, examples: Sequence[Sequence[Tree]], *, resuming: bool
+) -> None:
+    """Write down what the run is made of, or see that it goes on with the same.
+
+    Raises:
+        UserError: if the examples or the model changed since the run began.
+    """
+    inputs = {
+        "the examples (the data or the tokenizer)": fingerprint(*examples),
+        MODEL_INPUT: params_fingerprint(params),
+    }
+    runs.check_inputs(run.output, inputs, resuming)
+    runs.write_settings(run.output, run.settings)
+    runs.write_base(run.output, config, tokenizer)
 
 
 def announce(run: Run, steps: int, options: dict[str, Any], what: str) -> None:
@@ -128,11 +152,11 @@ def fit(
         The trained parameters.
     """
     train, resume_step = run.config.train, kept.latest_step()
-    state = loop.init_state(params, optimizer, jax.random.key(train.seed))
-    del params  # the state's from here on
+    state = loop.init_state(params, optimizer, stream(train.seed, "loop"))
     if resume_step is not None:
         like = jax.tree.map(abstract, state)
-        del state  # two of them may not fit
+        # Two of them may not fit, and the caller still names this one.
+        jax.tree.map(lambda leaf: leaf.delete(), (state.params, state.opt_state))
         state, _ = kept.restore(like)
         run.console.print(f"going on after step {resume_step}")
     step_fn = loop.make_step(method, optimizer, state, frozen=frozen, fixed=fixed, learning_rate=schedule)
@@ -188,7 +212,7 @@ def sample(run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequ
         prompts,
         max_new_tokens=run.config.samples.max_new_tokens,
         temperature=run.config.samples.temperature,
-        key=jax.random.key(run.config.train.seed),
+        key=stream(run.config.train.seed, "samples"),
     )
 
 

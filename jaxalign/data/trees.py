@@ -8,9 +8,11 @@ The layout itself is pictured in :mod:`jaxalign.masking`.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -88,6 +90,24 @@ class Tree:
     def num_targets(self) -> int:
         """Target slots it takes: Σ C (every completion token has a source, its mask says whether it counts)."""
         return sum(map(len, self.completions))
+
+
+def fingerprint(*groups: Sequence[Tree]) -> str:
+    """A hash of all token ids, of which of them count, and of what else trees carry.
+
+    >>> one, other = Tree.of([1], [[2], [3]]), Tree.of([1, 2], [[3], [3]])
+    >>> fingerprint([one]) == fingerprint([one]), fingerprint([one]) == fingerprint([other])
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    for group in groups:
+        digest.update(f"group of {len(group)};".encode())
+        for tree in group:
+            extras = [value for _, value in sorted(tree.extras.items())]
+            for array in (tree.prompt, *tree.completions, *tree.masks, *extras):
+                digest.update(f"{array.dtype.str} {len(array)};".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 class Packed(NamedTuple):
@@ -339,7 +359,8 @@ def _map_rows(function: Any, rows: Rows) -> Rows:
 
 
 def _narrow(value: Any) -> np.ndarray:
-    """Integers to int32 and floats to float32, what the device would make of them anyway."""
+    """Integers to int32, and floats to what the device would make of them anyway: float32, but for x64."""
     array = np.asarray(value)
-    kinds = {"i": np.int32, "u": np.int32, "f": np.float32}
-    return array.astype(kinds[array.dtype.kind]) if array.dtype.kind in kinds else array
+    if array.dtype.kind in "iu":
+        return array.astype(np.int32)
+    return array.astype(jax.dtypes.canonicalize_dtype(array.dtype)) if array.dtype.kind == "f" else array

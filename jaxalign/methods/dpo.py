@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign import losses
-from jaxalign.loop import Batch, Method, Metrics, map_microbatches
+from jaxalign.loop import Batch, Method, Metrics, by_index, map_microbatches
 from jaxalign.masking import Rows, sum_by_owner
 from jaxalign.models import lora
 from jaxalign.models.model import Model
@@ -108,30 +108,13 @@ def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Floa
     return by_index((_batch_logps(model, params, batch), batch) for batch in batches)
 
 
-def by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
-    """What was computed for each example slot ``[M, R, E, ...]`` of batches, in the order of ``extras["index"]``."""
-    found: dict[int, np.ndarray] = {}
-    for result, batch in results:
-        rows = batch.rows
-        values, index, used = jax.device_get((result, rows.extras["index"], rows.example_mask))
-        found.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
-    return np.stack([found[i] for i in range(len(found))])
-
-
 def pair_metrics(
     logps: Float[Array, "R E 2"], ref_logps: Float[Array, "R E 2"], mask: Array, *, beta: float
 ) -> Metrics:
     """What DPO dashboards show, each as (sum, count) over examples in use."""
-    rewards = beta * (logps - ref_logps)
-    margins = rewards[..., CHOSEN] - rewards[..., REJECTED]
-    values = {
-        "rewards/chosen": rewards[..., CHOSEN],
-        "rewards/rejected": rewards[..., REJECTED],
-        "rewards/margins": margins,
-        "rewards/accuracies": (jnp.sign(margins) + 1) / 2,
-        "logps/chosen": logps[..., CHOSEN],
-        "logps/rejected": logps[..., REJECTED],
-        "logps/accuracies": (jnp.sign(logps[..., CHOSEN] - logps[..., REJECTED]) + 1) / 2,
+    sides = (logps[..., CHOSEN], logps[..., REJECTED], ref_logps[..., CHOSEN], ref_logps[..., REJECTED])
+    raw = (jnp.sign(logps[..., CHOSEN] - logps[..., REJECTED]) + 1) / 2
+    return {
+        **losses.metrics.preference_metrics(*sides, mask, beta=beta),
+        "logps/accuracies": losses.metrics.sum_count(raw, mask),
     }
-    count = jnp.sum(mask)
-    return {name: (jnp.sum(jnp.where(mask, jax.lax.stop_gradient(value), 0)), count) for name, value in values.items()}

@@ -13,9 +13,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxalign import losses
-from jaxalign.loop import Batch, Method, Metrics, map_microbatches
+from jaxalign.keys import stream
+from jaxalign.loop import Batch, Method, Metrics, by_index, map_microbatches
 from jaxalign.masking import Rows, completion_mask
-from jaxalign.methods.dpo import CHOSEN, REJECTED, by_index
+from jaxalign.methods.dpo import CHOSEN, REJECTED
 from jaxalign.models.model import Model
 from jaxalign.rewards import ensemble
 
@@ -25,17 +26,15 @@ def from_language_model(model: Model, params: Any, key: Array, *, heads: int = 1
 
     Args:
       model: the language model, best the one that was fine-tuned on demonstrations.
-      params: its parameters; the trunk's arrays are taken over, not copied. An untied language-model head is left out.
+      params: its parameters. The trunk's arrays are taken over: copy them first if the language model is still needed,
+        as a training step reuses its buffers. An untied language-model head is left out.
       key: random key of the heads.
       heads: M, scores per completion; several are an ensemble (see ``jaxalign.rewards.ensemble``).
     """
     scorer = dataclasses.replace(model, config=dataclasses.replace(model.config, num_scores=heads))
-    place = scorer.param_shardings()["score"]["kernel"]
-    shape = scorer.param_shapes()["score"]["kernel"].shape
-    std = (model.config.hidden_size + 1) ** -0.5
-    draw = jax.jit(lambda key: std * jax.random.normal(key, shape), out_shardings=place)
+    fresh = jax.jit(lambda key: scorer.draw(key)["score"], out_shardings=scorer.param_shardings()["score"])
     trunk = {name: value for name, value in params.items() if name != "head"}
-    return scorer, {**trunk, "score": {"kernel": draw(key)}}
+    return scorer, {**trunk, "score": fresh(key)}
 
 
 def pairs(model: Model, *, centering: float = 0.0, bootstrap_seed: int = 0) -> Method:
@@ -51,11 +50,13 @@ def pairs(model: Model, *, centering: float = 0.0, bootstrap_seed: int = 0) -> M
       centering: c, the coefficient of ``losses.reward_centering``, which keeps scores around 0.
       bootstrap_seed: of the draws; nothing with one head.
     Returns:
-      the method, for ``loop.make_step``. Metrics are of the heads' mean; ``rewards/brier`` is (1 - σ(r_c - r_r))²,
-      ``rewards/uncertainty`` the heads' standard deviation.
+      the method, for ``loop.make_step``. ``loss`` is reported without the bootstrap's weights; the other metrics are of
+      the heads' mean, ``rewards/brier`` is (1 - σ(r_c - r_r))², ``rewards/uncertainty`` the heads' standard deviation.
     """
 
     def loss(scores: Float[Array, "R E 2 M"], rows: Rows) -> Float[Array, "R E M"]:
+        if scores.shape[-2] != 2:
+            raise ValueError(f"pairs needs trees of 2 completions, got {scores.shape[-2]}: use rankings.")
         chosen, rejected = scores[..., CHOSEN, :], scores[..., REJECTED, :]
         margin = rows.extras["margin"][..., :1] if "margin" in rows.extras else jnp.zeros((*chosen.shape[:-1], 1))
         margin = jnp.where(rows.example_mask[..., None], margin, 0)
@@ -81,7 +82,7 @@ def rankings(model: Model, *, bootstrap_seed: int = 0) -> Method:
     Trees may rank different numbers of completions. The arguments are those of ``pairs``.
 
     Returns:
-      the method, for ``loop.make_step``. ``rewards/accuracies`` is the share of all pairs within the rankings that the
+      the method, for ``loop.make_step``. ``rewards/concordance`` is the share of all pairs within the rankings that the
       heads' mean orders as they do, ties counting half.
     """
 
@@ -97,7 +98,7 @@ def rankings(model: Model, *, bootstrap_seed: int = 0) -> Method:
         ordered = (jnp.sign(scores[..., :, None] - scores[..., None, :]) + 1) / 2
         return {
             "rewards/mean": losses.metrics.sum_count(scores, there),
-            "rewards/accuracies": losses.metrics.sum_count(ordered, mask),
+            "rewards/concordance": losses.metrics.sum_count(ordered, mask),
         }
 
     return _method(model, loss, metrics, bootstrap_seed)
@@ -118,6 +119,8 @@ def _method(
         used = batch.rows.example_mask
         weight = jnp.broadcast_to((used / jnp.maximum(jnp.sum(used), 1))[..., None], (*used.shape, heads))
         if heads > 1:
+            if "index" not in batch.rows.extras:
+                raise ValueError("an ensemble needs the index of each example: make the batches with data.batches.")
             weight = weight * bootstrap_weights(batch.rows.extras["index"][..., 0], heads, bootstrap_seed)
         extras = {**batch.rows.extras, "weight": weight}
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
@@ -125,7 +128,10 @@ def _method(
     def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
         scores = model.scores(params, rows)
         per_head = jnp.where(rows.example_mask[..., None], loss(scores, rows), 0)
-        measured = metrics(ensemble.mean(scores), rows)
+        measured = {
+            "loss": losses.metrics.sum_count(ensemble.mean(per_head), rows.example_mask),
+            **metrics(ensemble.mean(scores), rows),
+        }
         if heads > 1:
             measured["rewards/uncertainty"] = losses.metrics.sum_count(jnp.std(scores, axis=-1), completion_mask(rows))
         return jnp.sum(per_head * rows.extras["weight"]) / heads, measured
@@ -135,7 +141,7 @@ def _method(
 
 def bootstrap_weights(index: Int[Array, "*B"], heads: int, seed: int) -> Float[Array, "*B M"]:
     """How often each example is in each head's bootstrap sample: Poisson(1), by (seed, example, head) alone."""
-    root = jax.random.key(seed)
+    root = stream(seed, "bootstrap")
 
     def draw(i: Array) -> Array:
         return jax.random.poisson(jax.random.fold_in(root, i), 1.0, (heads,))

@@ -25,8 +25,8 @@ def sft(model: Model, *, loss: Callable[[Array], Array] = losses.nll) -> Method:
       model: what is trained.
       loss: per token, of its log-prob in nats: ``losses.nll``, or ``losses.dft``.
     Returns:
-      the method, for ``loop.make_step``. ``loss`` is averaged over tokens in evaluation too; e^loss under ``nll`` is
-      the perplexity.
+      the method, for ``loop.make_step``. ``loss`` and ``nll`` are averaged over tokens in evaluation too; e^nll is the
+      perplexity.
     """
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
@@ -39,6 +39,9 @@ def sft(model: Model, *, loss: Callable[[Array], Array] = losses.nll) -> Method:
         logps = model.token_logps(params, rows)  # 0 where the mask is False
         per_token = jnp.where(rows.mask, loss(logps), 0)
         # Reported under its own count: averaged over tokens, where other methods average over examples.
-        return jnp.sum(per_token * rows.extras["weight"]), {"loss": losses.metrics.sum_count(per_token, rows.mask)}
+        return jnp.sum(per_token * rows.extras["weight"]), {
+            "loss": losses.metrics.sum_count(per_token, rows.mask),
+            "nll": losses.metrics.sum_count(losses.nll(logps), rows.mask),
+        }
 
     return Method(prepare, microbatch_loss)

@@ -83,20 +83,7 @@ def init(model: Model, key: Array, dtype: Any = jnp.float32) -> Params:
         raise UserError("the model has no lora; give it one: dataclasses.replace(model, lora=LoraConfig(rank=16)).")
     check(model.lora)
     places, _ = partition(model.param_shardings(), is_adapter)
-
-    def create(key: Array) -> Params:
-        shapes, _ = partition(model.param_shapes(), is_adapter)
-        leaves, tree = jax.tree.flatten_with_path(shapes)
-        made = []
-        for number, (path, leaf) in enumerate(leaves):
-            if path[-1].key == "lora_b":
-                made.append(jnp.zeros(leaf.shape, dtype))
-            else:
-                bound = leaf.shape[-2] ** -0.5
-                made.append(jax.random.uniform(jax.random.fold_in(key, number), leaf.shape, dtype, -bound, bound))
-        return jax.tree.unflatten(tree, made)
-
-    return jax.jit(create, out_shardings=places)(key)
+    return jax.jit(lambda key: partition(model.draw(key, dtype), is_adapter)[0], out_shardings=places)(key)
 
 
 def merge(model: Model, params: Params) -> tuple[Model, Params]:
@@ -112,7 +99,9 @@ def merge(model: Model, params: Params) -> tuple[Model, Params]:
     @jax.jit
     def fold(kernel: Array, a: Array, b: Array) -> Array:
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        return (kernel + scale * jnp.matmul(a, b, preferred_element_type=wide)).astype(kernel.dtype)
+        # Done once and kept: not in the reduced precision that accelerators take for float32 products by default.
+        product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=wide)
+        return (kernel + scale * product).astype(kernel.dtype)
 
     def walk(tree: Params) -> Params:
         if not isinstance(tree, dict):
@@ -174,12 +163,7 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
         tensors = safetensors.numpy.load_file(directory / WEIGHTS)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{directory}: holds no readable {CONFIG} and {WEIGHTS} ({error}).") from error
-    modules = fields.get("target_modules")
-    plain = fields.get("peft_type") == "LORA" and not fields.get("use_dora") and fields.get("bias", "none") == "none"
-    if not plain or fields.get("modules_to_save") or not isinstance(modules, list):
-        raise UserError(f"{directory / CONFIG}: only plain LoRA on listed projections is supported.")
-    targets = "(^|\\.)(" + "|".join(map(re.escape, modules)) + ")$"
-    lora = LoraConfig(fields["r"], fields["lora_alpha"], targets, bool(fields.get("use_rslora")))
+    lora = _from_peft(directory / CONFIG, fields)
     check(lora)
     model = dataclasses.replace(model, lora=lora)
     shapes, _ = partition(model.param_shapes(), is_adapter)
@@ -196,6 +180,36 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
         return jax.make_array_from_callback(stack.shape, place, lambda index: stack[index])
 
     return model, jax.tree_util.tree_map_with_path(read, shapes, places)
+
+
+# What PEFT can do beside plain LoRA, and the value of each field that leaves it out.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "use_dora": (None, False),
+    "bias": (None, "none"),
+    "fan_in_fan_out": (None, False),
+    "modules_to_save": (None, []),
+    "layers_to_transform": (None, []),
+    "rank_pattern": (None, {}),
+    "alpha_pattern": (None, {}),
+    "init_lora_weights": (None, True, False, "gaussian"),  # others change the base as well
+}
+
+
+def _from_peft(file: Path, fields: Any) -> LoraConfig:
+    """The adapters that an adapter_config.json describes."""
+    if not isinstance(fields, dict):
+        raise UserError(f"{file}: holds a {type(fields).__name__}, not an object with fields.")
+    for name, plain in _PLAIN.items():
+        if fields.get(name) not in plain:
+            raise UserError(f"{file}: {name} is {fields.get(name)!r}; only plain LoRA is supported.")
+    modules, rank, alpha = (fields.get(name) for name in ("target_modules", "r", "lora_alpha"))
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise UserError(f"{file}: target_modules must be a list of names, not {modules!r}.")
+    if not isinstance(rank, int) or not isinstance(alpha, int | float):
+        raise UserError(f"{file}: r must be a whole number and lora_alpha a number, not {rank!r} and {alpha!r}.")
+    targets = "(^|\\.)(" + "|".join(map(re.escape, modules)) + ")$"
+    return LoraConfig(rank, alpha, targets, bool(fields.get("use_rslora")))
 
 
 def _targets(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:

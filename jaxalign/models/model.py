@@ -58,12 +58,12 @@ class Model:
 
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Fresh parameters (normal, the configuration's ``initializer_range``), sharded over the mesh."""
+        return jax.jit(lambda key: self.draw(key, dtype), out_shardings=self.param_shardings())(key)
 
-        def create(key: Array) -> Params:
-            module = Decoder(self.config, self.dtype, self.mesh, self.lora, rngs=nnx.Rngs(params=key))
-            return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.split(module)[1]))
-
-        return jax.jit(create, out_shardings=self.param_shardings())(key)
+    def draw(self, key: Array, dtype: Any = jnp.float32) -> Params:
+        """The parameters of ``init``, for use under jit: those that are not used are not drawn."""
+        module = Decoder(self.config, self.dtype, self.mesh, self.lora, rngs=nnx.Rngs(params=key))
+        return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.split(module)[1]))
 
     def param_shapes(self) -> Params:
         """The tree of ``jax.ShapeDtypeStruct``s (float32) that ``params`` has to match."""

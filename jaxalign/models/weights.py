@@ -192,7 +192,7 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
       UserError: if the directory cannot be written, or a reward model has no padding token apart from its end token.
     """
     if model.config.num_scores:
-        config, tokenizer = _with_own_padding(model.config, tokenizer)
+        config, tokenizer = own_padding(model.config, tokenizer)
         model = dataclasses.replace(model, config=config)
     directory = Path(directory).expanduser()
     made = not directory.exists()
@@ -240,7 +240,7 @@ def _write(staging: Path, model: Model, params: Params, tokenizer: Any) -> None:
         _write_json(staging / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _with_own_padding(config: ModelConfig, tokenizer: Any) -> tuple[ModelConfig, Any]:
+def own_padding(config: ModelConfig, tokenizer: Any) -> tuple[ModelConfig, Any]:
     """A padding token that ends no text: ``transformers`` scores the last token that is not padding.
 
     Where padding is the end token too (a common setting), it would take the token before the end instead.

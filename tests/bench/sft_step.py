@@ -72,7 +72,7 @@ def main() -> None:
     print("trained           s a step  tokens a step  peak GiB  parameters and moments MiB")
     for rank in (0, 16):
         command = [sys.executable, __file__, "--data", options.data, "--rank", str(rank)]
-        out = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        out = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
         name = f"adapters, rank {rank}" if rank else "all parameters"
         print(
             f"{name:<17} {out['seconds']:8.2f}  {out['tokens']:13.0f}  {out['peak'] / 2**30:8.2f}  "

@@ -62,10 +62,10 @@ def test_several_answers_to_each_prompt_of_a_file(said, tmp_path):
         shown = said("--prompts", str(questions), *arguments)
         rows.append([json.loads(line) for line in out.read_text().splitlines()])
         for row in rows[-1]:
-            assert f"prompt: {row['prompt']}\nanswer: {row['answer']}\n" in shown
+            assert f"prompt: {row['prompt']}\nanswer: {row['completion']}\n" in shown
     assert rows[0] == rows[1]
     assert [row["prompt"] for row in rows[0]] == ["one?", "one?", "two?", "two?", "three?", "three?"]
-    assert len({row["answer"] for row in rows[0]}) == 6
+    assert len({row["completion"] for row in rows[0]}) == 6
 
 
 def test_an_answer_is_told_when_it_is_done(tiny_model):

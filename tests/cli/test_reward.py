@@ -1,11 +1,15 @@
 """``jaxalign reward`` from files to files: pairs and rankings, one head and several, with adapters, trained further."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 import jaxalign
+from jaxalign import loop
 from jaxalign.cli import main
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import names, pair, same_model
@@ -35,7 +39,8 @@ def test_pairs_to_a_reward_model(reward, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(reward(run, train__steps=30)) == 0
     assert names(run) == [
-        "base", "calibration.json", "checkpoints", "config.yaml", "metrics.jsonl", "model", "timings.jsonl"
+        "base", "calibration.json", "checkpoints", "config.yaml", "inputs.json", "metrics.jsonl", "model",
+        "timings.jsonl",
     ]  # fmt: skip
     lines = read_jsonl(run / "metrics.jsonl")
     evaluations = [line for line in lines if "eval/loss" in line]
@@ -48,7 +53,7 @@ def test_pairs_to_a_reward_model(reward, tmp_path, capsys):
     tokenizer = jaxalign.load_tokenizer(str(run / "model"))
     assert tokenizer.pad_token_id == model.config.pad_token_id
     found = json.loads((run / "calibration.json").read_text())
-    assert sum(each["size"] if isinstance(each, dict) else each[2] for each in found["bins"]) == 4
+    assert sum(each["size"] for each in found["bins"]) == 4
     assert 0 <= found["brier"] < 0.25
     shown = capsys.readouterr().out
     for words in ("probability said, frequency seen", "expected calibration error", "Brier score", str(run / "model")):
@@ -70,6 +75,42 @@ def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_
     assert params["score"]["kernel"].shape == (16, 3)
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_resumed_is_bitwise(reward, tmp_path, monkeypatch, heads):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = {"method.heads": heads, "train__checkpoint_every": 1}
+    assert main(reward(whole, **settings)) == 0
+    fold = loop.run
+
+    def cut_short(*arguments, **options):
+        for step, yielded in enumerate(fold(*arguments, **options), start=1):
+            if step == 3:
+                raise KeyboardInterrupt
+            yield yielded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run", cut_short)
+        assert main(reward(cut, **settings)) == 130
+    assert main(reward(cut, **settings)) == 0
+    assert (whole / "metrics.jsonl").read_bytes() == (cut / "metrics.jsonl").read_bytes()
+    assert same_model(whole / "model", cut / "model")
+
+
+def test_a_tokenizer_without_padding_is_told_before_training(reward, tiny_model, told, tmp_path):
+    """One whose only special token ends the text, as GPT-2's."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    tokenizer = jaxalign.load_tokenizer(str(model))
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = [token for token in state["added_tokens"] if token["content"] == "<|end|>"]
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|end|>")
+    bare.save_pretrained(model)
+    (model / "chat_template.jinja").unlink()
+    run = tmp_path / "run"
+    assert "no special token but its end token to pad with" in told(reward(run, **{"model.path": model}))
+    assert not run.exists()
+
+
 def test_a_reward_model_is_trained_further(reward, told, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(reward(first)) == 0
@@ -89,4 +130,4 @@ def test_mistakes(reward, told, tmp_path):
         reward(run, **{"method.learn": "rankings", "train.best": "eval/rewards/margins"})
     )
     assert "field 'completions' is missing" in told(reward(run, **{"method.learn": "rankings"}))
-    assert not run.exists() or names(run) == []
+    assert not run.exists()

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import jaxalign
 from jaxalign import loop
 from jaxalign.cli import main
+from jaxalign.methods.reward import from_language_model
 from jaxalign.models import lora
 from jaxalign.models.params import union
 from jaxalign.tracking import read_jsonl
@@ -45,7 +47,7 @@ def test_it_learns_and_tells(sft, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(sft(run, train__steps=30)) == 0
     assert names(run) == [
-        "base", "checkpoints", "config.yaml", "metrics.jsonl", "model", "samples.json", "timings.jsonl"
+        "base", "checkpoints", "config.yaml", "inputs.json", "metrics.jsonl", "model", "samples.json", "timings.jsonl"
     ]  # fmt: skip
     lines = read_jsonl(run / "metrics.jsonl")
     evaluations = [line for line in lines if "eval/loss" in line]
@@ -102,11 +104,54 @@ def test_adapters_are_all_that_is_trained_and_kept(sft, tiny_model, tmp_path):
     assert size(run / "checkpoints") < 0.8 * size(full / "checkpoints")
 
 
-def test_mistakes(sft, told, tmp_path):
+def test_mistakes(sft, tiny_model, told, tmp_path):
     run = tmp_path / "run"
-    assert "train.best is eval/accuracy; give one of eval/loss, eval/perplexity." in told(
+    assert "train.best is eval/accuracy; give one of eval/loss, eval/nll, eval/perplexity." in told(
         sft(run, train__best="eval/accuracy")
     )
     assert "lora.targets 'nothing' matches none of" in told(sft(run, **{"lora.rank": 2, "lora.targets": "nothing"}))
     assert "lora.rank is -1; give finite numbers, 0 or more." in told(sft(run, **{"lora.rank": -1}))
-    assert not (run / "model").exists()
+    assert "lora.targets '(' is no regular expression" in told(sft(run, **{"lora.rank": 2, "lora.targets": "("}))
+    scorer = tmp_path / "scorer"
+    model, params = jaxalign.load_model(tiny_model)
+    model, params = from_language_model(model, params, jax.random.key(0))
+    jaxalign.save_model(scorer, model, params, jaxalign.load_tokenizer(str(tiny_model)))
+    assert "is a reward model; give a language model." in told(sft(run, **{"model.path": scorer, "samples.prompts": 0}))
+    assert not run.exists()
+
+
+@pytest.mark.parametrize("settings", [{}, LORA], ids=["full", "lora"])
+def test_a_run_goes_on_with_what_it_began_with_only(sft, demonstrations, tiny_model, told, tmp_path, settings):
+    model, data, run = tmp_path / "model", tmp_path / "chats.jsonl", tmp_path / "run"
+    shutil.copytree(tiny_model, model)
+    shutil.copy(demonstrations, data)
+    given = sft(run, **{**settings, "model.path": model, "data__path": data})
+    assert main(given) == 0
+    text = data.read_text()
+    data.write_text(text.replace("sure?", "really?"))
+    assert "the examples (the data or the tokenizer) changed since it began" in told(given)
+    data.write_text(text)
+    other, params = jaxalign.load_model(model)
+    jaxalign.save_model(model, other, jax.tree.map(lambda leaf: leaf * 1.01, params))
+    assert "the model at model.path changed since it began" in told(given)
+    if settings:
+        export = ["export", "--run", str(run), "--output", str(tmp_path / "out"), "--checkpoint", "latest"]
+        assert f"{model} is not the model that {run} began with; restore it." in told(export)
+        assert not (tmp_path / "out").exists()
+
+
+def test_adapters_are_merged_into_the_model_they_are_given_for(sft, tiny_model, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(sft(run, **LORA)) == 0
+    capsys.readouterr()
+    answers = []
+    for flags in (["--model.path", run / "model"], ["--model.path", tiny_model, "--model.adapter", run / "adapter"]):
+        assert main(["generate", *map(str, flags), "--prompt", "what is the sky?", "--max_new_tokens", "8"]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+
+
+def test_whole_texts_are_learned_without_samples(sft, tmp_path):
+    run = tmp_path / "run"
+    assert main(sft(run, **{"data.loss_on": "all"})) == 0
+    assert json.loads((run / "samples.json").read_text())["prompt"] == []

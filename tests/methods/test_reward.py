@@ -12,7 +12,7 @@ import jaxalign
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
-from jaxalign.loop import OnMesh, gradients, place
+from jaxalign.loop import OnMesh, gradients, make_eval, place
 from jaxalign.methods import reward
 from jaxalign.models.config import from_hf_config, to_hf_config
 from jaxalign.models.model import Model
@@ -87,7 +87,7 @@ def test_rankings_of_different_lengths(trunk):
     (loss, metrics), _, _ = jax.jit(lambda b: gradients(reward.rankings(model), params, None, (), b))(batch)
     np.testing.assert_allclose(loss, np.mean(brute), rtol=1e-5)
     ordered = [s[i] > s[j] for s in scores for i in range(len(s)) for j in range(i + 1, len(s))]
-    assert tuple(map(float, metrics["rewards/accuracies"])) == (sum(ordered), len(ordered))
+    assert tuple(map(float, metrics["rewards/concordance"])) == (sum(ordered), len(ordered))
     np.testing.assert_allclose(metrics["rewards/mean"][0] / 9, np.concatenate(scores).mean(), rtol=1e-4)
     # Of two completions it is Bradley-Terry.
     batch = place(*pack(random_trees(4), shapes=[(64, 64)]), model.mesh)
@@ -114,6 +114,9 @@ def test_heads_see_bootstrap_samples_of_their_own(trunk):
     np.testing.assert_allclose(metrics["rewards/uncertainty"][0], np.sum(scores.std(-1)), rtol=1e-4)
     assert metrics["rewards/uncertainty"][1] == 8
     assert grads["score"]["kernel"].shape == (32, 3)
+    # What evaluation reports has no bootstrap in it.
+    evaluated = make_eval(reward.pairs(model))(params, (), [batch])
+    np.testing.assert_allclose(evaluated["loss"], np.mean(per_head), rtol=1e-5)
 
 
 def test_scores_come_in_the_order_of_the_examples(trunk):
@@ -148,3 +151,20 @@ def test_a_reward_model_has_no_language_model_head(trunk):
         model.logits(params, jnp.ones((1, 3), jnp.int32))
     with pytest.raises(ValueError, match="has no scalar heads"):
         reward.pairs(trunk[0])
+
+
+def test_batches_that_do_not_fit_are_told(trunk):
+    model, params = scorer(trunk, heads=2)
+    trees = [Tree.of([3], [[4], [5], [6]])]
+    bare, indexed = (place(*pack(t, shapes=[(64, 64)]), model.mesh) for t in (trees, attach(trees, index=[0])))
+    for method, batch, words in (
+        (reward.pairs(model), indexed, "needs trees of 2 completions, got 3"),
+        (reward.rankings(model), bare, "needs the index of each example"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            gradients(method, params, None, (), batch)
+    with pytest.raises(ValueError, match="carry no index"):
+        reward.completion_scores(model, params, [bare])
+    late = place(*pack(attach(trees, index=[1]), shapes=[(64, 64)]), model.mesh)
+    with pytest.raises(ValueError, match="not all of 0 to 1"):
+        reward.completion_scores(model, params, [late])

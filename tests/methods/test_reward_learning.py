@@ -87,6 +87,5 @@ def test_the_order_of_the_known_reward_is_found(outcomes):
 
 
 def test_probabilities_are_frequencies(outcomes):
-    for *_, found in outcomes:
-        assert found.ece < 0.05
-    assert sum(found.ece <= 2 * found.ece_by_luck for *_, found in outcomes) >= 4
+    """A perfectly calibrated model stays below ``ece_by_luck`` 19 times of 20."""
+    assert sum(found.ece <= found.ece_by_luck for *_, found in outcomes) >= 4

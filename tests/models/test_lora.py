@@ -99,9 +99,11 @@ def train(model, adapters, frozen_base, steps=3):
 def test_dpo_on_adapters_starts_at_ln_2_and_leaves_the_base_bitwise(base):
     model = dataclasses.replace(base[0], lora=LORA)
     before = jax.tree.map(np.array, base[1])
-    trained, losses, _ = train(model, lora.init(model, jax.random.key(1)), base[1])
+    adapters = lora.init(model, jax.random.key(1))
+    trained, losses, _ = train(model, adapters, base[1])
     assert abs(losses[0] - np.log(2)) < 1e-6
-    assert losses[-1] != losses[0]
+    for path, moved in jax.tree.leaves_with_path(jax.tree.map(lambda a, b: jnp.abs(a - b).max(), trained, adapters)):
+        assert moved > 0, path
     jax.tree.map(np.testing.assert_array_equal, base[1], before)
     assert {jax.tree_util.keystr(path[-1:], simple=True) for path, _ in jax.tree.leaves_with_path(trained)} == {
         "lora_a",
@@ -183,6 +185,21 @@ def test_mistakes_are_told_in_a_sentence(base, tmp_path):
         lora.load(tmp_path, base[0])
     model, adapters = adapted(base)
     lora.save(tmp_path, model, adapters)
+    good = json.loads((tmp_path / "adapter_config.json").read_text())
+    for change, words in (
+        ({"r": None}, "r must be a whole number"),
+        ({"target_modules": "all-linear"}, "target_modules must be a list"),
+        ({"use_dora": True}, "use_dora is True; only plain LoRA"),
+        ({"alpha_pattern": {"q_proj": 3}}, "only plain LoRA"),
+        ({"init_lora_weights": "pissa"}, "only plain LoRA"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(good | change))
+        with pytest.raises(UserError, match=words):
+            lora.load(tmp_path, base[0])
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(UserError, match="holds a list"):
+        lora.load(tmp_path, base[0])
+    (tmp_path / "adapter_config.json").write_text(json.dumps(good))
     deeper = Model(dataclasses.replace(base[0].config, num_hidden_layers=3))
     with pytest.raises(UserError, match="is in only one of the file and the model"):
         lora.load(tmp_path, deeper)

@@ -1,0 +1,74 @@
+"""Adapters saved here compute the same in PEFT, and PEFT's compute the same here."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import jaxalign
+from jaxalign.models import lora
+from jaxalign.models.config import LoraConfig, from_hf_config
+from jaxalign.models.model import Model
+from jaxalign.models.params import union
+
+torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
+peft = pytest.importorskip("peft", reason="parity needs the extra `parity`")
+transformers = pytest.importorskip("transformers")
+
+TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "rms_norm_eps": 1e-5}
+TOKENS = np.random.default_rng(0).integers(0, 64, (3, 11))
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A model on disk, and here."""
+    model = Model(from_hf_config(TINY))
+    params = model.init(jax.random.key(0))
+    jaxalign.save_model(tmp_path / "base", model, params)
+    return tmp_path / "base", model, params
+
+
+def their_logits(model):
+    with torch.no_grad():
+        return model.eval()(torch.tensor(TOKENS)).logits.numpy()
+
+
+def their_base(directory):
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("targets", ["_proj", "(q|down)_proj"])
+def test_ours_in_peft(base, tmp_path, targets, rslora):
+    directory, model, params = base
+    model = dataclasses.replace(model, lora=LoraConfig(4, 12.0, targets, rslora))
+    noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)  # noqa: E731  # a fresh B is zero
+    adapters = jax.tree.map(noise, lora.init(model, jax.random.key(2)))
+    lora.save(tmp_path / "adapter", model, adapters, str(directory))
+    theirs = peft.PeftModel.from_pretrained(their_base(directory), tmp_path / "adapter")
+    ours = np.asarray(model.logits(union(adapters, params), TOKENS))
+    plain = np.asarray(lora.base(model).logits(params, TOKENS))
+    assert np.abs(ours - plain).max() > 0.1, "the adapters do something"
+    np.testing.assert_allclose(their_logits(theirs), ours, atol=2e-5)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_theirs_here(base, tmp_path, rslora):
+    directory, model, params = base
+    torch.manual_seed(0)
+    config = peft.LoraConfig(
+        r=3,
+        lora_alpha=6,
+        target_modules=["v_proj", "up_proj"],
+        use_rslora=rslora,
+        task_type="CAUSAL_LM",
+        init_lora_weights=False,
+    )
+    theirs = peft.get_peft_model(their_base(directory), config)
+    theirs.save_pretrained(tmp_path / "adapter")
+    adapted, adapters = lora.load(tmp_path / "adapter", model)
+    ours = np.asarray(adapted.logits(union(adapters, params), TOKENS))
+    assert np.abs(ours - np.asarray(model.logits(params, TOKENS))).max() > 0.1
+    np.testing.assert_allclose(their_logits(theirs), ours, atol=2e-5)
