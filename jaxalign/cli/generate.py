@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from jaxalign.cli.models import check_tokens, open_mesh, open_model
 from jaxalign.cli.sampling import pieces
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, read_rows
-from jaxalign.data.records import Message
+from jaxalign.data.formats import prompt_only
+from jaxalign.data.messages import Message, transcript_messages
 from jaxalign.errors import UserError
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import write_whole
@@ -30,7 +32,9 @@ class Config:
     Args:
         model: which model
         prompt: one prompt
-        prompts: a file of prompts instead: .jsonl, .json, .csv or .parquet with a field prompt
+        prompts: a file of prompts instead: .jsonl, .json, .csv or .parquet with a field prompt, or with transcripts
+            (chosen and rejected, as in hh-rlhf), whose part before the last answer is the prompt
+        limit: take the first so many prompts of the file only
         chat: put prompts into the tokenizer's chat template, where it has one
         output: also write the answers to this .jsonl file, as rows of prompt and completion
         max_new_tokens: the longest answer
@@ -48,6 +52,7 @@ class Config:
     model: ModelSection
     prompt: str | None = None
     prompts: str | None = None
+    limit: int | None = None
     chat: bool = True
     output: str | None = None
     max_new_tokens: int = 128
@@ -68,7 +73,7 @@ def run(config: Config) -> None:
     The answer to a single prompt appears as it is decoded, of several answers each one when it is done.
     """
     sampling = check(config)
-    prompts = [config.prompt] if config.prompt is not None else read_prompts(str(config.prompts))
+    prompts = [config.prompt] if config.prompt is not None else read_prompts(str(config.prompts), config.limit)
     tokenizer = load_tokenizer(config.model.path)
     stop_strings(tokenizer, config.stop)  # complains before anything is loaded
     encoder = Encoder(tokenizer)
@@ -110,6 +115,7 @@ def check(config: Config) -> Sampling:
     wrong = {
         "max_new_tokens must be 1 or more": config.max_new_tokens < 1,
         "num_completions must be 1 or more": config.num_completions < 1,
+        "limit must be 1 or more": config.limit is not None and config.limit < 1,
         "batch_size must be 1 or more": config.batch_size < 1,
     }
     for rule, broken in wrong.items():
@@ -123,15 +129,21 @@ def check(config: Config) -> Sampling:
     return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
 
 
-def read_prompts(path: str) -> list[str]:
-    """The field ``prompt`` of every row."""
+def read_prompts(path: str, limit: int | None = None) -> list[str]:
+    """The field ``prompt`` of every row, or of a row of transcripts what comes before the last answer."""
     prompts = []
-    for row in read_rows(path):
+    for row in itertools.islice(read_rows(path, streaming=True), limit):
         if isinstance(row.value, Problem):
             raise UserError(f"{row.file}, row {row.number}: {row.value.text}.")
-        if not isinstance(row.value.get("prompt"), str):
+        prompt = row.value.get("prompt")
+        if prompt is None and isinstance(row.value.get("chosen"), str):
+            found = prompt_only(row.value, None)
+            if isinstance(found, Problem):
+                raise UserError(f"{row.file}, row {row.number}: {found.text}.")
+            prompt = found[0]
+        if not isinstance(prompt, str):
             raise UserError(f"{row.file}, row {row.number}: field 'prompt' must be there and be a string.")
-        prompts.append(row.value["prompt"])
+        prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path}: there are no rows: give a file with at least one.")
     return prompts
@@ -142,7 +154,8 @@ def encode(encoder: Encoder, prompt: str, chat: bool, number: int) -> list[int]:
     if not chat:
         ids = encoder.document(prompt)
     else:
-        found = encoder.prompt([Message("user", prompt)])
+        transcript = prompt.strip() and prompt_only({"prompt": prompt}, None)[1] == "transcript"
+        found = encoder.prompt(transcript_messages(prompt) if transcript else [Message("user", prompt)])
         if isinstance(found, Problem):
             raise UserError(f"prompt {number}: {found.text}; or set chat=false.")
         ids = found

@@ -17,7 +17,7 @@ from jaxalign.checkpoint import check_writable
 from jaxalign.cli import runs
 from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge_items import JudgeDataSection, read_items
-from jaxalign.cli.judge_panel import JudgeSection, check_panel, open_rater
+from jaxalign.cli.judge_panel import JudgeSection, check_panel, name_of, open_rater
 from jaxalign.errors import UserError
 from jaxalign.judges.decide import label_rows
 from jaxalign.judges.journal import Journal
@@ -29,7 +29,7 @@ TASKS = {"audit": "jaxalign.cli.judge_audit"}
 VERDICTS, CACHE = "verdicts.jsonl", "cache.sqlite"
 FILES = {"preference": "preferences", "binary": "labels", "score": "scores", "ranking": "rankings"}
 # What may change between a run and its resumption: none of it changes a verdict.
-FREE = ("output", "save_every", "write", "threshold", "data.limit", "data.on_error", "data.path")
+FREE = ("output", "save_every", "write", "decide", "threshold", "data.limit", "data.on_error", "data.path")
 ENDPOINT_FREE = ("concurrency", "requests_per_minute", "timeout", "retries", "backoff", "cache", "key_env")
 
 
@@ -53,6 +53,9 @@ class Config:
         think: ask for reasons before the verdict
         both_orders: share of the items that are shown in both orders, the others in one; only those can be audited for
             position bias
+        decide: which of two answers is better by verdicts (a tie where the two orders contradict each other), or by the
+            mean of the probabilities in both orders, which cancels a constant position bias: for judges that give
+            probabilities, weak ones above all
         threshold: score from which an answer is labelled good (how=pointwise, write=binary)
         save_every: items between two writes; what was not yet written is judged again after a kill (not of an endpoint,
             whose answers are kept one by one)
@@ -70,6 +73,7 @@ class Config:
     template: str | None = None
     think: bool = False
     both_orders: float = 1.0
+    decide: Literal["verdicts", "probabilities"] = "verdicts"
     threshold: float = 5.5
     save_every: int = 16
     seed: int = 0
@@ -120,6 +124,14 @@ def check(config: Config, panel: Sequence[JudgeSection]) -> None:
         raise UserError("write=score needs scores: ask with how=pointwise.")
     if config.write == "ranking" and config.how == "pairwise" and not scored:
         raise UserError("write=ranking needs all answers of a prompt at once: ask with how=ranking or how=pointwise.")
+    if config.decide == "probabilities":
+        for judge in panel:
+            asked = judge.model is not None or (judge.endpoint is not None and judge.endpoint.top_logprobs > 0)
+            if config.how != "pairwise" or not (asked or judge.reward is not None):
+                raise UserError(
+                    f"decide=probabilities is for pairs and judges that give probabilities, and {name_of(judge)} gives "
+                    "none: take a model, a reward model or an endpoint with top_logprobs, or decide=verdicts."
+                )
     if config.write == "binary" and config.how == "ranking":
         raise UserError("write=binary needs a winner or scores: ask with how=pairwise or how=pointwise.")
 
@@ -205,7 +217,7 @@ def write(
     lines = [by_item[item.key] for item in items]
     margin = max(rater.margin for rater in raters)
     threshold = config.threshold if question.how == "pointwise" else None
-    rows, counts = label_rows(items, lines, config.write, margin=margin, threshold=threshold)
+    rows, counts = label_rows(items, lines, config.write, margin=margin, threshold=threshold, by=config.decide)
     unheard = sum(line["error"] is not None for mine in by_item.values() for line in mine)
     told = f"{counts['labelled']} of {len(items)} items labelled, {counts['tied']} tied, {counts['failed']} failed"
     console.print(told)

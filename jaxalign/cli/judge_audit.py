@@ -16,7 +16,7 @@ from jaxalign.checkpoint import check_writable
 from jaxalign.cli import judge as labelling
 from jaxalign.cli.config import check_ranges
 from jaxalign.data.files import Problem, Row, read_rows
-from jaxalign.data.formats import missing
+from jaxalign.data.formats import missing, number
 from jaxalign.data.messages import shown
 from jaxalign.errors import UserError
 from jaxalign.judges.audit import JudgeAudit, TrustReport, Verdicts, audit
@@ -93,7 +93,7 @@ def run(config: Config) -> None:
     write_whole(output / REPORT, json.dumps(report.plain(), indent=2, ensure_ascii=False) + "\n")
     console.print(f"The report is in {output / REPORT}", end="" if config.picture else ".\n")
     if config.picture:
-        from jaxalign.cli.judge_picture import draw
+        from jaxalign.judges.picture import draw
 
         draw(report, columns, output / PICTURE, confidence=config.confidence)
         console.print(f", its picture in {output / PICTURE}.")
@@ -116,9 +116,9 @@ def read_columns(path: str | Path, config: Config) -> dict[str, Verdicts]:
         UserError: if the file cannot be read or a row cannot be used; the sentence names it.
     """
     rows: dict[str, dict[Any, list[dict[str, Any]]]] = {}
-    for number, row in enumerate(read_rows(path)):
+    for place, row in enumerate(read_rows(path)):
         value = _parse(row, config)
-        value["key"] = number if value["key"] is None else value["key"]
+        value["key"] = place if value["key"] is None else value["key"]
         mine = rows.setdefault(value["judge"], {}).setdefault(value["key"], [])
         mine[:] = [line for line in mine if line["principle"] != value["principle"]] + [value]  # the last one counts
     if not rows:
@@ -153,6 +153,9 @@ def _parse(row: Row, config: Config) -> dict[str, Any]:
     texts = answers if answers is not None and len(answers) == 2 else sides
     lengths = [len(text) if isinstance(text, str) else None for text in texts]
     by = value.get("by") or [value.get("answer_a_by"), value.get("answer_b_by")]
+    weight = number("weight", value.get("weight", 1.0))
+    if isinstance(weight, Problem):
+        raise UserError(f"{where}: {weight.text}")
     p = value.get("probability")
     if p is not None and not (isinstance(p, (int, float)) and 0 <= p <= 1):
         raise UserError(f"{where}: field 'probability' is {shown(p)} where a number from 0 to 1 is needed")
@@ -166,7 +169,7 @@ def _parse(row: Row, config: Config) -> dict[str, Any]:
         "group": value.get(config.group) if config.group else None,
         "judge": str(value.get("judge") or "judge"),
         "principle": value.get("principle"),
-        "weight": float(value.get("weight") or 1.0),
+        "weight": weight,
         "key": value.get("key"),
     }
 
@@ -263,6 +266,9 @@ def figures(found: JudgeAudit) -> list[tuple[str, float, Interval, str]]:
             ("agreement with humans", agreed.accuracy, agreed.accuracy_ci, "%"),
             ("Cohen's κ with humans", agreed.kappa, agreed.kappa_ci, ""),
         ]
+    if found.by_probability is not None:
+        side = found.by_probability
+        rows.append(("  of its probabilities", side.accuracy, side.accuracy_ci, "%"))
     for label, favour in (("the longer answer", found.verbosity), ("its own family", found.own)):
         if favour is not None:
             rows.append((f"bias for {label}", favour.bias, favour.bias_ci, "points"))

@@ -74,6 +74,8 @@ class JudgeAudit:
     calibration: Calibration | None = None
     ceiling: Ceiling | None = None
     spots: dict[Hashable, Agreement] | None = None
+    by_probability: Agreement | None = None
+    """Of the side that the probability takes with the human labels, where there are probabilities."""
     warnings: tuple[str, ...] = ()
 
 
@@ -140,7 +142,7 @@ def _audit(
     human = [mine.human[i] for i in labelled] if mine.human is not None else []
     judged = [winners[i] for i in labelled]
     agreed = agreement(judged, human, bootstrap=bootstrap) if labelled else None
-    verbosity = own = found = ceiling = spots = None
+    verbosity = own = found = ceiling = spots = by_probability = None
     if mine.length_difference is not None and any(mine.length_difference):
         known = mine.human if labelled else None
         verbosity = verbosity_bias(winners, mine.length_difference, known, bootstrap=bootstrap)
@@ -149,6 +151,8 @@ def _audit(
     if mine.probabilities is not None and any(mine.probabilities[i] is not None for i in labelled):
         said = [mine.probabilities[i] for i in labelled]
         found = calibration(said, [OUTCOME[str(label)] for label in human], bootstrap=bootstrap)
+        sides = [None if p is None else ("tie" if p == 0.5 else "first" if p > 0.5 else "second") for p in said]
+        by_probability = agreement(sides, human, bootstrap=bootstrap)
     if len(mine.annotators) > 1:
         ceiling = human_ceiling(winners, mine.annotators, bootstrap=bootstrap)
     if mine.groups is not None and labelled:
@@ -165,7 +169,8 @@ def _audit(
             probabilities=found,
         )
     twice = len(winners) if mine.twice is None else sum(mine.twice)
-    return JudgeAudit(len(winners), twice, report, agreed, verbosity, own, found, ceiling, spots, tuple(warnings))
+    measured = (verbosity, own, found, ceiling, spots, by_probability)
+    return JudgeAudit(len(winners), twice, report, agreed, *measured, tuple(warnings))
 
 
 def _between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgreement | None:

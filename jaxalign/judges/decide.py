@@ -12,6 +12,7 @@ from jaxalign.judges.panel import Item
 from jaxalign.judges.votes import panel_vote
 
 Write: TypeAlias = Literal["preference", "binary", "score", "ranking"]
+By: TypeAlias = Literal["verdicts", "probabilities"]
 Lines: TypeAlias = Sequence[Mapping[str, Any]]
 
 
@@ -27,12 +28,14 @@ class Decision:
     """Of each answer: the mean over the judges, by weight; None where nobody scored."""
 
 
-def decide(item: Item, lines: Lines) -> Decision:
+def decide(item: Item, lines: Lines, by: By = "verdicts") -> Decision:
     """A vote by weight over verdicts, and weighted means over probabilities and scores.
 
     Args:
         item: what was judged.
         lines: its lines of :func:`~jaxalign.judges.panel.judge_items`, of all judges and principles.
+        by: what decides which of two answers is better: the vote, to which a judge that contradicts itself in the two
+            orders adds a tie; or the probability, whose mean over the orders cancels a constant position bias.
 
     Returns:
         the decision.
@@ -52,6 +55,8 @@ def decide(item: Item, lines: Lines) -> Decision:
         heard = [line for line in lines if line["winner"] is not None and line["weight"] > 0]
         if heard and all(line["probability"] is not None for line in heard):
             probability = _mean([(line["probability"], line["weight"]) for line in heard])
+        if by == "probabilities":
+            winner = None if probability is None else _side(probability)
     scores = []
     for k in range(len(item.answers)):
         known = [(line["scores"][k], line["weight"]) for line in lines if line["scores"] is not None]
@@ -60,7 +65,13 @@ def decide(item: Item, lines: Lines) -> Decision:
 
 
 def label_rows(
-    items: Sequence[Item], lines: Sequence[Lines], write: Write, *, margin: float = 0.0, threshold: float | None = None
+    items: Sequence[Item],
+    lines: Sequence[Lines],
+    write: Write,
+    *,
+    margin: float = 0.0,
+    threshold: float | None = None,
+    by: By = "verdicts",
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Rows for the data layer, in the format of the record each item came from, and what became of the others.
 
@@ -74,6 +85,7 @@ def label_rows(
         write: what to make.
         margin: scores no further apart are a tie.
         threshold: score from which an answer is a good one; None to label the two of a pair by their winner.
+        by: as for :func:`decide`.
 
     Returns:
         the rows, and counts of "labelled", "tied" and "failed" items.
@@ -81,7 +93,7 @@ def label_rows(
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter(labelled=0, tied=0, failed=0)
     for item, mine in zip(items, lines, strict=True):
-        found = decide(item, mine)
+        found = decide(item, mine, by)
         if write == "score" or (write == "binary" and threshold is not None):
             made, outcome = _by_score(item, mine, found, threshold if write == "binary" else None)
         elif write == "ranking" or len(item.answers) > 2:
@@ -167,6 +179,10 @@ def _origin(lines: Lines) -> dict[str, Any]:
     if len(lines) == 1:
         return {name: lines[0][name] for name in names} | cost
     return {name: [line[name] for line in lines] for name in names} | cost
+
+
+def _side(probability: float) -> Verdict:
+    return "tie" if abs(probability - 0.5) < 1e-12 else "first" if probability > 0.5 else "second"
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> float | None:

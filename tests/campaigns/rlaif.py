@@ -1,7 +1,7 @@
 """RLAIF where the true reward is known: a good judge comes near human labels, a biased judge passes its bias on.
 
 A tiny policy samples two answers to each prompt; humans, a good judge and a biased one label them; DPO trains on each
-set of labels from the same start; what counts is the known reward and the length of what the trained policies then write.
+set of labels from the same start; what counts is the known reward and the length of what the policies then write.
 
     python -m tests.campaigns.rlaif --seeds 8 --output rlaif.jsonl
 

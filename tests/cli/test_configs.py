@@ -39,10 +39,11 @@ def data_for(tmp_path_factory):
 
 def shrunk(config: Path, command: str, tiny_model, data_for, output) -> list[str]:
     settings = yaml.safe_load(config.read_text())
-    changes = {"model.path": tiny_model, "output": output}
+    changes = {"judge.model" if command == "judge" else "model.path": tiny_model, "output": output}
     if "data" in settings:
-        changes |= {"data.path": data_for(command), "data.data_dir": "null", "data.limit": "null", "data.holdout": 4}
-        changes |= {"train.batch_size": 4, "train.steps": 2, "optim.warmup_ratio": 0}
+        changes |= {"data.path": data_for(command), "data.data_dir": "null", "data.limit": "null"}
+    if "data" in settings and command != "judge":
+        changes |= {"data.holdout": 4, "train.batch_size": 4, "train.steps": 2, "optim.warmup_ratio": 0}
     if "samples" in settings:
         changes |= {"samples.prompts": 1, "samples.max_new_tokens": 4}
     if command == "generate":

@@ -7,7 +7,9 @@ import pytest
 
 import jaxalign
 from jaxalign.cli import main
+from jaxalign.cli.generate import encode
 from jaxalign.cli.sampling import TextSoFar, pieces
+from jaxalign.data.encode import Encoder
 from tests.cli.conftest import byte_tokenizer
 
 
@@ -66,6 +68,22 @@ def test_several_answers_to_each_prompt_of_a_file(said, tmp_path):
     assert rows[0] == rows[1]
     assert [row["prompt"] for row in rows[0]] == ["one?", "one?", "two?", "two?", "three?", "three?"]
     assert len({row["completion"] for row in rows[0]}) == 6
+
+
+def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(said, tmp_path, tiny_model, told):
+    opening = "\n\nHuman: sky?\n\nAssistant: blue\n\nHuman: sea?\n\nAssistant:"
+    file, out = tmp_path / "hh.jsonl", tmp_path / "out.jsonl"
+    rows = [{"chosen": f"{opening} deep", "rejected": f"{opening} red"}] * 2
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said("--prompts", str(file), "--limit", "1", "--output", str(out))
+    (row,) = [json.loads(line) for line in out.read_text().splitlines()]
+    assert row["prompt"] == opening
+    tokenizer = jaxalign.load_tokenizer(tiny_model)
+    chat = "<|user|>sky?<|end|><|assistant|>blue<|end|><|user|>sea?<|end|><|assistant|>"
+    assert tokenizer.decode(encode(Encoder(tokenizer), row["prompt"], True, 1)) == chat
+    file.write_text('{"chosen": "no turns", "rejected": "none"}\n')
+    line = told(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
+    assert line.startswith(f"{file}, row 1: there is no field 'prompt', and field 'chosen' is not a transcript")
 
 
 def test_an_answer_is_told_when_it_is_done(tiny_model):

@@ -96,7 +96,7 @@ def test_pairs_with_human_labels_become_preferences_that_dpo_trains_on(pairs_fil
     assert main(flags(tmp_path / "dpo", data__path=run / "preferences.jsonl", train__steps=1)) == 0
 
 
-def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, flags, told, tmp_path):
+def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, flags, told, tmp_path, capsys):
     run = tmp_path / "run"
     local = ["--judge.model", tiny_model, "--data.limit", 6]
     assert main(judge(pairs_file, run, *local, function=None)) in (0, 2)  # a random model may contradict itself always
@@ -110,12 +110,27 @@ def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, 
     run = tmp_path / "soft"
     assert main(flags(run, data__path=file, method__soft_labels=True, train__steps=1, data__holdout=19)) == 0
     loss = read_jsonl(run / "metrics.jsonl")[0]["eval/loss"]
+    capsys.readouterr()
     assert loss == pytest.approx(math.log(2), abs=1e-5)  # whatever the labels, where policy = reference
     assert "'label_smoothing' for method.soft_labels" in told(flags(tmp_path / "x", method__soft_labels=True))
     both = flags(tmp_path / "x", data__path=file, method__soft_labels=True, method__label_smoothing=0.1)
     assert "give one" in told(both)
     write(file, [{**pair(0), "label_smoothing": 0.7}])
     assert f"{file}, row 1: field 'label_smoothing' is 0.7 where" in told(flags(tmp_path / "x", data__path=file))
+
+
+def test_probabilities_decide_where_verdicts_contradict_each_other(pairs_file, tiny_model, tmp_path, told):
+    run = tmp_path / "run"
+    local = ["--judge.model", tiny_model, "--data.limit", 6, "--decide", "probabilities"]
+    assert main(judge(pairs_file, run, *local, function=None)) == 0
+    verdicts = {v["key"]: v for v in read_jsonl(run / "verdicts.jsonl")}
+    rows = read_jsonl(run / "preferences.jsonl")
+    assert len(rows) == len(verdicts) == 6
+    for row, verdict in zip(rows, verdicts.values(), strict=True):
+        p = verdict["probability"]
+        assert row["chosen"] == verdict["answers"][0 if p > 0.5 else 1]
+        assert row["label_smoothing"] == pytest.approx(min(p, 1 - p))
+    assert "decide=probabilities is for" in told(judge(pairs_file, tmp_path / "x", "--decide", "probabilities"))
 
 
 def test_a_reward_model_judges_without_being_asked(pairs_file, tiny_model, flags, tmp_path, capsys, told):

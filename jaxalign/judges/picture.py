@@ -18,7 +18,7 @@ BINS = 5  # of pairs by difference in length
 SCORE = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
-def draw(report: TrustReport, columns: Mapping[str, Verdicts], path: Path, *, confidence: float) -> None:
+def draw(report: TrustReport, columns: Mapping[str, Verdicts], path: str | Path, *, confidence: float) -> None:
     """Writes the picture.
 
     Args:
@@ -58,7 +58,7 @@ def draw(report: TrustReport, columns: Mapping[str, Verdicts], path: Path, *, co
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, title=note, title_fontsize=7)
         content = io.BytesIO()
         figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
+    write_whole(Path(path), content.getvalue())
 
 
 Dot = tuple[int, float, float, float, int]  # row, value, low, high, judge
