@@ -111,7 +111,7 @@ def open_rater(judge: JudgeSection, *, cache: str, template: str, console: Conso
         return _asked(_answering(judge.function), common)
     if judge.score_function is not None:
         return Rater(score=_scoring(judge.score_function), **common)
-    section = ModelSection(str(judge.model or judge.reward), judge.dtype, "none")
+    section = ModelSection(str(judge.model or judge.reward), dtype=judge.dtype, remat="none")
     tokenizer = load_tokenizer(section.path)
     model, params = open_model(section, open_mesh(MeshSection()), console)
     if judge.reward is not None:

@@ -36,7 +36,7 @@ class Journal:
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 found = json.loads(line)
-                self.lines[found["key"], found["judge"], found["principle"]] = found
+                self.lines[found["key"], found["judge"], found["principle"]] = {"error": None, **found}
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}, row {number}: not a verdict: mend the row or give another output") from None
 
