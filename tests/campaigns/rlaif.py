@@ -157,7 +157,7 @@ def runs(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> 
     model = Model(CONFIG)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(size.learning_rate, weight_decay=0.0))
     method, step = dpo.dpo(model, beta=0.1), None
-    options: dict[str, Any] = {"batch_size": size.batch_size, "shapes": [(512, 384)], "rows_per_microbatch": 1}
+    options: dict[str, Any] = {"batch_size": size.batch_size, "shapes": [(128, 112)], "rows_per_microbatch": 8}
     for seed in seeds:
         if all((seed, who) in done for who in ("start", *LABELLERS)):
             continue
