@@ -17,8 +17,7 @@ from jaxalign.masking import Rows
 from jaxalign.methods.dpo import completion_logps, reference_of
 from jaxalign.models.model import Model
 
-# (params, frozen, method_state, batch with ref_logps) → the batch's baseline, a scalar, and the new method state
-Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]
+Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]  # as prepare; gives a scalar and the new state
 
 
 def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Method:
