@@ -111,8 +111,10 @@ def test_settings_that_make_no_sense(tiny_model, told, setting, value, words):
     assert words in told(["generate", "--model.path", str(tiny_model), "--prompt", "x", f"--{setting}", value])
 
 
-def test_the_configuration_that_comes_with_jaxalign(said):
+def test_the_configuration_that_comes_with_jaxalign(said, tiny_model):
     config = Path(jaxalign.__file__).parents[1] / "configs/generate_smollm2.yaml"
-    once, again = (said("--config", str(config), "--max_new_tokens", "6") for _ in range(2))
+    once, again = (
+        said("--config", str(config), "--model.path", str(tiny_model), "--max_new_tokens", "6") for _ in range(2)
+    )
     assert once == again
     assert once.strip()
