@@ -105,7 +105,7 @@ def check_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError(
-            "the picture needs matplotlib: pip install 'jaxalign[notebooks]', or leave it out with --picture false"
+            "the picture needs matplotlib: pip install 'jaxalign[plots]', or leave it out with --picture false"
         ) from None
 
 

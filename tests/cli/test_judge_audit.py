@@ -169,7 +169,7 @@ def test_mistakes(told, tmp_path, row, more, words):
 def test_matplotlib_is_asked_for_in_a_sentence(told, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     file = write(tmp_path / "v.jsonl", [GOOD])
-    assert "the picture needs matplotlib: pip install 'jaxalign[notebooks]'" in told(["judge", "audit", str(file)])
+    assert "the picture needs matplotlib: pip install 'jaxalign[plots]'" in told(["judge", "audit", str(file)])
     assert main(["judge", "audit", str(file), "--picture", "false"]) == 0
 
 
