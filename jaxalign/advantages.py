@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -112,6 +114,69 @@ def leave_one_out(rewards: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
     if num_samples == 1:
         return jnp.zeros_like(rewards)
     return (rewards - jnp.mean(rewards, axis=-1, keepdims=True)) * (num_samples / (num_samples - 1))
+
+
+def per_sequence(
+    group: Callable[[Float[Array, "*B K"]], Float[Array, "*B K"]],
+) -> Callable[[Float[Array, "*B K C"], Bool[Array, "*B K C"]], Float[Array, "*B K C"]]:
+    """(token rewards, mask) -> advantages in which every token has its completion's: group(Σ_t r_kt) on all of them.
+
+    Args:
+      group: of the K samples of a prompt, such as ``group_relative`` or ``leave_one_out``.
+    Returns:
+      the function; advantages are 0 where masked.
+
+    >>> rewards, mask = jnp.array([[[0.0, 1.0], [0.0, 0.0]]]), jnp.array([[[True, True], [True, False]]])
+    >>> per_sequence(leave_one_out)(rewards, mask)
+    Array([[[ 1.,  1.],
+            [-1.,  0.]]], dtype=float32)
+    """
+
+    def advantages(rewards: Float[Array, "*B K C"], mask: Bool[Array, "*B K C"]) -> Float[Array, "*B K C"]:
+        scores = jnp.sum(jnp.where(mask, rewards, 0), axis=-1)
+        return jnp.where(mask, group(scores)[..., None], 0)
+
+    return advantages
+
+
+def reinforce_plus_plus(rewards: Float[Array, "*B K C"], mask: Bool[Array, "*B K C"]) -> Float[Array, "*B K C"]:
+    """REINFORCE++: the rewards still to come, Σ_{s≥t} r_s, whitened over all tokens of the batch.
+
+    Source: Hu et al. 2025, arXiv:2501.03262, for rewards that hold the KL penalty (``kl_shaped_rewards``).
+
+    Args:
+      rewards: per token, ``[..., C]``.
+      mask: True on the tokens, of the same shape.
+    Returns:
+      advantages, 0 where masked.
+
+    >>> reinforce_plus_plus(jnp.array([[0.0, 1.0], [0.0, -1.0]]), jnp.ones((2, 2), bool))
+    Array([[ 1.,  1.],
+           [-1., -1.]], dtype=float32)
+    """
+    return whiten(gae(rewards, jnp.zeros_like(rewards), mask, gamma=1.0, lam=1.0)[0], mask)
+
+
+def reinforce_plus_plus_baseline(
+    rewards: Float[Array, "*B K C"], mask: Bool[Array, "*B K C"]
+) -> Float[Array, "*B K C"]:
+    """REINFORCE++-baseline: rewards less their prompt's mean, then whitened over all tokens of the batch.
+
+    Source: Hu et al. 2025, arXiv:2501.03262.
+
+    Args:
+      rewards: per token, of the K samples of each prompt, ``[..., K, C]``.
+      mask: True on the tokens, of the same shape.
+    Returns:
+      advantages, 0 where masked.
+
+    >>> rewards = jnp.array([[[3.0], [1.0]], [[9.0], [7.0]]])
+    >>> reinforce_plus_plus_baseline(rewards, jnp.ones(rewards.shape, bool))[..., 0]
+    Array([[ 1., -1.],
+           [ 1., -1.]], dtype=float32)
+    """
+    centred = per_sequence(lambda scores: group_relative(scores, scale=False))
+    return whiten(centred(rewards, mask), mask)
 
 
 def kl_shaped_rewards(

@@ -104,9 +104,12 @@ class Checkpoints:
         except (KeyError, TypeError, ValueError, OSError) as error:
             raise self._damaged(step) from error
 
-    def restore_params(self, like: Any, *, step: int | None = None) -> Any:
-        """The ``params`` of a saved state alone, without reading the optimiser's part; see `restore`."""
-        return self._read(self._existing(step), like, prefix="params.")
+    def restore_params(self, like: Any, *, step: int | None = None, part: str | None = None) -> Any:
+        """The ``params`` of a saved state alone (or one ``part`` of them, by its name), and nothing else of it read.
+
+        ``like`` and ``step`` are those of `restore`.
+        """
+        return self._read(self._existing(step), like, prefix="params." if part is None else f"params.{part}.")
 
     def latest_step(self) -> int | None:
         """The step of the latest checkpoint, None without any."""

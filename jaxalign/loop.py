@@ -20,12 +20,14 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
+from jaxalign.losses.metrics import Largest, add
 from jaxalign.masking import Rows
 from jaxalign.models.params import union
 from jaxalign.models.sharding import batch_sharding, replicated
 
 T_co = TypeVar("T_co", covariant=True)
-Metrics = dict[str, tuple[Array, Array]]  # name → (sum, count): what microbatches, devices and batches add
+# name → (sum, count), or the largest: what microbatches, devices and batches add (``losses.metrics.add``)
+Metrics = dict[str, tuple[Array, Array] | Largest]
 
 
 @jax.tree_util.register_dataclass
@@ -53,11 +55,13 @@ class TrainState:
 class Batch:
     """One step's examples: ``rows`` with leading axes [M, R, ...], of whose M microbatches the first ``used`` hold any.
 
-    The step runs the used ones only, so batches of different fill share one compiled program.
+    The step runs the used ones only, so batches of different fill share one compiled program. ``beside`` holds what
+    ``prepare`` alone looks at (KTO's mismatched completions): no gradient, no metric counts it.
     """
 
     rows: Rows
     used: Int[Array, ""]
+    beside: Batch | None = None
 
 
 class Steps(Protocol[T_co]):
@@ -109,7 +113,7 @@ def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None)
         )
 
     def body(index: Int[Array, ""], total: Any) -> Any:
-        return jax.tree.map(jnp.add, total, fn(microbatch(batch.rows, index)))
+        return add(total, fn(microbatch(batch.rows, index)))
 
     return jax.lax.fori_loop(0, batch.used, body, zeros)
 
@@ -179,8 +183,11 @@ def gradients(
 
 
 def averages(metrics: Metrics) -> dict[str, Array]:
-    """sum / count of each metric, 0 where nothing was counted."""
-    return {name: total / jnp.maximum(count, 1) for name, (total, count) in metrics.items()}
+    """sum / count of each metric, 0 where nothing was counted; the largest as it is."""
+    return {
+        name: each.value if isinstance(each, Largest) else each[0] / jnp.maximum(each[1], 1)
+        for name, each in metrics.items()
+    }
 
 
 def init_state(
@@ -278,14 +285,16 @@ def make_eval(
         total: Metrics = {}
         for batch in batches:
             new = jax.device_get(sums(params, frozen, fixed, method_state, batch))
-            total = jax.tree.map(lambda a, b: a + b, total, new) if total else new
-        return {name: float(value) / max(float(count), 1.0) for name, (value, count) in total.items()}
+            total = add(total, new) if total else new
+        return {name: float(value) for name, value in averages(total).items()}
 
     return evaluate
 
 
-def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
+def place(rows: Rows, used: int, mesh: jax.sharding.Mesh, beside: tuple[Rows, int] | None = None) -> Batch:
     """Put a packed batch of NumPy arrays [M, R, ...] on the mesh, its rows split over the data and fsdp axes.
+
+    ``beside`` is put there likewise, as ``Batch.beside``.
 
     Raises:
       ValueError: if data × fsdp does not divide the rows of a microbatch.
@@ -297,21 +306,23 @@ def place(rows: Rows, used: int, mesh: jax.sharding.Mesh) -> Batch:
             f"rows_per_microbatch is {count}, but the mesh spreads rows over data × fsdp = {devices} devices."
         )
     put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # noqa: E731
-    return Batch(jax.tree.map(put, rows), jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh)))
+    number = jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh))
+    return Batch(jax.tree.map(put, rows), number, None if beside is None else place(*beside, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``place(*batches[i], mesh)``."""
+    """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``batches[i]`` through ``place``."""
 
-    batches: Steps[tuple[Rows, int]]
+    batches: Steps[tuple[Rows, int]] | Steps[tuple[Rows, int, tuple[Rows, int]]]
     mesh: jax.sharding.Mesh
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, step: int) -> Batch:
-        return place(*self.batches[step], self.mesh)
+        rows, used, *beside = self.batches[step]
+        return place(rows, used, self.mesh, *beside)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[step] for step in range(len(self)))

@@ -19,6 +19,10 @@ COMMANDS = {
     "sft": "fine-tune a model on demonstrations",
     "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
+    "kto": "align a model on answers that were liked or not: thumbs, votes, ratings, unpaired preferences",
+    "ppo": "align a model with proximal policy optimisation",
+    "grpo": "align a model with GRPO or a relative, without a value model",
+    "online_dpo": "align a model with DPO on pairs of its own answers",
     "generate": "sample answers from a model",
     "judge": "label answers with AI judges, and audit the judges: jaxalign judge audit RUN",
     "data": "inspect a data set: jaxalign data inspect FILE",
@@ -90,7 +94,7 @@ def sentence(error: UserError) -> str:
 
 def usage() -> str:
     """What ``jaxalign --help`` prints."""
-    lines = [f"  {name:<10} {purpose}" for name, purpose in COMMANDS.items()]
+    lines = [f"  {name:<11} {purpose}" for name, purpose in COMMANDS.items()]
     return "\n".join(
         (
             "usage: jaxalign COMMAND [--config FILE] [--any.key value ...]",

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from jaxalign.data.feedback import Signals
 from jaxalign.errors import UserError
 from jaxalign.models.config import LoraConfig
 
@@ -110,6 +111,17 @@ class SftDataSection(DataSection):
     """
 
     loss_on: Literal["assistant", "all"] = "assistant"
+
+
+@dataclasses.dataclass(frozen=True)
+class KtoDataSection(DataSection):
+    """Which answers: with a label each, pairs (taken apart), OpenAssistant's trees with votes, or a product's log.
+
+    Args:
+        signals: the fields of a log that say whether an answer was liked; none for rows with labels, pairs and trees
+    """
+
+    signals: Signals = dataclasses.field(default_factory=Signals)
 
 
 @dataclasses.dataclass(frozen=True)

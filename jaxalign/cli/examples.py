@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from jaxalign.cli.config import DataSection, SftDataSection, TrainSection
+from jaxalign.cli.config import DataSection, KtoDataSection, SftDataSection, TrainSection
+from jaxalign.data.feedback import read_feedback
 from jaxalign.data.records import Record, read_records, split_by_prompt
 from jaxalign.data.shapes import choose_shapes
 from jaxalign.data.tokenize import tokenize_completions, tokenize_sft
@@ -32,8 +33,10 @@ def read_examples(kind: type[R], data: DataSection, seed: int, console: Console)
 
 
 def _read(kind: type[R], data: DataSection, path: str, console: Console) -> list[R]:
-    records, report = read_records(
-        kind,
+    read: Callable[..., Any] = functools.partial(read_records, kind)
+    if isinstance(data, KtoDataSection) and data.signals.fields:
+        read = functools.partial(read_feedback, signals=data.signals)
+    records, report = read(
         path,
         columns=data.columns,
         format=data.format,

@@ -50,17 +50,18 @@ def run(config: Config) -> None:
         model.param_shapes(),
         model.param_shardings(),
     )
-    best, mode = settings["train"]["best"], settings["train"]["best_mode"]
+    best, mode = settings["train"].get("best"), settings["train"].get("best_mode", "max")
+    part = "policy" if "value" in settings.get("method", {}) else None  # PPO trains a value model beside it
     with Checkpoints(directory / runs.CHECKPOINTS, best=best, mode=mode, read_only=True) as checkpoints:
         match config.checkpoint:
             case "best":
-                step = checkpoints.best_step()
+                step = checkpoints.best_step() if best else checkpoints.latest_step()
             case "latest":
                 step = checkpoints.latest_step()
             case int(step):
                 pass
         wanted = shapes if model.lora is None else partition(shapes, lora.is_trained)[0]
-        params = checkpoints.restore_params(wanted, step=step)
+        params = checkpoints.restore_params(wanted, step=step, part=part)
         measured = checkpoints.metrics(step) if step is not None else {}
     if model.lora is not None:  # the checkpoint holds what was trained: the rest is where it was
         _, base = open_model(ModelSection(**settings["model"]), model.mesh, Console(quiet=True))

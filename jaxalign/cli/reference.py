@@ -35,7 +35,7 @@ def with_reference(
     resuming: bool,
     console: Console,
 ) -> tuple[list[Tree], list[Tree]]:
-    """The trees with the reference's log-probs [2] attached: those kept by this run, else computed now and kept.
+    """The trees with the reference's log-probs [K] attached: those kept by this run, else computed now and kept.
 
     Args:
         file: where they are kept.
@@ -44,7 +44,7 @@ def with_reference(
         trees: to train on.
         held: to evaluate on.
         options: of the batches.
-        steps: of the run: pairs that it never draws are left out.
+        steps: of the run: examples that it never draws are left out.
         seed: of the batches.
         resuming: whether the run goes on, with what an earlier one kept.
         console: where to tell.
@@ -53,21 +53,23 @@ def with_reference(
     if found is None:
         if resuming:
             console.print(f"{file} is missing or damaged, and computed again", markup=False)
-        started = time.perf_counter()
+        started, completions = time.perf_counter(), len(trees[0].completions)
         drawn = list(range(len(trees)))
-        if steps * options["batch_size"] < len(trees):  # a short run need not wait for pairs it never sees
+        if steps * options["batch_size"] < len(trees):  # a short run need not wait for examples it never sees
             order = batches(trees, seed=seed, **options).iterate(0, steps)
             drawn = sorted({int(i) for rows, _ in order for i in rows.extras["index"][rows.example_mask][:, 0]})
-        console.print(f"reference: log-probs of {len(drawn)} + {len(held)} pairs")
+        console.print(f"reference: log-probs of {len(drawn)} + {len(held)} examples")
 
         def logps(chosen: Sequence[Tree]) -> np.ndarray:
             if not chosen:
-                return np.zeros((0, 2), np.float32)
+                return np.zeros((0, completions), np.float32)
             feed = loop.OnMesh(evaluation_batches(chosen, **options), model.mesh)
             live = track(feed, "reference", len(feed), console=console, transient=True, disable=not console.is_terminal)
             return reference_logps(model, params, live)
 
-        train = np.full((len(trees), 2), np.nan, np.float32)  # what is not computed must not be used unnoticed
+        train = np.full(
+            (len(trees), completions), np.nan, np.float32
+        )  # what is not computed must not be used unnoticed
         train[drawn] = logps([trees[i] for i in drawn])
         found = train, logps(held)
         content = io.BytesIO()

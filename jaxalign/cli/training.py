@@ -21,7 +21,7 @@ from jaxalign.cli.interrupt import Interrupt, telling
 from jaxalign.cli.models import open_mesh
 from jaxalign.cli.sampling import answers
 from jaxalign.cli.summary import print_comparison, print_cost, print_samples
-from jaxalign.data.batches import batches, evaluation_batches
+from jaxalign.data.batches import Batches, batches, evaluation_batches
 from jaxalign.data.trees import Tree, fingerprint
 from jaxalign.keys import stream
 from jaxalign.models import lora
@@ -33,6 +33,7 @@ from jaxalign.models.weights import save_model
 from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, Tracker, check_installed, read_jsonl
 
 MODEL_INPUT = "the model at model.path"
+Arrange = Callable[[Batches, bool], loop.Steps[Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +130,8 @@ def fit(
     schedule: optax.Schedule | None = None,
     frozen: Any = None,
     fixed: Any = None,
+    method_state: Any = (),
+    arrange: Arrange | None = None,
     measure: Callable[[dict[str, float]], dict[str, float]] | None = None,
 ) -> Params:
     """Train to the last step, from the latest checkpoint where there is one.
@@ -146,13 +149,15 @@ def fit(
         schedule: the learning rate, to report it.
         frozen: see ``loop.make_step``.
         fixed: likewise.
+        method_state: the method's own, at the start.
+        arrange: makes what is fed of the training batches (False) and of the evaluation batches (True).
         measure: makes further metrics of those of an evaluation.
 
     Returns:
         The trained parameters.
     """
     train, resume_step = run.config.train, kept.latest_step()
-    state = loop.init_state(params, optimizer, stream(train.seed, "loop"))
+    state = loop.init_state(params, optimizer, stream(train.seed, "loop"), method_state=method_state)
     if resume_step is not None:
         like = jax.tree.map(abstract, state)
         # Two of them may not fit, and the caller still names this one.
@@ -161,8 +166,9 @@ def fit(
         run.console.print(f"going on after step {resume_step}")
     step_fn = loop.make_step(method, optimizer, state, frozen=frozen, fixed=fixed, learning_rate=schedule)
     evaluate = loop.make_eval(method, frozen=frozen, fixed=fixed)
-    feed = loop.OnMesh(batches(trees, seed=train.seed, **options), run.mesh)
-    held_feed = loop.OnMesh(evaluation_batches(held, **options), run.mesh) if held else None
+    arrange = arrange or (lambda drawn, evaluated: drawn)
+    feed = loop.OnMesh(arrange(batches(trees, seed=train.seed, **options), False), run.mesh)
+    held_feed = loop.OnMesh(arrange(evaluation_batches(held, **options), True), run.mesh) if held else None
 
     with (
         Interrupt() as interrupt,

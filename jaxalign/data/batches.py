@@ -57,16 +57,9 @@ def attach(trees: Sequence[Tree], **columns: Any) -> list[Tree]:
     wrong = [name for name, array in arrays.items() if len(array) != len(trees)]
     if wrong:
         raise ValueError(f"column {wrong[0]!r} has {len(arrays[wrong[0]])} entries for {len(trees)} trees")
+    more = (Tree.of(t.prompt, t.completions, **{n: a[i] for n, a in arrays.items()}) for i, t in enumerate(trees))
     return [
-        Tree.of(
-            tree.prompt,
-            tree.completions,
-            tree.masks,
-            tree.token_extras,
-            **tree.extras,
-            **{n: a[i] for n, a in arrays.items()},
-        )
-        for i, tree in enumerate(trees)
+        dataclasses.replace(tree, extras={**tree.extras, **new.extras}) for tree, new in zip(trees, more, strict=True)
     ]
 
 

@@ -6,7 +6,8 @@ mean of means is another number. Nothing here carries a gradient.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,12 @@ from jaxalign.losses.pairwise import Logps, log_ratios
 T = TypeVar("T")
 SumCount = tuple[Float[Array, ""], Float[Array, ""]]
 Metrics = dict[str, SumCount]
+
+
+class Largest(NamedTuple):
+    """The largest of values that are not negative, a metric of which ``add`` takes the larger one."""
+
+    value: Float[Array, ""]
 
 
 def sum_count(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None) -> SumCount:
@@ -40,22 +47,45 @@ def sum_count(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None)
     return jnp.sum(jnp.where(mask, values, 0)), jnp.sum(mask).astype(values.dtype)
 
 
+def largest(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None) -> Largest:
+    """The largest of the values that count, 0 if none is larger.
+
+    Args:
+      values: any shape.
+      mask: which of them count, all by default.
+    Returns:
+      ``Largest``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> add(largest(jnp.array([1.0, 3.0]), jnp.array([True, False])), largest(jnp.array([2.0])))
+    Largest(value=Array(2., dtype=float32))
+    """
+    values = jax.lax.stop_gradient(check.to_number("values", values))
+    mask = jnp.ones(values.shape, bool) if mask is None else check.to_mask("mask", mask, values.shape, "values")
+    return Largest(jnp.max(jnp.where(mask, values, 0), initial=0))
+
+
 def add(metrics: T, more: T) -> T:
-    """The metrics of two batches together: sums, counts and moments added.
+    """The metrics of two batches together: sums, counts and moments added, the larger of two ``Largest``.
 
     >>> add({"kl": (1.0, 2.0)}, {"kl": (3.0, 2.0)})
     {'kl': (4.0, 4.0)}
     """
-    return jax.tree.map(lambda a, b: a + b, metrics, more)
+
+    def join(one: Any, other: Any) -> Any:
+        return Largest(jnp.maximum(one.value, other.value)) if isinstance(one, Largest) else one + other
+
+    return jax.tree.map(join, metrics, more, is_leaf=lambda x: isinstance(x, Largest))
 
 
-def mean(metrics: Metrics) -> dict[str, Float[Array, ""]]:
-    """Each metric's sum over its count; NaN where nothing counted.
+def mean(metrics: Mapping[str, SumCount | Largest]) -> dict[str, Float[Array, ""]]:
+    """Each metric's sum over its count, NaN where nothing counted; the largest as it is.
 
     >>> mean({"kl": (jnp.array(4.0), jnp.array(8.0))})
     {'kl': Array(0.5, dtype=float32, weak_type=True)}
     """
-    return {name: total / count for name, (total, count) in metrics.items()}
+    return {name: m.value if isinstance(m, Largest) else m[0] / m[1] for name, m in metrics.items()}
 
 
 def preference_metrics(
@@ -162,6 +192,30 @@ def policy_metrics(
         "policy/ratio": ratio,
     }
     return {name: sum_count(value.astype(logps.dtype), mask) for name, value in values.items()}
+
+
+def ratio_extremes(
+    logps: Float[Array, "*B"], old_logps: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None
+) -> dict[str, Largest]:
+    """The largest ratio ρ = exp(logps - old_logps) of a batch, at least 1, and the largest 1/ρ.
+
+    Args:
+      logps, old_logps: nats, ``[...]``.
+      mask: which tokens count; all by default.
+    Returns:
+      ``policy/ratio_max`` and ``policy/inverse_ratio_max``.
+    Raises:
+      TypeError, ValueError: for a wrong type or shape, naming the argument.
+
+    >>> ratio_extremes(jnp.log(jnp.array([0.5, 1.5])), jnp.zeros(2))["policy/inverse_ratio_max"]
+    Largest(value=Array(2., dtype=float32))
+    """
+    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    log_ratio = logps - old_logps
+    return {
+        "policy/ratio_max": largest(jnp.exp(jnp.maximum(log_ratio, 0)), mask),
+        "policy/inverse_ratio_max": largest(jnp.exp(jnp.maximum(-log_ratio, 0)), mask),
+    }
 
 
 def value_clip_fraction(

@@ -108,6 +108,20 @@ def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Floa
     return by_index((_batch_logps(model, params, batch), batch) for batch in batches)
 
 
+def implicit_rewards(
+    model: Model, params: Any, batches: Iterable[Batch], *, beta: float, frozen: Any = None
+) -> Float[np.ndarray, "N K"]:
+    """β (log π - log π_ref) of every example's completions, in the order of ``extras["index"]``.
+
+    The reference is the log-probs cached in the trees, or what ``frozen`` holds, or the base of the policy's adapters.
+    """
+    given = list(batches)
+    policy = reference_logps(model, params, given)
+    if "ref_logps" in given[0].rows.extras:
+        return beta * (policy - by_index((batch.rows.extras["ref_logps"], batch) for batch in given))
+    return beta * (policy - reference_logps(*reference_of(model, params, frozen), given))
+
+
 def pair_metrics(
     logps: Float[Array, "R E 2"], ref_logps: Float[Array, "R E 2"], mask: Array, *, beta: float
 ) -> Metrics:

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.errors import UserError
-from jaxalign.logprobs import fused_token_logps
+from jaxalign.logprobs import TokenStatistics, fused_token_logps, fused_token_statistics
 from jaxalign.masking import Rows, gather_columns, visible
 from jaxalign.models.attention import attention
 from jaxalign.models.config import LoraConfig, ModelConfig
@@ -95,12 +95,31 @@ class Model:
 
         return self.apply(params, rows.tokens, rows.position, attend)[0]
 
+    def predictors(self, params: Params, rows: Rows) -> Float[Array, "R S D"]:
+        """The states that predict each target slot's token, for ``token_statistics`` and ``values`` of one pass."""
+        return gather_columns(self.encode(params, rows), rows.source)
+
     def token_logps(self, params: Params, rows: Rows) -> Float[Array, "R S"]:
         """Log-probability of each target slot's token, in nats, 0 where it does not count. Makes no [R, T, V]."""
-        states = gather_columns(self.encode(params, rows), rows.source)
         head, vocab_axis = self._head(params)
-        logps = fused_token_logps(states, head, rows.target, vocab_axis=vocab_axis)
+        logps = fused_token_logps(self.predictors(params, rows), head, rows.target, vocab_axis=vocab_axis)
         return jnp.where(rows.mask, logps, 0)
+
+    def token_statistics(self, params: Params, states: Float[Array, "R S D"], rows: Rows) -> TokenStatistics:
+        """Log-probability and entropy of each target slot's token from its predictor, 0 where it does not count."""
+        head, vocab_axis = self._head(params)
+        found = fused_token_statistics(states, head, rows.target, vocab_axis=vocab_axis)
+        return TokenStatistics(*(jnp.where(rows.mask, each, 0) for each in found))
+
+    def values(self, params: Params, states: Float[Array, "*B D"]) -> Float[Array, "*B"]:
+        """A value head on states: what the text will still earn, in float32 or wider.
+
+        ``params["score"]["kernel"]`` [D, 1] is the head: of a model of one score, or all there is of a head that sits
+        on another model's states.
+        """
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = params["score"]["kernel"].astype(self.dtype)
+        return jnp.matmul(states, kernel, preferred_element_type=wide)[..., 0]
 
     def scores(self, params: Params, rows: Rows) -> Float[Array, "R E K M"]:
         """A reward model's M scores of each completion, from the state of its last token; 0 in unused slots.

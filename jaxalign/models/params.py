@@ -31,6 +31,30 @@ def union(one: Params, other: Params) -> Params:
     return joined
 
 
+def replace_every(reference: Params, params: Params, step: int, *, every: int) -> Params:
+    """A reference refreshed every so many steps: a copy of the parameters then, itself in between.
+
+    Source: TR-DPO's hard update, Gorbatovski et al. 2024, arXiv:2404.09656, eq. 4.
+
+    >>> old, new = {"w": jnp.zeros(1)}, {"w": jnp.ones(1)}
+    >>> [float(replace_every(old, new, step, every=2)["w"][0]) for step in (1, 2)]
+    [0.0, 1.0]
+    """
+    return jax.tree.map(jnp.copy, params) if step % every == 0 else reference
+
+
+def moving_average(reference: Params, params: Params, step: int, *, rate: float) -> Params:
+    """A reference that follows the parameters: (1 - α) reference + α params, in the reference's types.
+
+    Source: TR-DPO's soft update, Gorbatovski et al. 2024, arXiv:2404.09656, eq. 3.
+
+    >>> float(moving_average({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 1, rate=0.25)["w"][0])
+    0.25
+    """
+    del step
+    return jax.tree.map(lambda old, new: (old + rate * (new - old)).astype(old.dtype), reference, params)
+
+
 def partition(params: Params, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[Params, Params]:
     """The leaves whose path is ``chosen``, and the others: two trees whose ``union`` is the first.
 

@@ -1,0 +1,110 @@
+"""``jaxalign grpo``: policy gradients without a value model, from a model, prompts and a reward."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+from jaxalign.cli import online
+from jaxalign.cli.config import LoraSection, MeshSection, ModelSection, SamplesSection, check_ranges
+from jaxalign.cli.online_config import (
+    OnlineTrainSection,
+    PenaltySection,
+    PromptSection,
+    ReferenceSection,
+    RolloutSection,
+    ScoreSection,
+)
+from jaxalign.methods import grpo
+from jaxalign.models.model import Model
+from jaxalign.models.params import Params
+from jaxalign.optim import OptimConfig
+from jaxalign.tracking import LogConfig
+
+ALGORITHMS = {
+    "grpo": grpo.grpo,
+    "dr_grpo": grpo.dr_grpo,
+    "dapo": grpo.dapo,
+    "rloo": grpo.rloo,
+    "reinforce_pp": grpo.reinforce_pp,
+    "reinforce_pp_b": grpo.reinforce_pp_b,
+    "gspo": grpo.gspo,
+    "cispo": grpo.cispo,
+}
+WITHOUT_KL = ("dr_grpo", "dapo", "gspo", "cispo")
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoSection:
+    """The method; see ``jaxalign.methods.grpo`` for what each of them is.
+
+    Args:
+        algorithm: which of them; dr_grpo, dapo, gspo and cispo have no KL, so kl and reference do nothing there
+        samples: answers to each prompt
+    """
+
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "rloo", "reinforce_pp", "reinforce_pp_b", "gspo", "cispo"] = "grpo"
+    samples: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Align a model with GRPO or a relative, against a reward model or functions.
+
+    The same command goes on where an interrupted run stopped.
+
+    Args:
+        model: the policy; also the reference it starts from
+        data: prompts
+        output: directory for checkpoints, metrics and the trained model
+        reward: what is rewarded
+        rollout: how answers are sampled
+        kl: the price of leaving the reference
+        reference: how the reference is held
+        method: the method
+        lora: train adapters in place of all parameters
+        optim: the optimiser
+        train: the loop
+        mesh: devices
+        log: dashboards
+        samples: answers before and after
+    """
+
+    model: ModelSection
+    data: PromptSection
+    output: str
+    reward: ScoreSection = dataclasses.field(default_factory=ScoreSection)
+    rollout: RolloutSection = dataclasses.field(default_factory=RolloutSection)
+    kl: PenaltySection = dataclasses.field(default_factory=lambda: PenaltySection(beta=0.04))
+    reference: ReferenceSection = dataclasses.field(default_factory=ReferenceSection)
+    method: GrpoSection = dataclasses.field(default_factory=GrpoSection)
+    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: OnlineTrainSection = dataclasses.field(default_factory=OnlineTrainSection)
+    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
+
+
+def run(config: Config) -> None:
+    """The whole job."""
+    check_ranges(config, {"method.samples": (2, math.inf)})
+    online.run(
+        config,
+        functools.partial(make, config),
+        samples_each=config.method.samples,
+        referenced=config.method.algorithm not in WITHOUT_KL,
+    )
+
+
+def make(
+    config: Config, model: Model, trained: Params, fixed: Params, shape: Callable[..., Any], controller: Any
+) -> online.Parts:
+    """The method of the configuration."""
+    options: dict[str, Any] = {"shape": shape, "controller": controller}
+    if config.method.algorithm == "dr_grpo":
+        options["length"] = config.rollout.max_new_tokens
+    return online.Parts(ALGORITHMS[config.method.algorithm](model, **options), trained, fixed)

@@ -1,0 +1,179 @@
+"""Settings that ppo, grpo and online_dpo share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from jaxalign.cli.config import TRAIN_RANGES
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptSection:
+    """Which prompts; rows may hold more, for rewards that need it (an answer to compare with).
+
+    Args:
+        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
+        name: configuration of a hub data set
+        data_dir: folder within a hub data set
+        split: split of a folder or a hub data set
+        format: shape of the rows; auto takes that of the first one
+        columns: what fields are called in this file, as {prompt: question}
+        template: the tokenizer's chat template is for chats and transcripts (auto), plain prompts too (always), never
+        on_error: stop at the first bad row, or skip bad rows and report them
+        limit: use the first so many records only
+        max_length: longest prompt, in tokens; a longer one loses its beginning
+    """
+
+    path: str
+    name: str | None = None
+    data_dir: str | None = None
+    split: str = "train"
+    format: Literal["auto", "text", "transcript", "chat", "instruction"] = "auto"
+    columns: dict[str, str] | None = None
+    template: Literal["auto", "always", "never"] = "auto"
+    on_error: Literal["stop", "skip"] = "stop"
+    limit: int | None = None
+    max_length: int = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSection:
+    """What is rewarded: the weighted sum of a reward model and of functions.
+
+    Args:
+        path: a reward model that shares the policy's tokenizer
+        weight: of the reward model
+        heads: what its several heads are made into
+        dtype: what the reward model computes in, and is held in if bfloat16
+        hold: on the device, or on the host but for the pass
+        functions: functions and their weights, as {number_match: 1.0} or {my_module:my_function: 0.5}
+        normalise: scores by what has been seen so far: none, over their deviation (scale), also less their mean
+            (standardise)
+        clip: bound on normalised scores
+        missing_eos_penalty: taken from the score of an answer that ran out of room
+    """
+
+    path: str | None = None
+    weight: float = 1.0
+    heads: Literal["mean", "minimum"] = "mean"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    hold: Literal["device", "host"] = "device"
+    functions: dict[str, float] | None = None
+    normalise: Literal["none", "scale", "standardise"] = "none"
+    clip: float | None = None
+    missing_eos_penalty: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSection:
+    """How answers are sampled.
+
+    Args:
+        max_new_tokens: the longest answer
+        temperature: divides the logits
+        top_p: sample among the most likely tokens that together reach this probability
+        chunk: prompts sampled at a time; functions score one chunk while the next is sampled; null for all at once
+        rounds: with more than one, prompts whose answers all score the same are replaced by others, trying up to this
+            many times train.batch_size (DAPO's dynamic sampling)
+    """
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_p: float = 1.0
+    chunk: int | None = None
+    rounds: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class PenaltySection:
+    """The price of a nat of KL from the reference.
+
+    Args:
+        beta: to begin with
+        target: KL to hold, nats per answer, by adapting the price; null keeps it
+        gain: of the adaptation (Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2)
+    """
+
+    beta: float = 0.05
+    target: float | None = None
+    gain: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceSection:
+    """The policy's reference, the model it starts from; with lora it is the base, at no cost, and this is not used.
+
+    Args:
+        hold: a copy on the device, one in bfloat16, or one on the host that comes to the device once an iteration
+        refresh: never, a copy of the policy every so many iterations (replace), or a moving average (average)
+        every: iterations between two replacements
+        rate: of the moving average
+    """
+
+    hold: Literal["device", "bfloat16", "host"] = "device"
+    refresh: Literal["never", "replace", "average"] = "never"
+    every: int = 10
+    rate: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineTrainSection:
+    """The loop.
+
+    Args:
+        batch_size: prompts an iteration
+        iterations: of sampling, scoring and updating
+        epochs: passes over an iteration's answers
+        minibatches: optimiser steps that each pass is cut into
+        rows_per_microbatch: packed rows computed at a time, by default one per device that rows are spread over;
+            memory grows with it, results do not depend on it
+        max_update_kl: no further epoch after one whose policy/approxkl_avg is larger
+        stop_kl: stop the run where the policy is so far from the reference, nats per answer
+        stop_entropy: stop the run where the policy's entropy is lower, nats per token
+        checkpoint_every: iterations between checkpoints, which an interrupted run goes on from; 0 for the last only
+        keep: latest checkpoints to keep
+        seed: of the order of prompts and everything random
+        resume: auto goes on from the run's latest checkpoint, never starts anew and refuses a used directory
+    """
+
+    batch_size: int = 32
+    iterations: int = 100
+    epochs: int = 1
+    minibatches: int = 1
+    rows_per_microbatch: int | None = None
+    max_update_kl: float | None = None
+    stop_kl: float | None = 100.0
+    stop_entropy: float = 0.01
+    checkpoint_every: int = 5
+    keep: int = 1
+    seed: int = 0
+    resume: Literal["auto", "never"] = "auto"
+
+
+SHARED = ("train.batch_size", "train.rows_per_microbatch", "train.checkpoint_every", "train.keep", "train.seed")
+RANGES = {
+    **{key: limits for key, limits in TRAIN_RANGES.items() if key in SHARED or key.startswith(("samples.", "lora."))},
+    "log.every": (1, math.inf),
+    "data.limit": (1, math.inf),
+    "data.max_length": (1, math.inf),
+    "train.iterations": (1, math.inf),
+    "train.epochs": (1, math.inf),
+    "train.minibatches": (1, math.inf),
+    "train.max_update_kl": (0, math.inf),
+    "train.stop_kl": (0, math.inf),
+    "train.stop_entropy": (0, math.inf),
+    "rollout.max_new_tokens": (1, math.inf),
+    "rollout.temperature": (1e-6, math.inf),
+    "rollout.top_p": (1e-6, 1),
+    "rollout.chunk": (1, math.inf),
+    "rollout.rounds": (1, math.inf),
+    "kl.beta": (0, math.inf),
+    "kl.target": (1e-6, math.inf),
+    "kl.gain": (0, math.inf),
+    "reference.every": (1, math.inf),
+    "reference.rate": (0, 1),
+    "reward.clip": (0, math.inf),
+    "reward.missing_eos_penalty": (0, math.inf),
+}

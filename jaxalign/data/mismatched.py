@@ -1,0 +1,97 @@
+"""Prompts with completions of other prompts, beside each batch: what KTO estimates its baseline from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxalign.data.batches import Batches
+from jaxalign.data.tokenize import truncate
+from jaxalign.data.trees import Packed, Tree, pack
+from jaxalign.errors import UserError
+from jaxalign.masking import Rows
+
+
+class Beside(NamedTuple):
+    """A packed batch, and the mismatched trees of the same step, packed likewise."""
+
+    rows: Rows
+    used: int
+    beside: Packed
+
+
+class Mismatched:
+    """Batches with, beside every example, its prompt and a completion of another prompt.
+
+    Each is drawn from ``pool`` by (seed, step, example) alone, so packing and microbatches change nothing. The other
+    prompt is another text, not only another example: after unpairing, the same prompt comes twice or more.
+
+    Args:
+        batches: of trees with one completion each.
+        trees: what the batches were made of.
+        pool: whose completions are drawn.
+        seed: of the draws.
+        by_step: draw anew at every step; False draws the same whenever an example comes, for evaluation.
+
+    Raises:
+        UserError: if there is an example whose prompt all of the pool shares.
+    """
+
+    def __init__(
+        self, batches: Batches, trees: Sequence[Tree], pool: Sequence[Tree], seed: int = 0, *, by_step: bool = True
+    ) -> None:
+        self.batches, self.trees, self.pool, self.seed, self.by_step = batches, trees, pool, seed, by_step
+        keys = [tree.prompt.tobytes() for tree in pool]
+        self._order = sorted(range(len(keys)), key=keys.__getitem__)  # trees of one prompt side by side
+        self._spans: dict[bytes, tuple[int, int]] = {}  # where they stand in it
+        for place, number in enumerate(self._order):
+            self._spans[keys[number]] = (self._spans.get(keys[number], (place, 0))[0], place + 1)
+        if any(self._span(tree) == (0, len(pool)) for tree in trees):
+            raise UserError(
+                "all examples share one prompt, and KTO's baseline needs completions of other prompts: give more "
+                "prompts, or use the loss apo_zero_unpaired or bco"
+            )
+        firsts = {int(tree.prompt[0]) for tree in [*trees, *pool]}
+        self._opening = sorted(firsts) if len(firsts) == 1 else []  # BOS, or the start of a template
+        self._longest, self._most = max(map(len, trees)), max(tree.num_targets for tree in trees)
+
+    def _span(self, tree: Tree) -> tuple[int, int]:
+        """The places of the tree's own prompt in the order of the pool."""
+        return self._spans.get(tree.prompt.tobytes(), (0, 0))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Beside]:
+        return (self[step] for step in range(len(self)))
+
+    def __getitem__(self, step: int) -> Beside:
+        rows, used = self.batches[step]
+        examples = np.sort(rows.extras["index"][rows.example_mask][..., 0])  # however they were packed
+        number, size = rows.tokens.shape[:2]
+        beside = pack(
+            [self.draw(step, int(example)) for example in examples],
+            shapes=self.batches.shapes,
+            rows_per_microbatch=size,
+            max_microbatches=number,
+            num_completions=1,
+        )
+        return Beside(rows, used, beside)
+
+    def draw(self, step: int, example: int) -> Tree:
+        """The prompt of an example with a completion of another one, cut to what the longest example takes."""
+        tree = self.trees[example]
+        start, stop = self._span(tree)
+        generator = np.random.default_rng((self.seed, step if self.by_step else 0, example))
+        place = int(generator.integers(len(self.pool) - (stop - start)))
+        other = self.pool[self._order[place if place < start else place + stop - start]]
+        prompt, (completion,) = truncate(
+            tree.prompt.tolist(),
+            [other.completions[0].tolist()],
+            max_length=self._longest,
+            max_completion_length=self._most,
+            opening=self._opening,
+        )
+        return Tree.of(prompt, [completion], [other.masks[0][: len(completion)]])

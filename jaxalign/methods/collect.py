@@ -1,0 +1,269 @@
+"""Completions sampled for an iteration's prompts, and scored: by reward models, functions, or both."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jaxalign import rewards
+from jaxalign.data.batches import attach
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.loop import Batch, by_index, map_microbatches
+from jaxalign.models.model import Model
+from jaxalign.models.params import union
+from jaxalign.rewards import ensemble
+from jaxalign.rollout import Sampling, generate, rollout_trees
+from jaxalign.rollout.generate import Stop
+
+Scores = Float[np.ndarray, "B K"]
+Row = Mapping[str, Any]
+Scorer = Callable[[Sequence[Tree], Sequence[Row]], "Scores | Future[Any]"]
+"""(trees, the rows that their prompts come from) -> one score per completion, or a future of them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """How completions are sampled: ``sampler(params, prompts, key, ids)`` gives a tree for each prompt.
+
+    Attributes:
+      model: the policy.
+      num_completions: K.
+      max_new_tokens: C, the longest completion.
+      ends: ids that end one.
+      width: what prompts are padded to, so that all share a program; the longest of them by default.
+      sampling: temperature and filters. Log-probs are of the untempered, unfiltered policy, and a policy gradient is
+        unbiased only where that is also what is sampled from.
+      stop: ends completions by their text.
+      fixed: the part of the policy's parameters that is not trained.
+    """
+
+    model: Model
+    num_completions: int
+    max_new_tokens: int
+    ends: tuple[int, ...]
+    width: int | None = None
+    sampling: Sampling = Sampling()  # noqa: RUF009  # frozen
+    stop: Stop | None = None
+    fixed: Any = None
+
+    def __call__(self, params: Any, prompts: Sequence[np.ndarray], key: Array, ids: np.ndarray) -> list[Tree]:
+        width = self.width or max(map(len, prompts))
+        tokens = np.zeros((len(prompts), width), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for row, prompt in enumerate(prompts):
+            tokens[row, width - len(prompt) :] = prompt
+            mask[row, width - len(prompt) :] = True
+        rollout = jax.device_get(
+            generate(
+                self.model,
+                union(params, self.fixed),
+                tokens,
+                prompt_mask=mask,
+                max_new_tokens=self.max_new_tokens,
+                key=key,
+                eos_id=self.ends or None,
+                stop=self.stop,
+                num_completions=self.num_completions,
+                example_ids=ids,
+                **dataclasses.asdict(self.sampling),
+            )
+        )
+        lengths = rollout.mask.sum(axis=-1)
+        last = rollout.tokens[np.arange(len(lengths)), lengths - 1]
+        finished = (lengths < self.max_new_tokens) | np.isin(last, self.ends)
+        if self.stop is not None:
+            finished |= [self.stop(t[m]) is not None for t, m in zip(rollout.tokens, rollout.mask, strict=True)]
+        return rollout_trees(prompts, rollout, self.num_completions, finished=finished)
+
+
+class Collected(NamedTuple):
+    """An iteration's examples, with ``scores`` and ``finished`` as extras; metrics; seconds of the phases."""
+
+    trees: list[Tree]
+    metrics: dict[str, float]
+    seconds: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collector:
+    """``collector(params, iteration, key)``: sample and score the prompts of an iteration.
+
+    While the completions of one chunk of prompts are scored in threads, the device samples those of the next.
+
+    Attributes:
+      sampler: (params, prompts, key, ids) -> trees.
+      scorers: by name, each with its weight; a completion's score is the weighted sum.
+      prompts: token ids.
+      rows: what stands beside each prompt in its file, for scorers.
+      batch_size: B, prompts an iteration.
+      seed: of the prompts' order.
+      chunk_size: prompts sampled at a time; all by default.
+      keep: which examples to learn from, by their scores [B, K] (``informative``: DAPO's dynamic sampling); all, if it
+        keeps none. Up to ``rounds`` times B prompts are tried for B examples.
+      rounds: see ``keep``.
+    """
+
+    sampler: Callable[[Any, Sequence[np.ndarray], Array, np.ndarray], list[Tree]]
+    scorers: Mapping[str, tuple[float, Scorer]]
+    prompts: Sequence[Any]
+    rows: Sequence[Row]
+    batch_size: int
+    seed: int = 0
+    chunk_size: int | None = None
+    keep: Callable[[Scores], Bool[np.ndarray, " B"]] | None = None
+    rounds: int = 1
+
+    def __call__(self, params: Any, iteration: int, key: Array) -> Collected:
+        kept: list[Tree] = []
+        first: list[Tree] = []
+        metrics: dict[str, list[float]] = {}
+        seconds = {"generate": 0.0, "score": 0.0}
+        for number in range(self.rounds):
+            trees, components = self._round(params, iteration * self.rounds + number, number, key, seconds)
+            for name, scores in components.items():
+                metrics.setdefault(f"rewards/{name}", []).append(float(np.mean(scores)))
+            if self.keep is None:
+                kept = trees
+                break
+            first = first or trees
+            chosen = self.keep(np.stack([tree.extras["scores"] for tree in trees]))
+            metrics.setdefault("rewards/kept", []).append(float(np.mean(chosen)))
+            kept += [tree for tree, good in zip(trees, chosen, strict=True) if good]
+            if len(kept) >= self.batch_size:
+                break
+        found = {name: float(np.mean(values)) for name, values in metrics.items()}
+        return Collected((kept or first)[: self.batch_size], found, seconds)
+
+    def _round(
+        self, params: Any, draw: int, number: int, key: Array, seconds: dict[str, float]
+    ) -> tuple[list[Tree], dict[str, Scores]]:
+        """The trees of one draw of prompts, with their scores, and each scorer's."""
+        chosen = draw_prompts(len(self.prompts), self.batch_size, self.seed, draw)
+        size = self.chunk_size or len(chosen)
+        trees: list[Tree] = []
+        pending: dict[str, list[Any]] = {name: [] for name in self.scorers}
+        for start in range(0, len(chosen), size):
+            part = chosen[start : start + size]
+            began = time.perf_counter()
+            ids = number * self.batch_size + np.arange(start, start + len(part))
+            new = self.sampler(params, [np.asarray(self.prompts[i]) for i in part], key, ids)
+            seconds["generate"] += time.perf_counter() - began
+            began = time.perf_counter()
+            for name, (_, scorer) in self.scorers.items():
+                pending[name].append(scorer(new, [self.rows[i] for i in part]))
+            seconds["score"] += time.perf_counter() - began
+            trees += new
+        began = time.perf_counter()
+        components = {
+            name: np.concatenate([_resolve(each) for each in parts]).reshape(len(trees), -1)
+            for name, parts in pending.items()
+        }
+        seconds["score"] += time.perf_counter() - began
+        for name, scores in components.items():
+            if not np.all(np.isfinite(scores)):
+                bad = int(np.argmin(np.isfinite(scores).all(axis=1)))
+                raise UserError(
+                    f"reward {name}: the score of prompt {int(chosen[bad]) + 1} is not finite: check the reward"
+                )
+        total = sum(weight * components[name] for name, (weight, _) in self.scorers.items())
+        return attach(trees, scores=total), components
+
+
+def draw_prompts(count: int, batch_size: int, seed: int, iteration: int) -> np.ndarray:
+    """Which prompts an iteration has: epoch by epoch, each in a new order, a function of (seed, iteration).
+
+    >>> both = [draw_prompts(4, 2, 0, iteration) for iteration in (0, 1)]
+    >>> sorted(int(i) for part in both for i in part)
+    [0, 1, 2, 3]
+    """
+    at = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
+    order = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in set((at // count).tolist())}
+    return np.array([order[int(i) // count][int(i) % count] for i in at])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(model: Model, params: Any, batch: Batch) -> Float[Array, "N R E K M"]:
+    return map_microbatches(lambda rows: model.scores(params, rows), batch)
+
+
+def model_scorer(
+    model: Model,
+    params: Any,
+    batch: Callable[[Sequence[Tree], int], Batch],
+    *,
+    size: int,
+    heads: Callable[[Any], Any] = ensemble.mean,
+) -> Scorer:
+    """Scores of a reward model that shares the policy's tokenizer.
+
+    Args:
+      model, params: the reward model. Parameters in NumPy stay on the host but for the pass.
+      batch: packs trees, such as ``Packing.batch``.
+      size: the most trees at a time.
+      heads: makes one score of the model's M.
+    """
+
+    def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Scores:
+        del rows
+        packed = batch(attach(trees, index=np.arange(len(trees))), size)
+        return np.asarray(heads(by_index([(_scores(model, params, packed), packed)])))
+
+    return score
+
+
+def text_scorer(
+    reward: rewards.Reward, tokenizer: Any, *, name: str | None = None, executor: Executor | None = None
+) -> Scorer:
+    """Scores of a function of texts (see ``jaxalign.rewards``), computed in threads while the device works.
+
+    Special tokens are left out of completions, and kept in prompts.
+    """
+
+    def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Future[Any]:
+        texts = [
+            (tokenizer.decode(tree.prompt), tokenizer.decode(c, skip_special_tokens=True), row)
+            for tree, row in zip(trees, rows, strict=True)
+            for c in tree.completions
+        ]
+        prompts, completions, beside = map(list, zip(*texts, strict=True))
+        return rewards.submit(reward, prompts, completions, beside, name=name, executor=executor)
+
+    return score
+
+
+def informative(scores: Scores) -> Bool[np.ndarray, " B"]:
+    """Which groups teach anything: those whose scores differ (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 11).
+
+    >>> informative(np.array([[0.0, 1.0], [1.0, 1.0]]))
+    array([ True, False])
+    """
+    return np.ptp(scores, axis=1) > 0
+
+
+def overlong_penalty(max_new_tokens: int, *, cache: int) -> Scorer:
+    """0 up to C - cache tokens, from there falling to -1 at C (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13).
+
+    >>> penalty = overlong_penalty(8, cache=4)
+    >>> penalty([Tree.of([1], [[2] * 4, [2] * 6, [2] * 8])], [{}])
+    array([[-0. , -0.5, -1. ]])
+    """
+
+    def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Scores:
+        del rows
+        lengths = np.array([[len(c) for c in tree.completions] for tree in trees])
+        return -np.clip((lengths - (max_new_tokens - cache)) / cache, 0, 1)
+
+    return score
+
+
+def _resolve(scores: Any) -> np.ndarray:
+    return np.asarray(scores.result() if isinstance(scores, Future) else scores, np.float64).reshape(-1)

@@ -1,0 +1,111 @@
+"""``jaxalign ppo``, ``grpo`` and ``online_dpo`` from files to files, with rewards of both kinds; stopped, resumed."""
+
+import json
+import sys
+
+import pytest
+
+import jaxalign
+from jaxalign.cli import main
+from jaxalign.tracking import read_jsonl
+from tests.cli.conftest import names, same_model
+
+REWARDS = """
+import os, signal
+asked = 0
+stop_at = None
+
+def brief(prompts, completions, rows):
+    global asked
+    asked += 1
+    if asked == stop_at:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert all(row["prompt"] for row in rows)
+    return [1 - len(text) / 6 for text in completions]
+
+def broken(prompts, completions, rows):
+    return [float("nan")] * len(completions)
+"""
+
+
+@pytest.fixture
+def online(flags, tmp_path, monkeypatch):
+    (tmp_path / "brief_rewards.py").write_text(REWARDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "brief_rewards", raising=False)
+
+    def build(output, command, **changes):
+        gone = dict.fromkeys(("data.holdout", "train.steps", "train.row_lengths", "train.eval_every"))
+        settings = {
+            "train.batch_size": 4,
+            "train.iterations": 3,
+            "train.checkpoint_every": 1,
+            "rollout.max_new_tokens": 5,
+            "reward.functions": '{"brief_rewards:brief": 1.0}',
+            "optim.learning_rate": 3e-3,
+        }
+        return flags(output, command, **(gone | settings | changes))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("command", "changes"),
+    [
+        ("ppo", {"kl.target": 1.0, "reward.normalise": "standardise", "train.epochs": 2, "train.minibatches": 2}),
+        ("ppo", {"method.value": "trunk", "lora.rank": 2, "rollout.chunk": 2}),
+        ("grpo", {"method.samples": 3, "reference.hold": "host", "reward.missing_eos_penalty": 0.5}),
+        ("grpo", {"method.samples": 2, "method.algorithm": "dapo", "rollout.rounds": 2}),
+        ("online_dpo", {"reference.refresh": "average"}),
+    ],
+)
+def test_a_run_and_the_same_stopped_and_resumed(online, tmp_path, capsys, command, changes):
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    assert main(online(whole, command, **changes)) == 0
+    shown = capsys.readouterr().out
+    for words in ("bytes held", "optimiser", "an iteration, by phase (median): generate", str(whole / "model")):
+        assert words in shown
+    lines = read_jsonl(whole / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "objective/scores", "completions/truncated", "num_tokens", "learning_rate"} <= set(lines[0])
+    assert {"generate", "score", "prepare", "update"} <= set(read_jsonl(whole / "phases.jsonl")[0])
+    jaxalign.load_model(whole / "model")
+
+    import brief_rewards
+
+    brief_rewards.asked, brief_rewards.stop_at = 0, 1
+    assert main(online(halves, command, **changes)) == 130
+    assert [line["step"] for line in read_jsonl(halves / "metrics.jsonl")] == [1]
+    brief_rewards.stop_at = None
+    assert main(online(halves, command, **changes)) == 0
+    assert "going on after iteration 1" in capsys.readouterr().out
+    assert read_jsonl(halves / "metrics.jsonl") == lines
+    assert same_model(whole / "model", halves / "model")
+    assert main(["export", "--run", str(halves), "--output", str(tmp_path / "exported")]) == 0
+    assert same_model(tmp_path / "exported", halves / "model")
+    assert (whole / "samples.json").read_text() == (halves / "samples.json").read_text()
+
+
+def test_a_reward_model_and_a_function_weighted(flags, online, tmp_path):
+    scorer = tmp_path / "scorer"
+    made = flags(scorer, "reward", **{"samples.prompts": None, "samples.max_new_tokens": None, "train.steps": 1})
+    assert main(made) == 0
+    changes = {"reward.path": scorer / "model", "reward.weight": 0.25, "reward.hold": "host", "train.iterations": 1}
+    assert main(online(tmp_path / "run", "ppo", **changes)) == 0
+    (line,) = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    mixed = 0.25 * line["rewards/model"] + line["rewards/brief_rewards:brief"]
+    assert line["objective/scores"] == pytest.approx(mixed, rel=1e-5)
+
+
+def test_mistakes(online, told, tmp_path, tiny_model):
+    run = tmp_path / "run"
+    assert "there is nothing to reward" in told(online(run, "ppo", **{"reward.functions": None}))
+    assert "is no reward model" in told(online(run, "ppo", **{"reward.path": tiny_model}))
+    assert "method.samples is 1" in told(online(run, "grpo", **{"method.samples": 1}))
+    assert "'no_such' is not number_match" in told(online(run, "ppo", **{"reward.functions": '{"no_such": 1.0}'}))
+    assert "small steps" in told(online(run, "ppo", **{"reference.refresh": "average", "reference.hold": "bfloat16"}))
+    assert "row 1" in told(online(run, "grpo", **{"reward.functions": '{"brief_rewards:broken": 1.0}'}))
+    words = told(online(tmp_path / "far", "grpo", **{"train.stop_entropy": 100.0}))
+    assert "less than 100: it has collapsed" in words
+    assert json.loads((tmp_path / "far" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
+    assert "checkpoints" in names(tmp_path / "far")

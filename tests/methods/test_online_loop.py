@@ -1,0 +1,243 @@
+"""Iterations of online methods: stop and resume bitwise, scoring beside sampling, mistakes, early stops, pairs."""
+
+import dataclasses
+import functools
+import itertools
+import threading
+
+import jax
+import numpy as np
+import pytest
+
+from jaxalign.checkpoint import Checkpoints
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.judges.endpoint import Reply
+from jaxalign.methods import best_of_n, experience, online_dpo, rollouts
+from jaxalign.methods.collect import Collector, draw_prompts, informative, model_scorer, text_scorer
+from jaxalign.methods.reward import from_language_model
+from jaxalign.models.params import moving_average
+from tests.methods import online_task as task
+from tests.test_loop import as_numpy
+
+
+class Letters:
+    """A tokenizer whose text is the ids."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(str(int(i)) for i in ids if not (skip_special_tokens and i == task.END))
+
+
+def refresh(reference, params, iteration):
+    policy = params.get("policy", params)
+    return moving_average(reference, policy, iteration, rate=0.1)
+
+
+@pytest.mark.parametrize("name", ["ppo", "online_dpo"])
+def test_resume_between_iterations_is_bitwise(name, tmp_path):
+    """Controller, running scores, a moving reference, keys, the order of prompts: all of it is in the state."""
+    options = {"target": 1.0} if name == "ppo" else {}
+    again = functools.partial(task.run, name, 0, refresh=refresh, live=True, **options)
+    whole = []
+    for done in again(4):
+        whole.append((as_numpy(done.state), done.metrics, [tree.prompt for tree in done.trees]))
+    with Checkpoints(tmp_path) as checkpoints:
+        *_, done = again(2)
+        checkpoints.save(done.state, position=2)
+    with Checkpoints(tmp_path) as checkpoints:
+        other = task.start(name, 1, reference=task.MODEL.init(jax.random.key(3)), **options)
+        state, position = checkpoints.restore(other)
+    assert position == int(state.method_state.iteration) == 2
+    for number, done in enumerate(again(4, state=state), start=2):
+        want, metrics, prompts = whole[number]
+        jax.tree.map(np.testing.assert_array_equal, as_numpy(done.state), want)
+        assert done.metrics == metrics
+        jax.tree.map(np.testing.assert_array_equal, [tree.prompt for tree in done.trees], prompts)
+    assert number == 3
+    assert whole[0][2][0].tolist() != whole[1][2][0].tolist()
+    if name == "ppo":
+        assert whole[0][0].method_state.kl.beta != whole[3][0].method_state.kl.beta
+        assert whole[3][0].method_state.scores.number == 4 * 128
+
+
+def collector(scorer, **options):
+    random = np.random.default_rng(0)
+
+    def sample(params, prompts, key, ids):
+        texts = [[random.integers(3, 16, 2).astype(np.int32) for _ in range(2)] for _ in prompts]
+        return [Tree.of(p, t, finished=[True, True]) for p, t in zip(prompts, texts, strict=True)]
+
+    rows = [{"number": i} for i in range(12)]
+    return Collector(sample, {"mine": (2.0, scorer)}, task.PROMPTS[:12], rows, 6, **options)
+
+
+def test_rewards_are_computed_while_the_next_chunk_is_sampled():
+    sampled_again, order = threading.Event(), []
+
+    def slow(prompts, completions, rows):
+        first = not order
+        order.append([row["number"] for row in rows])
+        if first:
+            assert sampled_again.wait(20), "the second chunk was not sampled while the first was scored"
+        return [len(c) for c in completions]
+
+    made = collector(text_scorer(slow, Letters()), chunk_size=3)
+    sample = made.sampler
+
+    def watched(params, prompts, key, ids):
+        if ids[0] == 3:
+            sampled_again.set()
+        return sample(params, prompts, key, ids)
+
+    found = dataclasses.replace(made, sampler=watched)(None, 0, jax.random.key(0))
+    for tree in found.trees:
+        texts = [Letters().decode(c) for c in tree.completions]
+        np.testing.assert_array_equal(tree.extras["scores"], [2.0 * len(text) for text in texts])
+    drawn = draw_prompts(12, 6, 0, 0)
+    assert sorted(n for part in order for n in part) == sorted(np.repeat(drawn, 2).tolist())
+
+
+@pytest.mark.parametrize("what", ["nan", "raise"])
+def test_a_reward_that_fails_names_the_row(what):
+    def bad(prompts, completions, rows):
+        if what == "raise":
+            raise RuntimeError("no network")
+        return [float("nan") if i == 3 else 1.0 for i in range(len(completions))]
+
+    words = "row 4 .*the score is nan" if what == "nan" else "raised RuntimeError: no network"
+    with pytest.raises(UserError, match=words):
+        collector(text_scorer(bad, Letters(), name="mine"))(None, 0, jax.random.key(0))
+    broken = lambda trees, rows: np.where(np.arange(len(trees)) == 2, np.inf, 0)[:, None] * np.ones((1, 2))  # noqa: E731
+    with pytest.raises(UserError, match=f"prompt {draw_prompts(12, 6, 0, 0)[2] + 1} is not finite"):
+        collector(broken)(None, 0, jax.random.key(0))
+
+
+def test_prompts_come_by_epochs_in_new_orders():
+    epochs = [np.concatenate([draw_prompts(12, 5, 3, i) for i in range(12)])[e * 12 : e * 12 + 12] for e in range(5)]
+    for epoch in epochs:
+        assert sorted(epoch.tolist()) == list(range(12))
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 5
+
+
+def test_dynamic_sampling_tries_further_prompts_for_groups_that_differ():
+    def score(trees, rows):
+        return np.array([[row["number"] % 3 == 0, 0.0] for row in rows])
+
+    found = collector(score, keep=informative, rounds=3)(None, 0, jax.random.key(0))
+    assert 4 <= len(found.trees) <= 6
+    assert all(np.ptp(tree.extras["scores"]) > 0 for tree in found.trees)
+    assert 0.2 < found.metrics["rewards/kept"] < 0.5
+    none = collector(lambda trees, rows: np.zeros((len(trees), 2)), keep=informative, rounds=2)
+    assert len(none(None, 0, jax.random.key(0)).trees) == 6
+
+
+def test_scores_of_a_reward_model_are_those_of_its_head():
+    model, params = from_language_model(task.MODEL, task.MODEL.init(jax.random.key(0)), jax.random.key(1))
+    trees = list(collector(None).sampler(None, task.PROMPTS[:4], None, None))
+    packing = rollouts.Packing(model.mesh, (32, 32), 2)
+    on_host = jax.device_get(params)
+    got = model_scorer(model, on_host, packing.batch, size=6)(trees, [{}] * 4)
+    for tree, scores in zip(trees, got, strict=True):
+        for completion, score in zip(tree.completions, scores, strict=True):
+            one = rollouts.Packing(model.mesh, (32, 32), 1).batch([Tree.of(tree.prompt, [completion])])
+            want = model.scores(params, jax.tree.map(lambda x: x[0], one.rows))[0, 0, 0, 0]
+            np.testing.assert_allclose(score, want, rtol=1e-5, atol=1e-6)
+
+
+def test_sampled_completions_know_whether_they_ended():
+    trees = task.sampler(3)(task.MODEL.init(jax.random.key(0)), task.PROMPTS[:40], jax.random.key(0), np.arange(40))
+    ended = [c[-1] == task.END for tree in trees for c in tree.completions]
+    assert np.concatenate([tree.extras["finished"] for tree in trees]).tolist() == ended
+    assert 0 < np.mean(ended) < 1
+    assert all(len(c) == task.LENGTH or c[-1] == task.END for tree in trees for c in tree.completions)
+
+
+def test_epochs_end_early_where_the_policy_has_moved_too_far():
+    setting, _, _, packing, step = task.programs("grpo")
+    state = task.start("grpo", 0)
+    collect = Collector(task.sampler(4), {"true": (1.0, task.score)}, task.PROMPTS, [{}] * 169, 32)
+    trees = collect(state.params, 0, jax.random.key(0)).trees
+    trees, method_state, _ = task.prepared("grpo", 0)(state.params, state.method_state, trees)
+    both = {"key": jax.random.key(0), "weights": setting.online.weights, "num_minibatches": 2, "size": 32, "epochs": 4}
+
+    def steps(**options):
+        fresh = dataclasses.replace(task.start("grpo", 0), method_state=jax.tree.map(lambda x: x + 0, method_state))
+        return rollouts.update(fresh, trees, step, packing, **both, **options).metrics["steps"]
+
+    assert (steps(), steps(max_kl=10.0), steps(max_kl=1e-9)) == (8, 8, 2)
+
+
+def test_every_example_is_in_one_minibatch_of_an_epoch():
+    parts = rollouts.minibatches(11, 4, jax.random.key(0))
+    assert sorted(map(len, parts)) == [2, 3, 3, 3]
+    assert sorted(np.concatenate(parts).tolist()) == list(range(11))
+    assert [p.tolist() for p in parts] != [p.tolist() for p in rollouts.minibatches(11, 4, jax.random.key(1))]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "limits", "words"),
+    [
+        ({"objective/kl": 11.0}, {"max_kl": 10.0}, "is 11 nats a completion .* more than 10"),
+        ({"objective/kl": float("nan")}, {}, "is nan nats"),
+        ({"policy/entropy_avg": 0.01}, {"min_entropy": 0.1}, "entropy is 0.01 nats a token .* collapsed"),
+        ({"policy/ratio_max": 90.0}, {"max_ratio": 50.0}, "changed 90-fold"),
+        ({"loss": float("nan")}, {}, "the loss is not finite"),
+    ],
+)
+def test_guards(metrics, limits, words):
+    with pytest.raises(UserError, match=words):
+        experience.guard(metrics, **limits)
+
+
+def test_running_moments_are_those_of_everything_seen():
+    values = np.random.default_rng(0).normal(3, 2, (5, 7)).astype(np.float32)
+    moments = experience.init_state().scores
+    for batch in values:
+        moments = experience.observe(moments, batch, np.arange(7) < 5)
+    seen = values[:, :5]
+    np.testing.assert_allclose(moments.mean, seen.mean(), rtol=1e-6)
+    np.testing.assert_allclose(experience.deviation(moments), seen.std(ddof=1), rtol=1e-5)
+    shaped = experience.standardised(seen, moments)
+    np.testing.assert_allclose((shaped.mean(), shaped.std(ddof=1)), (0, 1), atol=1e-5)
+    same = experience.observe(experience.init_state().scores, np.full(4, 2.0), np.ones(4, bool))
+    assert experience.scaled(np.float32(2.0), same) == 2.0
+
+
+def test_a_pair_is_the_best_and_the_worst_of_what_was_sampled():
+    def tree(rewards):
+        texts = [[3, 4], [5], [6, 7, 8]]
+        spread = [np.full(len(t), r) for t, r in zip(texts, rewards, strict=True)]
+        return Tree.of(
+            [9], texts, token_extras={"rewards": spread, "ref_logps": [np.full(len(t), -1.0) for t in texts]}
+        )
+
+    pair = online_dpo.best_and_worst(tree([0.5, -1.0, 2.0]))
+    assert [c.tolist() for c in pair.completions] == [[6, 7, 8], [5]]
+    assert pair.extras["ref_logps"].tolist() == [-3, -1]
+    assert online_dpo.best_and_worst(tree([1.0, 1.0, 1.0])) is None
+
+
+def test_a_judge_scores_what_it_prefers_in_both_orders():
+    def judge(questions):
+        verdicts = []
+        for (message,) in questions:
+            first, second = message["content"].split("<response_b>")
+            likes = "A" if "7" in first.split("<response_a>")[1] else "B" if "7" in second else "A"
+            verdicts.append(Reply(f"Verdict: {likes}"))
+        return verdicts
+
+    trees = [Tree.of([3], [[7, 4], [5]]), Tree.of([3], [[5], [7]]), Tree.of([3], [[5], [6]])]
+    got = online_dpo.judge_scorer(judge, Letters())(trees, [{}] * 3)
+    assert got.tolist() == [[1, 0], [0, 1], [0, 0]]  # the last: "A" in both orders is no preference
+
+
+def test_best_of_n():
+    random = np.random.default_rng(0)
+    scores = random.normal(size=(3, 9))
+    trees = [Tree.of([3], [[4 + k] for k in range(9)], scores=row) for row in scores]
+    chosen = best_of_n.best_of(trees, 4)
+    assert [int(t.completions[0][0]) - 4 for t in chosen] == scores[:, :4].argmax(1).tolist()
+    subsets = [max(row[list(pick)]) for row in scores[:1] for pick in itertools.combinations(range(9), 3)]
+    np.testing.assert_allclose(best_of_n.expected_best(scores[:1], 3), np.mean(subsets))
+    with pytest.raises(ValueError, match="best of 12 needs 12"):
+        best_of_n.best_of(trees, 12)
