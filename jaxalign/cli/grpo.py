@@ -96,6 +96,7 @@ def run(config: Config) -> None:
         config,
         functools.partial(make, config),
         samples_each=config.method.samples,
+        penalty=config.kl,
         referenced=config.method.algorithm not in WITHOUT_KL,
     )
 

@@ -77,13 +77,16 @@ class Parts:
 Make = Callable[[Model, Params, Params, Callable[..., Any], Any], Parts]
 
 
-def run(config: Any, make: Make, *, samples_each: int, referenced: bool = True) -> None:
+def run(
+    config: Any, make: Make, *, samples_each: int, penalty: PenaltySection | None = None, referenced: bool = True
+) -> None:
     """The whole job. What can be wrong is found before anything is written.
 
     Args:
         config: the command's settings.
         make: (model, trained policy, its fixed rest, the shaping of scores, the controller) -> the method's parts.
         samples_each: K.
+        penalty: the price of KL; None where the loss has its own.
         referenced: whether the method has a reference at all.
     """
     check(config)
@@ -123,7 +126,7 @@ def run(config: Any, make: Make, *, samples_each: int, referenced: bool = True) 
             clip=math.inf if config.reward.clip is None else config.reward.clip,
             missing_eos_penalty=config.reward.missing_eos_penalty,
         )
-        kl = getattr(config, "kl", PenaltySection(0.0))
+        kl = penalty or PenaltySection(beta=0.0)
         parts = make(model, params, fixed, shape, controller(kl))
         del params
         moving = reference is not None and config.reference.refresh != "never"

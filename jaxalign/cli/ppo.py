@@ -100,7 +100,7 @@ def run(config: Config) -> None:
     ranges = {f"method.{name}": (0.0, 1.0) for name in ("gamma", "lam", "clip_low")}
     limits = {f"method.{name}": (0.0, math.inf) for name in ("clip_high", "value_clip", "value_coefficient")}
     check_ranges(config, {**ranges, **limits})
-    online.run(config, functools.partial(make, config), samples_each=1)
+    online.run(config, functools.partial(make, config), samples_each=1, penalty=config.kl)
 
 
 def make(

@@ -68,7 +68,9 @@ SETTINGS = {
     "ppo": lambda target=None: Setting(
         ppo.ppo(
             MODEL,
-            controller=losses.fixed_kl if target is None else functools.partial(losses.adaptive_kl, target=target),
+            controller=losses.fixed_kl
+            if target is None
+            else functools.partial(losses.adaptive_kl, target=target, gain=1.0),
             value_coefficient=0.5,
         ),
         0.05 if target is None else 0.1,
@@ -82,7 +84,7 @@ SETTINGS = {
     "dapo": lambda: Setting(grpo.dapo(MODEL), 0.0, 4, 32, 2),
     "online_dpo": lambda: Setting(online_dpo.online_dpo(MODEL, beta=0.1), 0.0, 2, 64, 2, pairs=True),
 }
-RATE = 3e-3
+RATE = 1e-3
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from tests.methods import online_task as task
 
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "online_dpo"])
 def test_the_true_reward_rises_and_the_policy_stays_near(method):
-    found = [one(method, seed, iterations=10) for seed in range(5)]
+    found = [one(method, seed, iterations=20) for seed in range(5)]
     gain, half = interval([x["after"] - x["before"] for x in found])
     print(f"{method}: gain {gain:.3f} ± {half:.3f}, KL {[round(x['kl'], 2) for x in found]}")
     assert gain - half > 0

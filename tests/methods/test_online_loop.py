@@ -179,7 +179,11 @@ def test_every_example_is_in_one_minibatch_of_an_epoch():
     [
         ({"objective/kl": 11.0}, {"max_kl": 10.0}, "is 11 nats a completion .* more than 10"),
         ({"objective/kl": float("nan")}, {}, "is nan nats"),
-        ({"policy/entropy_avg": 0.01}, {"min_entropy": 0.1}, "entropy is 0.01 nats a token .* collapsed"),
+        (
+            {"policy/entropy_avg": 0.01},
+            {"min_entropy": 0.1},
+            "entropy is 0.01 nats a token, less than 0.1: .* collapsed",
+        ),
         ({"policy/ratio_max": 90.0}, {"max_ratio": 50.0}, "changed 90-fold"),
         ({"loss": float("nan")}, {}, "the loss is not finite"),
     ],
