@@ -17,8 +17,7 @@ from jaxalign.masking import Rows
 from jaxalign.methods.dpo import completion_logps, reference_of
 from jaxalign.models.model import Model
 
-# (params, frozen, method_state, batch with ref_logps) → the batch's baseline, a scalar, and the new method state
-Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]
+Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]  # as prepare; gives a scalar and the new state
 
 
 def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Method:
@@ -28,16 +27,15 @@ def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable
     The reference point ẑ = max(0, mean of h(y' | x)) is of completions y' of other prompts (``data.mismatched``, as
     ``batch.beside``), over the whole batch, without gradient.
 
-    The reference is what ``frozen`` holds, or the base of the policy's adapters. Log-probs cached in the trees' extras
-    (``ref_logps`` [R, E, 1]) spare it the batch's own completions; the mismatched ones need it still.
+    The reference is ``frozen``, or the base of the policy's adapters; ``ref_logps`` [R, E, 1] cached in the trees'
+    extras spare it all but the mismatched completions.
 
     Args:
       model: policy and reference architecture.
       beta: how strongly the policy is held to the reference.
       desirable_weight, undesirable_weight: w_D and w_U (λ_D and λ_U); see ``balanced_weights``.
     Returns:
-      the method, for ``loop.make_step``. Rewards are β h; ``kl`` is ẑ in nats. Of several batches (evaluation) each
-      has its own ẑ.
+      the method, for ``loop.make_step``. Rewards are β h; ``kl`` is ẑ, in nats, of each batch (in evaluation too).
     Raises:
       ValueError: at the first step, for a batch without mismatched completions, or without a reference.
     """
@@ -45,10 +43,9 @@ def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
         if batch.beside is None:
             raise ValueError("the batch has no mismatched completions: draw batches with data.mismatched.Mismatched.")
-        counted = batch.beside.rows.example_mask.reshape(-1)
         policy = _logps(model, params, batch.beside).reshape(-1)
         reference = _logps(*reference_of(model, params, frozen), batch.beside).reshape(-1)
-        return losses.kto_kl(policy, reference, mask=counted), state
+        return losses.kto_kl(policy, reference, mask=batch.beside.rows.example_mask.reshape(-1)), state
 
     weights: Any = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
     return _method(model, functools.partial(losses.kto, beta=beta, **weights), baseline, "kl", beta)
@@ -88,8 +85,8 @@ def bco(
         rewards = beta * (_logps(model, params, batch) - rows.extras["ref_logps"])[..., 0]
         classes = liked(rows), rows.example_mask & ~liked(rows)
         new = jnp.stack([jnp.stack(sum_count(rewards, each)) for each in classes]).astype(state.dtype)
-        means = jnp.where(state[:, 1] > 0, state[:, 0] / jnp.where(state[:, 1] > 0, state[:, 1], 1), 0)
-        return jnp.mean(means), decay * state + new
+        seen = state[:, 1] > 0
+        return jnp.mean(jnp.where(seen, state[:, 0] / jnp.where(seen, state[:, 1], 1), 0)), decay * state + new
 
     def loss(policy: Array, reference: Array, desirable: Array, delta: Array) -> Array:
         each = losses.bco(policy, reference, desirable, delta, beta=beta)
