@@ -185,7 +185,7 @@ def kl_shaped_rewards(
     ref_logps: Float[Array, "*B T"],
     mask: Bool[Array, "*B T"],
     *,
-    beta: float,
+    beta: float | Float[Array, ""],
     estimator: str = "k1",
 ) -> Float[Array, "*B T"]:
     """Per-token rewards of RLHF: -β kl_t everywhere, plus the score on the last token.

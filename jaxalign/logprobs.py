@@ -174,7 +174,7 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 # A chunk of the vocabulary is not a contiguous range of it but `width` neighbours from each of `lanes` equal parts: the
 # head viewed as [D, lanes, V / lanes] is sliced along its last axis. So a mesh axis that splits the vocabulary splits
 # `lanes`, every device works on every chunk, and slicing moves nothing between devices.
-LANES = 64
+LANES = 16
 
 
 class _Chunking(NamedTuple):

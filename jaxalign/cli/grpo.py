@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jaxalign.cli import online
@@ -19,12 +19,13 @@ from jaxalign.cli.online_config import (
     ScoreSection,
 )
 from jaxalign.methods import grpo
+from jaxalign.methods.experience import Online
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
 from jaxalign.optim import OptimConfig
 from jaxalign.tracking import LogConfig
 
-ALGORITHMS = {
+ALGORITHMS: Mapping[str, Callable[..., Online]] = {
     "grpo": grpo.grpo,
     "dr_grpo": grpo.dr_grpo,
     "dapo": grpo.dapo,

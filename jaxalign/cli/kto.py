@@ -125,6 +125,7 @@ def run(config: Config) -> None:
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:
         resuming = kept.latest_step() is not None
+        training.begin(job, reference.config, params, tokenizer, (trees, held), resuming=resuming)
         prompts = [tree.prompt for tree in first_of_each_prompt(held or trees)[: config.samples.prompts]]
         answered = training.answers_before(job, reference, params, tokenizer, prompts, resuming=resuming)
         if section.reference == "cached":
@@ -140,8 +141,6 @@ def run(config: Config) -> None:
                 resuming=resuming,
                 console=console,
             )
-        runs.write_settings(job.output, job.settings)
-        runs.write_base(job.output, reference.config, tokenizer)
         model, params, fixed = training.trainable(config.lora, reference, params, seed)
         frozen = None
         if fixed is None and (section.reference == "live" or section.loss == "kto"):

@@ -25,7 +25,9 @@ from jaxalign.cli.online_config import RANGES, PenaltySection, PromptSection, Re
 from jaxalign.cli.sampling import end_ids
 from jaxalign.data.records import Prompt, read_records
 from jaxalign.data.tokenize import tokenize_prompts
+from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
+from jaxalign.keys import stream
 from jaxalign.methods import experience, rollouts
 from jaxalign.methods.collect import Collector, Sampler, Scorer, informative, model_scorer, text_scorer
 from jaxalign.methods.experience import Online
@@ -114,10 +116,10 @@ def run(
 
     with Checkpoints(job.output / runs.CHECKPOINTS, keep=train.keep) as kept, telling(kept):
         resuming = kept.latest_step() is not None
+        examples = [Tree.of(prompt, [prompt]) for prompt in prompts]  # as what is fingerprinted is
+        training.begin(job, base.config, params, tokenizer, (examples,), resuming=resuming)
         shown = prompts[: config.samples.prompts]
         answered = training.answers_before(job, base, params, tokenizer, shown, resuming=resuming)
-        runs.write_settings(job.output, job.settings)
-        runs.write_base(job.output, base.config, tokenizer)
         reference = hold_reference(config.reference, params) if referenced and not config.lora.rank else None
         model, params, fixed = training.trainable(config.lora, base, params, train.seed)
         shape = functools.partial(
@@ -131,7 +133,7 @@ def run(
         del params
         moving = reference is not None and config.reference.refresh != "never"
         method_state = experience.init_state(kl.beta, reference=reference if moving else ())
-        state = loop.init_state(parts.trained, optimizer, jax.random.key(train.seed), method_state=method_state)
+        state = loop.init_state(parts.trained, optimizer, stream(train.seed, "loop"), method_state=method_state)
         roles = {
             "trained": size_of(state.params),
             "fixed": size_of(parts.fixed),
@@ -290,7 +292,7 @@ def make_scorers(
     for name, function in functions.items():
         scorers[name] = (reward.functions or {})[name], text_scorer(function, tokenizer, name=name)
     if reward.path is not None:
-        model, params = open_model(ModelSection(reward.path, dtype=reward.dtype), mesh, console)
+        model, params = open_model(ModelSection(path=reward.path, dtype=reward.dtype), mesh, console)
         if not model.config.num_scores:
             raise UserError(f"reward.path {reward.path} is no reward model; train one with jaxalign reward.")
         if model.config.vocab_size < len(tokenizer):

@@ -21,6 +21,7 @@ from jaxalign.cli.online_config import (
     RolloutSection,
     ScoreSection,
 )
+from jaxalign.keys import stream
 from jaxalign.methods import ppo
 from jaxalign.methods.reward import from_language_model
 from jaxalign.models import lora as adapters
@@ -112,11 +113,11 @@ def make(
     if method.value == "trunk":
         # Copies: what is trained is given up to the step, and the base of adapters serves both.
         whole = jax.tree.map(jnp.copy, trained) if fixed is None else adapters.without(union(trained, fixed))
-        value_model, whole = from_language_model(adapters.base(model), whole, jax.random.key(config.train.seed))
+        value_model, whole = from_language_model(adapters.base(model), whole, stream(config.train.seed, "value model"))
         value = {**whole, "score": jax.tree.map(jnp.zeros_like, whole["score"])}
         if fixed is not None:
             value_model = dataclasses.replace(value_model, lora=model.lora)
-            own = adapters.init(value_model, jax.random.fold_in(jax.random.key(config.train.seed), 3))
+            own = adapters.init(value_model, stream(config.train.seed, "adapters of the value model"))
             value, value_fixed = partition(union(own, value), adapters.is_trained)
     online_method = ppo.ppo(
         model,

@@ -67,9 +67,8 @@ def with_reference(
             live = track(feed, "reference", len(feed), console=console, transient=True, disable=not console.is_terminal)
             return reference_logps(model, params, live)
 
-        train = np.full(
-            (len(trees), completions), np.nan, np.float32
-        )  # what is not computed must not be used unnoticed
+        # What is not computed must not be used unnoticed.
+        train = np.full((len(trees), completions), np.nan, np.float32)
         train[drawn] = logps([trees[i] for i in drawn])
         found = train, logps(held)
         content = io.BytesIO()

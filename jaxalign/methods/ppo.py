@@ -103,6 +103,7 @@ def ppo(
 
     def experience(state: OnlineState, x: Experience) -> tuple[Measured, OnlineState, Measured]:
         assert x.values is not None
+        assert x.ref_logps is not None
         scores, moments = shape(state.scores, x)
         rewards = advantages.kl_shaped_rewards(
             scores, x.old_logps, x.ref_logps, x.mask, beta=state.kl.beta, estimator=estimator

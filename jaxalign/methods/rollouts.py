@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,11 +127,13 @@ def make_prepare(
     """
     frozen = dict(frozen or {})
 
+    measure = online.measure
+
     @jax.jit
     def measured(params: Any, fixed: Any, frozen: Any, batch: Batch) -> Any:
-        assert online.measure is not None
+        assert measure is not None
         whole = union(params, fixed)
-        return map_microbatches(lambda rows: online.measure(whole, frozen, rows), batch)
+        return map_microbatches(lambda rows: measure(whole, frozen, rows), batch)
 
     arithmetic = jax.jit(online.experience)
 
@@ -140,21 +142,17 @@ def make_prepare(
     ) -> tuple[list[Tree], OnlineState, Metrics]:
         trees = list(trees)
         found: dict[str, Any] = {}
-        if online.measure is not None:
+        if measure is not None:
             held = {**frozen, "reference": method_state.reference} if method_state.reference != () else frozen
             packed = packing.pack(attach(trees, index=np.arange(len(trees))), size)
             values = jax.device_get(measured(params, fixed, held, place(*packed, packing.mesh)))
             trees = _back(trees, packed, values)
             found = {name: rectangle(trees, name, size, length) for name in values}
-        experience = Experience(
-            mask=rectangle(trees, "masks", size, length),
-            old_logps=rectangle(trees, "old_logps", size, length),
-            scores=_stack(trees, "scores", size),
-            finished=_stack(trees, "finished", size),
-            **found,
-        )
+        found["mask"] = rectangle(trees, "masks", size, length)
+        found["old_logps"] = rectangle(trees, "old_logps", size, length)
+        found |= {name: _stack(trees, name, size) for name in ("scores", "finished")}
         light = method_state._replace(reference=())
-        taught, after, metrics = arithmetic(light, experience)
+        taught, after, metrics = arithmetic(light, Experience(**found))
         trees = with_rectangles(trees, **jax.device_get(taught))
         kept = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), after, light)
         return trees, kept._replace(reference=method_state.reference), _floats(metrics)
@@ -168,7 +166,7 @@ def minibatches(count: int, number: int, key: jax.Array) -> list[np.ndarray]:
     return [part for part in np.array_split(order, number) if len(part)]
 
 
-def weighted(trees: Sequence[Tree], chosen: Sequence[int], weights: Callable[[Any], Any]) -> list[Tree]:
+def weighted(trees: Sequence[Tree], chosen: Iterable[int], weights: Callable[[Any], Any]) -> list[Tree]:
     """The chosen examples with the weight of every token in the minibatch that they are."""
     picked = [trees[i] for i in chosen]
     length = max(len(c) for tree in picked for c in tree.completions)

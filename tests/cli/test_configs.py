@@ -9,6 +9,7 @@ import yaml
 from jaxalign.cli import COMMANDS, main
 from tests.cli.conftest import pair
 
+ONLINE = ("ppo", "grpo", "online_dpo")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
@@ -37,12 +38,25 @@ def data_for(tmp_path_factory):
     return write
 
 
-def shrunk(config: Path, command: str, tiny_model, data_for, output) -> list[str]:
+@pytest.fixture(scope="session")
+def scorer(flags, tmp_path_factory) -> Path:
+    """A tiny reward model."""
+    run = tmp_path_factory.mktemp("scorer")
+    away = {"samples.prompts": None, "samples.max_new_tokens": None}
+    assert main(flags(run, "reward", **away, **{"train.steps": 1})) == 0
+    return run / "model"
+
+
+def shrunk(config: Path, command: str, tiny_model, data_for, scorer, output) -> list[str]:
     settings = yaml.safe_load(config.read_text())
     changes = {"judge.model" if command == "judge" else "model.path": tiny_model, "output": output}
     if "data" in settings:
         changes |= {"data.path": data_for(command), "data.data_dir": "null", "data.limit": "null"}
-    if "data" in settings and command != "judge":
+    if command in ONLINE:
+        changes |= {"train.batch_size": 4, "train.iterations": 1, "rollout.max_new_tokens": 4}
+        changes |= {"reward.path": scorer} if settings["reward"].get("path") else {}
+        changes |= {"data.name": "null"}
+    elif "data" in settings and command != "judge":
         changes |= {"data.holdout": 4, "train.batch_size": 4, "train.steps": 2, "optim.warmup_ratio": 0}
     if "samples" in settings:
         changes |= {"samples.prompts": 1, "samples.max_new_tokens": 4}
@@ -54,9 +68,9 @@ def shrunk(config: Path, command: str, tiny_model, data_for, output) -> list[str
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_shrunk_it_runs(config, tiny_model, data_for, tmp_path):
+def test_shrunk_it_runs(config, tiny_model, data_for, scorer, tmp_path):
     command = command_of(config)
-    assert main(shrunk(config, command, tiny_model, data_for, tmp_path / "run")) == 0
+    assert main(shrunk(config, command, tiny_model, data_for, scorer, tmp_path / "run")) == 0
     assert (tmp_path / "run").exists() or command == "generate"
 
 
