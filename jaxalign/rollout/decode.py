@@ -145,7 +145,7 @@ def keep(state: State, prompts: Int[Array, " b"], rows: Int[Array, " n"]) -> Sta
 def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N D"], Caches]:
     """The hidden state at each completion's last token, and the completions' cache with that token in it.
 
-    A query sees its prompt (in the cache that K completions share), its completion's earlier tokens and itself.
+    A query sees its prompt (in the cache that K completions share) and its completion's tokens so far, itself too.
     """
     batch, width = state.prompt_mask.shape
     rows = state.token.shape[0]
@@ -155,34 +155,32 @@ def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N
     near = within_window(model, position.reshape(batch, -1, 1), prompt_position[:, None, :])
     sees_prompt = (state.prompt_mask[:, None, :] & near)[:, :, None, None]  # [B, K, 1, 1, P]
     slots = jnp.arange(jax.tree.leaves(state.own)[0].shape[-1])
-    sees_own = (slots < t) & within_window(model, t, slots)  # [C]
+    sees_own = (slots <= t) & within_window(model, t, slots)  # [C]
+    stacked = isinstance(state.own, Cache)
+
+    def write(cache: Cache, new: Cache) -> Cache:
+        update = jax.lax.dynamic_update_slice_in_dim
+        return Cache(update(cache.keys, new.keys, t, axis=-1), update(cache.values, new.values, t, axis=-2))
 
     def attend(caches: tuple[Cache, Cache], q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
-        prompt, own = caches
+        prompt, old = caches
+        new = _cached(k, v)
+        own = write(old, new)  # before it is read: what is written after may be copied whole first
         groups, head = k.shape[-2:]
         einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
         q = (q * head**-0.5).reshape(rows, groups, -1, head)  # [N, G, H/G, h]
         by_prompt = lambda x: x.reshape(batch, rows // batch, *x.shape[1:])  # noqa: E731  # [N, ...] -> [B, K, ...]
         to_prompt = jnp.where(sees_prompt, einsum("bkgqh,bghp->bkgqp", by_prompt(q), prompt.keys), -jnp.inf)
         to_own = jnp.where(sees_own, einsum("ngqh,nghc->ngqc", q, own.keys), -jnp.inf)
-        to_self = einsum("ngqh,ngh->ngq", q, k[:, 0])[..., None]
-        scores = jnp.concatenate([to_prompt.reshape(*q.shape[:3], width), to_own, to_self], axis=-1)
+        scores = jnp.concatenate([to_prompt.reshape(*q.shape[:3], width), to_own], axis=-1)
         weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
         out = einsum("bkgqp,bgph->bkgqh", by_prompt(weights[..., :width]), prompt.values).reshape(q.shape)
-        out += einsum("ngqc,ngch->ngqh", weights[..., width:-1], own.values)
-        out += weights[..., -1:] * v[:, 0, :, None, :]
-        return out.reshape(rows, 1, -1, head).astype(v.dtype), _cached(k, v)
+        out += einsum("ngqc,ngch->ngqh", weights[..., width:], own.values)
+        return out.reshape(rows, 1, -1, head).astype(v.dtype), new if stacked else own
 
-    stacked = isinstance(state.own, Cache)
     caches = (state.prompt, state.own) if stacked else tuple(zip(state.prompt, state.own, strict=True))
-    hidden, new = model.apply(params, state.token[:, None], position[:, None], attend, caches)
-
-    def write(cache: Cache, new: Cache) -> Cache:
-        update = jax.lax.dynamic_update_slice_in_dim
-        keys, values = update(cache.keys, new.keys, t, axis=-1), update(cache.values, new.values, t, axis=-2)
-        return Cache(keys, values)
-
-    return hidden[:, 0], jax.tree.map(write, state.own, new, is_leaf=lambda x: isinstance(x, Cache))
+    hidden, kept = model.apply(params, state.token[:, None], position[:, None], attend, caches)
+    return hidden[:, 0], write(state.own, kept) if stacked else kept
 
 
 def _cached(k: Float[Array, "N C G h"], v: Float[Array, "N C G h"]) -> Cache:
