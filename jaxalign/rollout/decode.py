@@ -153,7 +153,8 @@ def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N
     position = state.start + t
     prompt_position = jnp.maximum(jnp.cumsum(state.prompt_mask, axis=-1) - 1, 0)
     near = within_window(model, position.reshape(batch, -1, 1), prompt_position[:, None, :])
-    sees_prompt = (state.prompt_mask[:, None, :] & near)[:, :, None, None]  # [B, K, 1, 1, P]
+    count = rows // batch
+    sees_prompt = jnp.broadcast_to(state.prompt_mask[:, None] & near, (batch, count, width)).reshape(rows, 1, 1, width)
     slots = jnp.arange(jax.tree.leaves(state.own)[0].shape[-1])
     sees_own = (slots <= t) & within_window(model, t, slots)  # [C]
     stacked = isinstance(state.own, Cache)
@@ -162,20 +163,29 @@ def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N
         update = jax.lax.dynamic_update_slice_in_dim
         return Cache(update(cache.keys, new.keys, t, axis=-1), update(cache.values, new.values, t, axis=-2))
 
+    def together(x: Float[Array, "N G q c"]) -> Float[Array, "B G Kq c"]:
+        """The queries of a prompt's completions side by side: one product with its cache."""
+        return x.reshape(batch, count, *x.shape[1:]).swapaxes(1, 2).reshape(batch, x.shape[1], -1, x.shape[-1])
+
+    def apart(x: Float[Array, "B G Kq c"]) -> Float[Array, "N G q c"]:
+        split = x.reshape(batch, x.shape[1], count, -1, x.shape[-1])
+        return split.swapaxes(1, 2).reshape(rows, x.shape[1], -1, x.shape[-1])
+
     def attend(caches: tuple[Cache, Cache], q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
         prompt, old = caches
         new = _cached(k, v)
         own = write(old, new)  # before it is read: what is written after may be copied whole first
         groups, head = k.shape[-2:]
-        einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+        # Plain products: XLA's CPU compiler runs what einsum makes of the same several times slower.
+        product = functools.partial(jnp.matmul, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
         q = (q * head**-0.5).reshape(rows, groups, -1, head)  # [N, G, H/G, h]
-        by_prompt = lambda x: x.reshape(batch, rows // batch, *x.shape[1:])  # noqa: E731  # [N, ...] -> [B, K, ...]
-        to_prompt = jnp.where(sees_prompt, einsum("bkgqh,bghp->bkgqp", by_prompt(q), prompt.keys), -jnp.inf)
-        to_own = jnp.where(sees_own, einsum("ngqh,nghc->ngqc", q, own.keys), -jnp.inf)
-        scores = jnp.concatenate([to_prompt.reshape(*q.shape[:3], width), to_own], axis=-1)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        out = einsum("bkgqp,bgph->bkgqh", by_prompt(weights[..., :width]), prompt.values).reshape(q.shape)
-        out += einsum("ngqc,ngch->ngqh", weights[..., width:], own.values)
+        to_prompt = jnp.where(sees_prompt, apart(product(together(q), prompt.keys)), -jnp.inf)
+        to_own = jnp.where(sees_own, product(q, own.keys), -jnp.inf)
+        top = jnp.maximum(jnp.max(to_prompt, axis=-1), jnp.max(to_own, axis=-1))[..., None]
+        on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
+        total = jnp.sum(on_prompt, axis=-1) + jnp.sum(on_own, axis=-1)
+        out = apart(product(together(on_prompt.astype(v.dtype)), prompt.values))
+        out = (out + product(on_own.astype(v.dtype), own.values)) / total[..., None]
         return out.reshape(rows, 1, -1, head).astype(v.dtype), new if stacked else own
 
     caches = (state.prompt, state.own) if stacked else tuple(zip(state.prompt, state.own, strict=True))

@@ -34,7 +34,7 @@ def test_pairs_are_taken_apart_and_the_run_tells_liked_from_other_answers(finish
     found = json.loads((finished / "separation.json").read_text())
     assert (found["liked"], found["others"], found["prompts"]) == (2, 2, 2), "pairs keep together in the split"
     assert found["auc"] == 1
-    left = "base checkpoints config.yaml metrics.jsonl model samples.json separation.json timings.jsonl"
+    left = "base checkpoints config.yaml inputs.json metrics.jsonl model samples.json separation.json timings.jsonl"
     assert names(finished) == left.split()
 
 
