@@ -190,7 +190,7 @@ def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N
 
     caches = (state.prompt, state.own) if stacked else tuple(zip(state.prompt, state.own, strict=True))
     hidden, kept = model.apply(params, state.token[:, None], position[:, None], attend, caches)
-    return hidden[:, 0], write(state.own, kept) if stacked else kept
+    return hidden[:, 0], write(state.own, kept) if isinstance(state.own, Cache) else kept
 
 
 def _cached(k: Float[Array, "N C G h"], v: Float[Array, "N C G h"]) -> Cache:

@@ -4,6 +4,8 @@ import pytest
 
 from tests.campaigns.rlaif import LABELLERS, Size, runs, summary
 
+pytestmark = pytest.mark.learning
+
 
 @pytest.fixture(scope="module")
 def found():

@@ -21,7 +21,7 @@ def brief(prompts, completions, rows):
     if asked == stop_at:
         os.kill(os.getpid(), signal.SIGINT)
     assert all(row["prompt"] for row in rows)
-    return [1 - len(text) / 6 for text in completions]
+    return [1 - len(text) / 6 + sum(text.encode()) % 7 / 100 for text in completions]
 
 def broken(prompts, completions, rows):
     return [float("nan")] * len(completions)

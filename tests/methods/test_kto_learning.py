@@ -4,6 +4,7 @@ import pytest
 
 from tests.campaigns.kto_known_reward import ARMS, Size, Steps, outcomes
 
+pytestmark = pytest.mark.learning
 SIZE = Size(sft_steps=20, steps=40, batch_size=64, prompts=400)
 
 

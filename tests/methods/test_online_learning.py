@@ -16,6 +16,7 @@ from tests.campaigns.online import one
 from tests.methods import online_task as task
 
 
+@pytest.mark.learning
 @pytest.mark.parametrize("method", ["ppo", "grpo", "rloo", "online_dpo"])
 def test_the_true_reward_rises_and_the_policy_stays_near(method):
     found = [one(method, seed, iterations=12) for seed in (0, 3)]

@@ -16,6 +16,8 @@ from jaxalign.models.model import Model
 
 VOCABULARY, STEPS = 16, 200
 
+pytestmark = pytest.mark.learning
+
 
 def gold(completion):
     """The known reward: 4 × the share of even tokens."""
