@@ -131,8 +131,10 @@ def read_feedback(
     if not settled:
         raise UserError(f"{path}: its rows contradict each other about every answer: check data.signals")
     left_out = {reason: counts[reason] for reason in (UNSAID, CONFLICT)}
-    kept = counts[READ] - sum(left_out.values()) - len({(bad.file, bad.row) for bad in report.skipped})
-    return settled, ReadReport(counts[READ], kept, report.skipped, len(settled), {**left_out, **doubts})
+    # An edited answer's row gives two, and may be found bad twice.
+    skipped = tuple({(bad.file, bad.row): bad for bad in report.skipped}.values())
+    kept = counts[READ] - sum(left_out.values()) - len(skipped)
+    return settled, ReadReport(counts[READ], kept, skipped, len(settled), {**left_out, **doubts})
 
 
 def settle(records: Iterable[UnpairedPreference]) -> tuple[list[UnpairedPreference], dict[str, int]]:

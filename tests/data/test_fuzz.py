@@ -5,7 +5,7 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxalign.data.feedback import Signals, read_feedback
@@ -105,6 +105,16 @@ def test_any_row_is_read_and_tokenised_or_told(byte_level, kind, rows):
 
 
 @given(rows=st.lists(rows, min_size=1, max_size=4))
+@example(
+    rows=[
+        {"up": True},
+        {
+            "prompt": [{"role": "user", "content": "What?"}],
+            "completion": [{"role": "assistant", "content": "The sky."}],
+            "fixed": "sky",
+        },
+    ]
+).via("discovered failure: an edited row of another format, counted twice")
 @settings(max_examples=150, deadline=None)
 def test_any_log_is_read_or_told(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("logs") / "log.jsonl"
