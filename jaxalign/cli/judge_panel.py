@@ -16,7 +16,7 @@ from jaxalign.cli.models import check_trees, open_mesh, open_model
 from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.shapes import LENGTHS
 from jaxalign.data.tokenize import tokenize_completions
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
 from jaxalign.judges.judge import Ask
 from jaxalign.judges.local import expected_scores, local_judge, local_ranker
@@ -147,9 +147,7 @@ def _answering(name: str) -> Ask:
         except UserError:
             raise
         except Exception as error:  # the user's code may raise anything
-            raise UserError(
-                f"judge {name}: it raised {type(error).__name__} ({_first_line(error)}): mend it"
-            ) from error
+            raise UserError(f"judge {name}: it raised {type(error).__name__} ({first_line(error)}): mend it") from error
         for i, answer in enumerate(found):
             if not (answer is None or isinstance(answer, (str, Reply))):
                 what = type(answer).__name__
@@ -195,7 +193,3 @@ def _rewarding(model: Any, params: Any, tokenizer: Any, template: str) -> Callab
         return found
 
     return score
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 from jaxalign.paths import resolve_path
 
 _HALVES = re.compile("[\ud800-\udfff]")
@@ -149,7 +149,7 @@ def _parse(line: bytes) -> dict[str, Any] | Problem:
             "not JSON", f"is not JSON ({error.msg}, column {error.colno}): every line must be one JSON object"
         )
     except (RecursionError, ValueError) as error:  # of values: a number of thousands of digits
-        what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({_first_line(error)})"
+        what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({first_line(error)})"
         return Problem("not JSON", f"{what}: every line must be one JSON object")
 
 
@@ -228,7 +228,7 @@ def _folder(path: Path, split: str) -> Iterator[Row]:
     try:  # which files belong to which split, by the hub's naming rules
         files = datasets.load_dataset_builder(str(path)).config.data_files or {}
     except Exception as error:
-        raise UserError(f"{path}: a folder without readable data files ({_first_line(error)})") from None
+        raise UserError(f"{path}: a folder without readable data files ({first_line(error)})") from None
     if split not in files:
         raise UserError(f"{path}: no files of a split {split!r}: set data.split to one of {', '.join(map(str, files))}")
     for file in sorted(files[split]):
@@ -244,13 +244,9 @@ def _through_datasets(place: str | Path, identifier: str, **options: Any) -> Ite
         raise
     except Exception as error:  # whatever `datasets` and what lies below it raise: there is no common type
         what = "a damaged Parquet file" if identifier == "parquet" else "neither a file here nor a data set on the hub"
-        raise UserError(f"{place}: {what} ({_first_line(error)}): check the name, or give a local file") from None
+        raise UserError(f"{place}: {what} ({first_line(error)}): check the name, or give a local file") from None
 
 
 def _number(place: str, rows: Any) -> Iterator[Row]:
     for number, row in enumerate(rows, start=1):
         yield Row(place, number, dict(row))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

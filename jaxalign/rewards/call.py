@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 
 Texts: TypeAlias = Sequence[str]
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
@@ -63,7 +63,7 @@ def compute_rewards(
     except UserError:
         raise
     except Exception as error:  # the user's code may raise anything
-        what = f"{type(error).__name__}: {_first_line(error)}"
+        what = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"reward {label}, rows 1 to {size}: the function raised {what}: mend it") from error
     try:
         scores = list(scores)
@@ -185,7 +185,7 @@ def _import(name: str, module_name: str) -> Any:
             ) from None
         raise UserError(f"{name}: {module_name} imports {error.name!r}, which is missing: install it") from error
     except Exception as error:  # the user's module may raise anything
-        what = f"{type(error).__name__}: {_first_line(error)}"
+        what = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"{name}: importing {module_name} raised {what}: mend the module") from error
 
 
@@ -207,10 +207,6 @@ def _number(name: str, index: int, score: Any, prompt: str) -> float:
 def _shown(score: Any) -> str:
     text = repr(score)
     return text if len(text) <= 40 else f"a {type(score).__name__}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")
 
 
 @functools.cache
