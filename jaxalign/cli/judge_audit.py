@@ -15,6 +15,7 @@ from rich.table import Table
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli import judge as labelling
 from jaxalign.cli.config import check_ranges
+from jaxalign.cli.judge_items import HUMAN
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import missing, number
 from jaxalign.data.messages import shown
@@ -27,8 +28,7 @@ from jaxalign.judges.votes import panel_vote
 from jaxalign.paths import write_whole
 
 REPORT, PICTURE = "audit.json", "audit.png"
-LABELS: dict[str, Verdict | None] = {"first": "first", "a": "first", "1": "first", "second": "second", "b": "second"}
-LABELS |= {"2": "second", "tie": "tie", "c": "tie", "": None, "none": None, "null": None}
+LABELS: dict[str, Verdict | None] = {**HUMAN, "c": "tie", "": None, "none": None, "null": None}
 
 
 @dataclasses.dataclass(frozen=True)
