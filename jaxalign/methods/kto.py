@@ -101,7 +101,7 @@ def bco_state() -> Float[Array, "2 2"]:
 
 
 def balanced_weights(liked: int, others: int) -> tuple[float, float]:
-    """(w_D, w_U) by which w_D n_D / (w_U n_U) is in [1, 4/3] (Ethayarajh et al. 2024, sec. 4.2): the smaller class is
+    """(w_D, w_U) by which w_D n_D / (w_U n_U) is in [1, 4/3] (Ethayarajh et al. 2024, eq. 8): the smaller class is
     weighed up to the nearer end, the larger keeps 1; counts within the bound keep 1 and 1.
 
     >>> balanced_weights(100, 900), balanced_weights(800, 200), balanced_weights(110, 100)
