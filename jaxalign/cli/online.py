@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -195,7 +196,7 @@ def run(
                 settings=job.settings,
                 shown=SHOWN,
             ) as tracker,
-            _phases(job, position) as phases,
+            contextlib.closing(Jsonl(job.output / PHASES, resume_step=position or None)) as phases,
         ):
             done = position
             for found in rollouts.iterate(
@@ -365,19 +366,6 @@ def tell_phases(lines: Sequence[Mapping[str, float]], console: Console) -> None:
     names = [name for name in (lines[-1] if lines else {}) if name != "step"]
     medians = ", ".join(f"{name} {statistics.median(line[name] for line in lines):.2f} s" for name in names)
     console.print(f"an iteration, by phase (median): {medians}")
-
-
-class _phases:  # a context manager
-    """The file of the seconds."""
-
-    def __init__(self, job: training.Run, position: int):
-        self._file = Jsonl(job.output / PHASES, resume_step=position or None)
-
-    def __enter__(self) -> Jsonl:
-        return self._file
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
 
 def _limit(value: float | None) -> float:
