@@ -214,12 +214,14 @@ def update(
     room = -(-(size or len(trees)) // num_minibatches)
     steps: list[Metrics] = []
     for epoch in range(epochs):
-        before = len(steps)
+        taken = []
         for chosen in minibatches(len(trees), num_minibatches, jax.random.fold_in(key, epoch)):
             picked = weighted(trees, chosen, weights) if weights else [trees[i] for i in chosen]
             state, metrics = step_fn(state, packing.batch(picked, room))
-            steps.append(_floats(metrics))
-        if max_kl is not None and np.mean([each["policy/approxkl_avg"] for each in steps[before:]]) > max_kl:
+            taken.append(metrics)
+        done = [_floats(metrics) for metrics in taken]  # after the epoch: packing need not wait for the device
+        steps += done
+        if max_kl is not None and np.mean([each["policy/approxkl_avg"] for each in done]) > max_kl:
             break
     names = steps[0] if steps else {}
     over = {name: [each[name] for each in steps] for name in names}
