@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
+import grain
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -185,9 +186,8 @@ def draw_prompts(count: int, batch_size: int, seed: int, iteration: int) -> np.n
     >>> sorted(int(i) for part in both for i in part)
     [0, 1, 2, 3]
     """
-    at = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
-    order = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in set((at // count).tolist())}
-    return np.array([order[int(i) // count][int(i) % count] for i in at])
+    order = grain.MapDataset.range(count).shuffle(seed).repeat()
+    return np.array([order[at] for at in range(iteration * batch_size, (iteration + 1) * batch_size)])
 
 
 @functools.partial(jax.jit, static_argnums=0)
