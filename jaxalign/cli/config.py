@@ -68,8 +68,8 @@ class MeshSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataSection:
-    """Which examples.
+class SourceSection:
+    """Which records, and how they are read.
 
     Args:
         path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
@@ -81,10 +81,6 @@ class DataSection:
         template: the tokenizer's chat template is for chats and transcripts (auto), plain prompts too (always), never
         on_error: stop at the first bad row, or skip bad rows and report them
         limit: use the first so many records only
-        holdout: records held out for evaluation, as a count or as a share; no prompt is on both sides
-        eval_path: evaluate on the records of this file instead
-        max_length: longest example, prompt and one answer, in tokens; a longer prompt loses its beginning
-        max_completion_length: longest answer, in tokens; a longer one loses its end
     """
 
     path: str
@@ -96,6 +92,19 @@ class DataSection:
     template: Literal["auto", "always", "never"] = "auto"
     on_error: Literal["stop", "skip"] = "stop"
     limit: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSection(SourceSection):
+    """Which examples.
+
+    Args:
+        holdout: records held out for evaluation, as a count or as a share; no prompt is on both sides
+        eval_path: evaluate on the records of this file instead
+        max_length: longest example, prompt and one answer, in tokens; a longer prompt loses its beginning
+        max_completion_length: longest answer, in tokens; a longer one loses its end
+    """
+
     holdout: int | float = 0.1
     eval_path: str | None = None
     max_length: int = 1024

@@ -9,21 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jaxalign.cli import online
-from jaxalign.cli.config import LoraSection, MeshSection, ModelSection, SamplesSection, check_ranges
-from jaxalign.cli.online_config import (
-    OnlineTrainSection,
-    PenaltySection,
-    PromptSection,
-    ReferenceSection,
-    RolloutSection,
-    ScoreSection,
-)
+from jaxalign.cli.config import check_ranges
+from jaxalign.cli.online_config import OnlineConfig, PenaltySection
 from jaxalign.methods import grpo
 from jaxalign.methods.experience import Online
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
-from jaxalign.optim import OptimConfig
-from jaxalign.tracking import LogConfig
 
 ALGORITHMS: Mapping[str, Callable[..., Online]] = {
     "grpo": grpo.grpo,
@@ -52,42 +43,18 @@ class GrpoSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(OnlineConfig):
     """Align a model with GRPO or a relative, against a reward model or functions.
 
     The same command goes on where an interrupted run stopped.
 
     Args:
-        model: the policy; also the reference it starts from
-        data: prompts
-        output: directory for checkpoints, metrics and the trained model
-        reward: what is rewarded
-        rollout: how answers are sampled
         kl: the price of leaving the reference
-        reference: how the reference is held
         method: the method
-        lora: train adapters in place of all parameters
-        optim: the optimiser
-        train: the loop
-        mesh: devices
-        log: dashboards
-        samples: answers before and after
     """
 
-    model: ModelSection
-    data: PromptSection
-    output: str
-    reward: ScoreSection = dataclasses.field(default_factory=ScoreSection)
-    rollout: RolloutSection = dataclasses.field(default_factory=RolloutSection)
     kl: PenaltySection = dataclasses.field(default_factory=lambda: PenaltySection(beta=0.04))
-    reference: ReferenceSection = dataclasses.field(default_factory=ReferenceSection)
     method: GrpoSection = dataclasses.field(default_factory=GrpoSection)
-    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    train: OnlineTrainSection = dataclasses.field(default_factory=OnlineTrainSection)
-    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
 
 
 def run(config: Config) -> None:

@@ -22,7 +22,14 @@ from jaxalign.cli import runs, training
 from jaxalign.cli.config import ModelSection, check_ranges
 from jaxalign.cli.interrupt import Interrupt, telling
 from jaxalign.cli.models import check_tokens, open_model
-from jaxalign.cli.online_config import RANGES, PenaltySection, PromptSection, ReferenceSection, ScoreSection
+from jaxalign.cli.online_config import (
+    RANGES,
+    OnlineConfig,
+    PenaltySection,
+    PromptSection,
+    ReferenceSection,
+    ScoreSection,
+)
 from jaxalign.cli.sampling import end_ids
 from jaxalign.data.records import Prompt, read_records
 from jaxalign.data.tokenize import tokenize_prompts
@@ -81,7 +88,12 @@ Make = Callable[[Model, Params, Params, Callable[..., Any], Any], Parts]
 
 
 def run(
-    config: Any, make: Make, *, samples_each: int, penalty: PenaltySection | None = None, referenced: bool = True
+    config: OnlineConfig,
+    make: Make,
+    *,
+    samples_each: int,
+    penalty: PenaltySection | None = None,
+    referenced: bool = True,
 ) -> None:
     """The whole job. What can be wrong is found before anything is written.
 
@@ -230,7 +242,7 @@ def run(
     training.report(job, held=0, answered=answered)
 
 
-def check(config: Any) -> None:
+def check(config: OnlineConfig) -> None:
     """Raise for settings that make no sense, before anything is read."""
     check_ranges(config, {key: limits for key, limits in RANGES.items() if hasattr(config, key.split(".")[0])})
     reward = config.reward

@@ -6,35 +6,26 @@ import dataclasses
 import math
 from typing import Literal
 
-from jaxalign.cli.config import TRAIN_RANGES
+from jaxalign.cli.config import (
+    TRAIN_RANGES,
+    LoraSection,
+    MeshSection,
+    ModelSection,
+    SamplesSection,
+    SourceSection,
+)
+from jaxalign.optim import OptimConfig
+from jaxalign.tracking import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptSection:
+class PromptSection(SourceSection):
     """Which prompts; rows may hold more, for rewards that need it (an answer to compare with).
 
     Args:
-        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
-        name: configuration of a hub data set
-        data_dir: folder within a hub data set
-        split: split of a folder or a hub data set
-        format: shape of the rows; auto takes that of the first one
-        columns: what fields are called in this file, as {prompt: question}
-        template: the tokenizer's chat template is for chats and transcripts (auto), plain prompts too (always), never
-        on_error: stop at the first bad row, or skip bad rows and report them
-        limit: use the first so many records only
         max_length: longest prompt, in tokens; a longer one loses its beginning
     """
 
-    path: str
-    name: str | None = None
-    data_dir: str | None = None
-    split: str = "train"
-    format: Literal["auto", "text", "transcript", "chat", "instruction"] = "auto"
-    columns: dict[str, str] | None = None
-    template: Literal["auto", "always", "never"] = "auto"
-    on_error: Literal["stop", "skip"] = "stop"
-    limit: int | None = None
     max_length: int = 256
 
 
@@ -150,6 +141,39 @@ class OnlineTrainSection:
     keep: int = 1
     seed: int = 0
     resume: Literal["auto", "never"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+    """What ppo, grpo and online_dpo have in common; each adds the section of its method.
+
+    Args:
+        model: the policy, best fine-tuned first; also the reference it starts from
+        data: prompts
+        output: directory for checkpoints, metrics and the trained model
+        reward: what is rewarded
+        rollout: how answers are sampled
+        reference: how the reference is held
+        lora: train adapters in place of all parameters
+        optim: the optimiser
+        train: the loop
+        mesh: devices
+        log: dashboards
+        samples: answers before and after
+    """
+
+    model: ModelSection
+    data: PromptSection
+    output: str
+    reward: ScoreSection = dataclasses.field(default_factory=ScoreSection)
+    rollout: RolloutSection = dataclasses.field(default_factory=RolloutSection)
+    reference: ReferenceSection = dataclasses.field(default_factory=ReferenceSection)
+    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: OnlineTrainSection = dataclasses.field(default_factory=OnlineTrainSection)
+    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
 
 
 SHARED = ("train.batch_size", "train.rows_per_microbatch", "train.checkpoint_every", "train.keep", "train.seed")

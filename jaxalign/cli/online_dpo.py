@@ -9,20 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxalign.cli import online
-from jaxalign.cli.config import LoraSection, MeshSection, ModelSection, SamplesSection, check_ranges
-from jaxalign.cli.online_config import (
-    OnlineTrainSection,
-    PromptSection,
-    ReferenceSection,
-    RolloutSection,
-    ScoreSection,
-)
+from jaxalign.cli.config import check_ranges
+from jaxalign.cli.online_config import OnlineConfig
 from jaxalign.errors import UserError
 from jaxalign.methods.online_dpo import online_dpo
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
-from jaxalign.optim import OptimConfig
-from jaxalign.tracking import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,40 +31,16 @@ class OnlineDpoSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(OnlineConfig):
     """Align a model with DPO on pairs of its own answers, the best and the worst by a reward model or functions.
 
     The same command goes on where an interrupted run stopped.
 
     Args:
-        model: the policy; also the reference it starts from
-        data: prompts
-        output: directory for checkpoints, metrics and the trained model
-        reward: what is rewarded
-        rollout: how answers are sampled
-        reference: how the reference is held
         method: the loss
-        lora: train adapters in place of all parameters
-        optim: the optimiser
-        train: the loop
-        mesh: devices
-        log: dashboards
-        samples: answers before and after
     """
 
-    model: ModelSection
-    data: PromptSection
-    output: str
-    reward: ScoreSection = dataclasses.field(default_factory=ScoreSection)
-    rollout: RolloutSection = dataclasses.field(default_factory=RolloutSection)
-    reference: ReferenceSection = dataclasses.field(default_factory=ReferenceSection)
     method: OnlineDpoSection = dataclasses.field(default_factory=OnlineDpoSection)
-    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
-    train: OnlineTrainSection = dataclasses.field(default_factory=OnlineTrainSection)
-    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
 
 
 def run(config: Config) -> None:

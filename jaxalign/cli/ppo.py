@@ -12,15 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.cli import online
-from jaxalign.cli.config import LoraSection, MeshSection, ModelSection, SamplesSection, check_ranges
-from jaxalign.cli.online_config import (
-    OnlineTrainSection,
-    PenaltySection,
-    PromptSection,
-    ReferenceSection,
-    RolloutSection,
-    ScoreSection,
-)
+from jaxalign.cli.config import check_ranges
+from jaxalign.cli.online_config import OnlineConfig, OnlineTrainSection, PenaltySection
 from jaxalign.keys import stream
 from jaxalign.methods import ppo
 from jaxalign.methods.reward import from_language_model
@@ -28,7 +21,6 @@ from jaxalign.models import lora as adapters
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, partition, union
 from jaxalign.optim import OptimConfig
-from jaxalign.tracking import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,42 +50,20 @@ class PpoSection:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(OnlineConfig):
     """Align a model with proximal policy optimisation, against a reward model or functions.
 
     The same command goes on where an interrupted run stopped.
 
     Args:
-        model: the policy, best fine-tuned first; also the reference it starts from
-        data: prompts
-        output: directory for checkpoints, metrics and the trained model
-        reward: what is rewarded
-        rollout: how answers are sampled
         kl: the price of leaving the reference
-        reference: how the reference is held
         method: the loss
-        lora: train adapters in place of all parameters
-        optim: the optimiser
-        train: the loop
-        mesh: devices
-        log: dashboards
-        samples: answers before and after
     """
 
-    model: ModelSection
-    data: PromptSection
-    output: str
-    reward: ScoreSection = dataclasses.field(default_factory=ScoreSection)
-    rollout: RolloutSection = dataclasses.field(default_factory=RolloutSection)
     kl: PenaltySection = dataclasses.field(default_factory=PenaltySection)
-    reference: ReferenceSection = dataclasses.field(default_factory=ReferenceSection)
     method: PpoSection = dataclasses.field(default_factory=PpoSection)
-    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
     optim: OptimConfig = dataclasses.field(default_factory=lambda: OptimConfig(learning_rate=3e-6))
     train: OnlineTrainSection = dataclasses.field(default_factory=lambda: OnlineTrainSection(epochs=2, minibatches=2))
-    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
-    log: LogConfig = dataclasses.field(default_factory=LogConfig)
-    samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
 
 
 def run(config: Config) -> None:
