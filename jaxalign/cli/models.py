@@ -30,6 +30,8 @@ def open_model(section: ModelSection, mesh: jax.sharding.Mesh, console: Console)
     model, params = load_model(section.path, mesh=mesh, dtype=jnp.dtype(section.dtype), remat=section.remat)
     if section.adapter is not None:
         adapted, adapters = lora.load(section.adapter, model)
+        if adapted.config.num_scores != model.config.num_scores:
+            raise UserError(f"model.adapter {section.adapter} is a reward model's; give it as reward.adapter.")
         model, params = lora.merge(adapted, union(adapters, params))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     console.print(f"model: {size / 1e6:.1f}M parameters on {mesh.size} device(s)")

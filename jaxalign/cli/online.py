@@ -16,10 +16,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jaxalign import loop, losses, optim, rewards
+from jaxalign import loop, losses, optim
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.cli import runs, training
-from jaxalign.cli.config import ModelSection, check_ranges
+from jaxalign.cli.config import check_ranges
 from jaxalign.cli.interrupt import Interrupt, telling
 from jaxalign.cli.models import check_tokens, open_model
 from jaxalign.cli.online_config import (
@@ -28,22 +28,21 @@ from jaxalign.cli.online_config import (
     PenaltySection,
     PromptSection,
     ReferenceSection,
-    ScoreSection,
 )
 from jaxalign.cli.sampling import end_ids
+from jaxalign.cli.scorers import load_function, make_scorers, size_of, to_bfloat16
 from jaxalign.data.records import Prompt, read_records
 from jaxalign.data.tokenize import tokenize_prompts
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.keys import stream
 from jaxalign.methods import experience, rollouts
-from jaxalign.methods.collect import Collector, Sampler, Scorer, informative, model_scorer, text_scorer
+from jaxalign.methods.collect import Collector, Sampler, informative
 from jaxalign.methods.experience import Online
 from jaxalign.methods.online_dpo import pairs_of
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, moving_average, replace_every, union
 from jaxalign.models.tokenizer import load_tokenizer
-from jaxalign.rewards import ensemble
 from jaxalign.rollout import Sampling
 from jaxalign.tracking import Jsonl, Tracker, read_jsonl
 
@@ -55,12 +54,7 @@ SHOWN = {
     "entropy": "policy/entropy_avg",
     "length": "completions/length",
 }
-FUNCTIONS: Mapping[str, Callable[[], rewards.Reward]] = {
-    "number_match": rewards.number_match,
-    "exact_match": rewards.exact_match,
-}
 NORMALISERS = {"none": experience.raw, "scale": experience.scaled, "standardise": experience.standardised}
-HEADS = {"mean": ensemble.mean, "minimum": ensemble.minimum}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +117,7 @@ def run(
     packing = rollouts.Packing.fit(
         job.mesh, max(map(len, prompts)), samples_each, config.rollout.max_new_tokens, rows=micro
     )
-    scorers, roles = make_scorers(config.reward, functions, tokenizer, job.mesh, packing, train.batch_size, console)
+    scorers, roles = make_scorers(config.reward, functions, tokenizer, base, params, packing, train.batch_size, console)
     steps = train.iterations * train.epochs * train.minibatches
     optimizer, schedule = optim.make(config.optim, steps)
 
@@ -246,8 +240,13 @@ def check(config: OnlineConfig) -> None:
     """Raise for settings that make no sense, before anything is read."""
     check_ranges(config, {key: limits for key, limits in RANGES.items() if hasattr(config, key.split(".")[0])})
     reward = config.reward
-    if reward.path is None and not reward.functions:
+    if reward.path is None and reward.adapter is None and not reward.functions:
         raise UserError("there is nothing to reward: give reward.path (a reward model) or reward.functions.")
+    if reward.adapter is not None and (reward.path is not None or reward.hold != "device" or not config.lora.rank):
+        raise UserError(
+            "reward.adapter is a reward model on the policy's base, which stays on the device and must not be trained: "
+            "give lora.rank, and leave reward.path and reward.hold away."
+        )
     reference = config.reference
     if reference.refresh != "never" and config.lora.rank:
         raise UserError("with lora the reference is the base, which stays; leave reference.refresh at never.")
@@ -281,50 +280,6 @@ def read_prompts(data: PromptSection, tokenizer: Any, console: Console) -> tuple
     return [np.asarray(ids, np.int32) for ids, _ in found], [row for _, row in found]
 
 
-def load_function(name: str) -> rewards.Reward:
-    """A reward function by the name of one of ours, or by ``module:function``."""
-    if ":" in name:
-        return rewards.load_reward(name)
-    if name not in FUNCTIONS:
-        raise UserError(f"reward.functions: {name!r} is not {', '.join(FUNCTIONS)}, nor of the form module:function.")
-    return FUNCTIONS[name]()
-
-
-def make_scorers(
-    reward: ScoreSection,
-    functions: Mapping[str, rewards.Reward],
-    tokenizer: Any,
-    mesh: jax.sharding.Mesh,
-    packing: rollouts.Packing,
-    size: int,
-    console: Console,
-) -> tuple[dict[str, tuple[float, Scorer]], dict[str, int]]:
-    """(scorers by name with their weights, bytes of the reward model)."""
-    scorers: dict[str, tuple[float, Scorer]] = {}
-    roles: dict[str, int] = {}
-    for name, function in functions.items():
-        scorers[name] = (reward.functions or {})[name], text_scorer(function, tokenizer, name=name)
-    if reward.path is not None:
-        model, params = open_model(ModelSection(path=reward.path, dtype=reward.dtype), mesh, console)
-        if not model.config.num_scores:
-            raise UserError(f"reward.path {reward.path} is no reward model; train one with jaxalign reward.")
-        if model.config.vocab_size < len(tokenizer):
-            raise UserError(
-                f"the reward model {reward.path} knows {model.config.vocab_size} tokens and the policy's tokenizer has "
-                f"{len(tokenizer)}; both must share one tokenizer."
-            )
-        if reward.dtype == "bfloat16":
-            params = to_bfloat16(params)
-        if reward.hold == "host":
-            params = jax.device_get(params)
-        roles["reward model"] = size_of(params)
-        scorers["model"] = (
-            reward.weight,
-            model_scorer(model, params, packing.batch, size=size, heads=HEADS[reward.heads]),
-        )
-    return scorers, roles
-
-
 def controller(kl: PenaltySection) -> experience.Controller:
     """The controller of the KL's price."""
     if kl.target is None:
@@ -350,15 +305,6 @@ def refresher(
         return jax.tree.map(lambda old, leaf: leaf.astype(old.dtype), held, new)
 
     return refresh
-
-
-def to_bfloat16(params: Params) -> Params:
-    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-
-
-def size_of(tree: Any) -> int:
-    """Bytes of the arrays of a tree; one that is there twice (the base of two models' adapters) counts once."""
-    return sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(tree)}.values())
 
 
 def tell_roles(roles: Mapping[str, int], hold: str, console: Console) -> None:

@@ -35,6 +35,7 @@ class ScoreSection:
 
     Args:
         path: a reward model that shares the policy's tokenizer
+        adapter: instead, a reward model's adapters on the policy's own base, which both then share (lora.rank)
         weight: of the reward model
         heads: what its several heads are made into
         dtype: what the reward model computes in, and is held in if bfloat16
@@ -47,6 +48,7 @@ class ScoreSection:
     """
 
     path: str | None = None
+    adapter: str | None = None
     weight: float = 1.0
     heads: Literal["mean", "minimum"] = "mean"
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -223,11 +223,10 @@ def sample(run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequ
 
 
 def save(run: Run, model: Model, trained: Params, fixed: Params, tokenizer: Any) -> tuple[Model, Params]:
-    """Write the trained model, adapters merged into it (and, of a language model, by themselves too); returns it."""
+    """Write the trained model, adapters merged into it and by themselves too; returns it."""
     params = union(trained, fixed)
     if model.lora is not None:
-        if not model.config.num_scores:
-            lora.save(run.output / runs.ADAPTER, model, trained, run.config.model.path)
+        lora.save(run.output / runs.ADAPTER, model, trained, run.config.model.path)
         model, params = lora.merge(model, params)
     save_model(run.output / runs.MODEL, model, params, tokenizer)
     return model, params

@@ -35,6 +35,7 @@ from jaxalign.paths import write_whole
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 FACTORS = {"lora_a": "lora_A", "lora_b": "lora_B"}
+HEADS = "base_model.model.score.weight"
 
 
 def is_adapter(path: tuple[str, ...]) -> bool:
@@ -117,6 +118,8 @@ def merge(model: Model, params: Params) -> tuple[Model, Params]:
 def save(directory: str | Path, model: Model, adapters: Params, base_path: str = "") -> None:
     """Write adapters as PEFT keeps them (adapter_config.json, adapter_model.safetensors), for it or ``load`` to read.
 
+    A reward model's heads are written beside them, as PEFT's ``modules_to_save``.
+
     Args:
       directory: made if it is not there.
       model: with ``lora``.
@@ -131,7 +134,7 @@ def save(directory: str | Path, model: Model, adapters: Params, base_path: str =
     targets = sorted({name.split(".")[-1] for _, name in _targets(model)})
     fields = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if model.config.num_scores else "CAUSAL_LM",
         "base_model_name_or_path": base_path,
         "r": model.lora.rank,
         "lora_alpha": model.lora.alpha,
@@ -140,8 +143,11 @@ def save(directory: str | Path, model: Model, adapters: Params, base_path: str =
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,
+        "modules_to_save": ["score"] if model.config.num_scores else None,
     }
     tensors = {}
+    if model.config.num_scores:
+        tensors[HEADS] = np.ascontiguousarray(np.asarray(adapters["score"]["kernel"]).T)
     for (path, layer), name in _tensor_names(model).items():
         value = adapters
         for part in path:
@@ -154,6 +160,9 @@ def save(directory: str | Path, model: Model, adapters: Params, base_path: str =
 def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
     """Adapters that ``save`` or PEFT wrote, for the given base model: (model with ``lora``, adapters on its mesh).
 
+    Adapters of a reward model bring its heads, and make one of a language model: leave that one's head out when joining
+    the two (``params.union(adapters, trunk)``).
+
     Raises:
       UserError: for files that are missing, broken, or of another model or kind of adapter.
     """
@@ -165,15 +174,22 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
         raise UserError(f"{directory}: holds no readable {CONFIG} and {WEIGHTS} ({error}).") from error
     lora = _from_peft(directory / CONFIG, fields)
     check(lora)
+    if HEADS in tensors:
+        config = dataclasses.replace(model.config, num_scores=len(tensors[HEADS]))
+        model = dataclasses.replace(model, config=config)
     model = dataclasses.replace(model, lora=lora)
-    shapes, _ = partition(model.param_shapes(), is_adapter)
-    places, _ = partition(model.param_shardings(), is_adapter)
+    shapes, _ = partition(model.param_shapes(), is_trained)
+    places, _ = partition(model.param_shardings(), is_trained)
     names = _tensor_names(model)
-    if missing := sorted(set(names.values()) ^ set(tensors)):
+    heads = {HEADS} if model.config.num_scores else set()
+    if missing := sorted({*names.values(), *heads} ^ set(tensors)):
         raise UserError(f"{directory / WEIGHTS}: tensor {missing[0]} is in only one of the file and the model.")
 
     def read(path: Any, shape: jax.ShapeDtypeStruct, place: Any) -> jax.Array:
         keys = tuple(entry.key for entry in path)
+        if keys[0] == "score":
+            kernel = tensors[HEADS].T.astype(np.float32)
+            return jax.make_array_from_callback(kernel.shape, place, lambda index: kernel[index])
         stack = np.stack([tensors[names[keys, layer]].T for layer in range(shape.shape[0])]).astype(np.float32)
         if stack.shape != shape.shape:
             raise UserError(f"{directory / WEIGHTS}: {'.'.join(keys)} is {stack.shape}, the model's {shape.shape}.")
@@ -188,7 +204,7 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "use_dora": (None, False),
     "bias": (None, "none"),
     "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
+    "modules_to_save": (None, [], ["score"]),
     "layers_to_transform": (None, []),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),

@@ -3,10 +3,13 @@
 import json
 import sys
 
+import jax
 import pytest
 
 import jaxalign
 from jaxalign.cli import main
+from jaxalign.cli.online_config import ScoreSection
+from jaxalign.cli.scorers import shared_reward_model, size_of
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import names, same_model
 
@@ -97,10 +100,31 @@ def test_a_reward_model_and_a_function_weighted(flags, online, tmp_path):
     assert line["objective/scores"] == pytest.approx(mixed, rel=1e-5)
 
 
+def test_a_reward_model_on_the_policys_base(flags, online, tiny_model, tmp_path):
+    """Adapters and heads beside the base give the scores of the model that they were merged into, for fewer bytes."""
+    scorer = tmp_path / "scorer"
+    away = {"samples.prompts": None, "samples.max_new_tokens": None}
+    assert main(flags(scorer, "reward", **away, **{"train.steps": 2, "lora.rank": 2})) == 0
+    lines = {}
+    for name, where in {"path": scorer / "model", "adapter": scorer / "adapter"}.items():
+        changes = {f"reward.{name}": where, "reward.functions": None, "lora.rank": 2, "train.iterations": 2}
+        assert main(online(tmp_path / name, "ppo", **changes)) == 0
+        lines[name] = read_jsonl(tmp_path / name / "metrics.jsonl")
+    assert lines["adapter"][0]["objective/scores"] == pytest.approx(lines["path"][0]["objective/scores"], rel=1e-4)
+    assert lines["adapter"][1]["objective/scores"] == pytest.approx(lines["path"][1]["objective/scores"], rel=1e-2)
+    base, params = jaxalign.load_model(tiny_model)
+    _, whole, own = shared_reward_model(ScoreSection(adapter=str(scorer / "adapter")), base, params)
+    shared = {id(leaf) for leaf in jax.tree.leaves(params)}
+    kept = [leaf for leaf in jax.tree.leaves(whole) if id(leaf) not in shared]
+    assert sum(leaf.nbytes for leaf in kept) == size_of(own) < size_of(params) / 4
+
+
 def test_mistakes(online, told, tmp_path, tiny_model):
     run = tmp_path / "run"
     assert "there is nothing to reward" in told(online(run, "ppo", **{"reward.functions": None}))
     assert "is no reward model" in told(online(run, "ppo", **{"reward.path": tiny_model}))
+    assert "give lora.rank" in told(online(run, "ppo", **{"reward.adapter": tmp_path}))
+    assert "holds no readable" in told(online(run, "ppo", **{"reward.adapter": tmp_path, "lora.rank": 2}))
     assert "method.samples is 1" in told(online(run, "grpo", **{"method.samples": 1}))
     assert "'no_such' is not number_match" in told(online(run, "ppo", **{"reward.functions": '{"no_such": 1.0}'}))
     assert "small steps" in told(online(run, "ppo", **{"reference.refresh": "average", "reference.hold": "bfloat16"}))

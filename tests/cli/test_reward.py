@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
@@ -11,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 import jaxalign
 from jaxalign import loop
 from jaxalign.cli import main
+from jaxalign.models import lora
+from jaxalign.models.params import union
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import names, pair, same_model
 
@@ -61,18 +64,23 @@ def test_pairs_to_a_reward_model(reward, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("learn", ["pairs", "rankings"])
-def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_file, tmp_path, learn):
+def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_file, tiny_model, tmp_path, learn):
     run, target = tmp_path / "run", tmp_path / "exported"
     changes = {"method.learn": learn, "method.heads": 3, "lora.rank": 2}
     changes |= {"data__path": rankings_file, "train__row_lengths": "[128]"} if learn == "rankings" else {}
     assert main(reward(run, **changes)) == 0
-    assert not (run / "adapter").exists()
     line = read_jsonl(run / "metrics.jsonl")[-1]
     assert line["eval/rewards/uncertainty"] > 0
     assert main(["export", "--run", str(run), "--output", str(target), "--checkpoint", "latest"]) == 0
     assert same_model(target, run / "model")
-    _, params = jaxalign.load_model(target)
+    model, params = jaxalign.load_model(target)
     assert params["score"]["kernel"].shape == (16, 3)
+    base, trunk = jaxalign.load_model(tiny_model)
+    adapted, adapters = lora.load(run / "adapter", base)
+    assert adapted.config.num_scores == 3
+    merged, found = lora.merge(adapted, union(adapters, trunk))
+    assert merged.config.num_scores == model.config.num_scores
+    jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 @pytest.mark.parametrize("heads", [1, 3])

@@ -7,6 +7,10 @@ import numpy as np
 import pytest
 
 import jaxalign
+from jaxalign.data.batches import evaluation_batches
+from jaxalign.data.trees import Tree
+from jaxalign.loop import OnMesh
+from jaxalign.methods.reward import completion_scores, from_language_model
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig, from_hf_config
 from jaxalign.models.model import Model
@@ -72,3 +76,22 @@ def test_theirs_here(base, tmp_path, rslora):
     ours = np.asarray(adapted.logits(union(adapters, params), TOKENS))
     assert np.abs(ours - np.asarray(model.logits(params, TOKENS))).max() > 0.1
     np.testing.assert_allclose(their_logits(theirs), ours, atol=2e-5)
+
+
+def test_a_reward_models_adapters_in_peft(base, tmp_path):
+    """Adapters with heads beside them give PEFT's sequence classifier on the same base the same scores."""
+    directory, model, params = base
+    scorer, weights = from_language_model(model, params, jax.random.key(3), heads=2)
+    scorer = dataclasses.replace(scorer, lora=LoraConfig(4, 12.0))
+    noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)  # noqa: E731
+    adapters = {**jax.tree.map(noise, lora.init(scorer, jax.random.key(2))), "score": weights["score"]}
+    lora.save(tmp_path / "adapter", scorer, adapters, str(directory))
+    load = transformers.AutoModelForSequenceClassification.from_pretrained
+    theirs = load(directory, dtype=torch.float32, num_labels=2, pad_token_id=0)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    tokens = np.where(TOKENS == 0, 1, TOKENS)  # 0 pads there
+    with torch.no_grad():
+        want = theirs(torch.tensor(tokens)).logits.numpy()
+    feed = OnMesh(evaluation_batches([Tree.of(row[:4], [row[4:]]) for row in tokens], batch_size=3), scorer.mesh)
+    found = completion_scores(scorer, union(adapters, {k: v for k, v in weights.items() if k != "score"}), feed)
+    np.testing.assert_allclose(want, found[:, 0], atol=2e-5)
