@@ -25,6 +25,7 @@ COMMANDS = {
     "online_dpo": "align a model with DPO on pairs of its own answers",
     "generate": "sample answers from a model",
     "judge": "label answers with AI judges, and audit the judges: jaxalign judge audit RUN",
+    "eval": "measure a model; what aligning it cost: jaxalign eval tax --before A --after B",
     "data": "inspect a data set: jaxalign data inspect FILE",
     "export": "write a run's checkpoint as a Hugging Face model directory",
 }

@@ -1,0 +1,120 @@
+"""``jaxalign eval tax``: what aligning a model gained, what it cost, and whether either is more than chance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from jaxalign import evals
+from jaxalign.checkpoint import check_writable
+from jaxalign.cli import eval as single
+from jaxalign.cli import suite as tasks
+from jaxalign.cli.config import MeshSection, ModelSection, check_ranges
+from jaxalign.cli.judge_audit import check_matplotlib
+from jaxalign.cli.models import open_mesh
+from jaxalign.errors import UserError
+from jaxalign.judges.bootstrap import Bootstrap, Interval
+from jaxalign.paths import write_whole
+
+REPORT, PICTURE, ANSWERS = "tax.json", "tax.png", "answers.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Measure what aligning a model changed: jaxalign eval tax --before A --after B --config SUITE.
+
+    Args:
+        before: the model that was aligned (a path, as for model.path)
+        after: the model that came of it
+        suite: what to measure
+        output: directory for tax.json, tax.png and answers.jsonl
+        confidence: of the intervals
+        resamples: of the bootstrap
+        seed: of sampled answers and of the bootstrap
+        picture: draw the differences (needs jaxalign[plots])
+        dtype: what matrix products compute in
+        mesh: devices
+    """
+
+    before: str
+    after: str
+    suite: tasks.SuiteSection
+    output: str = "runs/tax"
+    confidence: float = 0.95
+    resamples: int = 2000
+    seed: int = 0
+    picture: bool = True
+    dtype: str = "float32"
+    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
+
+
+def run(config: Config) -> None:
+    """The report, in every form."""
+    check_ranges(config, single.RANGES)
+    tasks.check(config.suite)
+    if config.picture:
+        check_matplotlib()
+    output = Path(config.output).expanduser()
+    check_writable(output)
+    console = Console(highlight=False, soft_wrap=True)
+    mesh = open_mesh(config.mesh)
+    before, after = (
+        single.open_subject(ModelSection(path, dtype=config.dtype), mesh, console)  # type: ignore[arg-type]
+        for path in (config.before, config.after)
+    )
+    if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
+        raise UserError(f"{config.before} and {config.after} have different tokenizers; compare models that share one.")
+    scorers = tasks.open_scorers(config.suite, before, mesh, console)
+    options: Any = {"seed": config.seed, "console": console, "scorers": scorers}
+    console.print("before:", style="bold")
+    old, old_answers = tasks.measure(config.suite, before, **options)
+    console.print("after:", style="bold")
+    new, new_answers = tasks.measure(config.suite, after, **options)
+    ours, theirs = tasks.compare_answers(config.suite, before, after, old_answers, new_answers)
+    report = evals.tax(
+        [*old, *ours],
+        [*new, *theirs],
+        capabilities=config.suite.capabilities,
+        gains=config.suite.gains,
+        bootstrap=Bootstrap(config.confidence, config.resamples, config.seed),
+    )
+    tell(report, config.confidence, console)
+    write_whole(output / REPORT, json.dumps(report.plain(), indent=2) + "\n")
+    single.write_answers(output / ANSWERS, {"before": old_answers, "after": new_answers}, before)
+    console.print(f"The report is in {output / REPORT}", end="" if config.picture else ".\n")
+    if config.picture:
+        from jaxalign.evals.picture import draw
+
+        draw(report, output / PICTURE, confidence=config.confidence)
+        console.print(f", its picture in {output / PICTURE}.")
+
+
+def tell(report: evals.Tax, confidence: float, console: Console) -> None:
+    """The tables: what changed, and what was exchanged for what."""
+    words = {True: "better", False: "worse", None: ""}
+    table = Table(title=f"after minus before, paired, {confidence:.0%} intervals")
+    table.add_column("figure", min_width=max(map(len, report.differences)))
+    table.add_column("items")
+    for column in ("before", "after", "change", "interval"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for name, found in report.differences.items():
+        good = report.outcomes[name].good
+        verdict = words[report.better(name)] if good != "neither" else "changed" if found.significant else words[None]
+        numbers = map(single.number, (found.before, found.after, found.change))
+        table.add_row(name, str(found.items), *numbers, single.interval(found.ci), verdict)
+    console.print(table)
+    for each in report.exchange:
+        console.print(_sentence(each), markup=False)
+
+
+def _sentence(each: evals.Exchange) -> str:
+    if each.rate != each.rate:
+        return f"{each.paid} for {each.gained}: no rate, for {each.gained} did not change beyond chance"
+    ci: Interval = each.ci
+    return f"{each.paid} lost for a unit of {each.gained}: {single.number(each.rate)} {single.interval(ci)}"

@@ -1,0 +1,333 @@
+"""A suite of evaluations: which tasks on which files, read from a configuration and measured of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from jaxalign import evals
+from jaxalign.cli.config import ModelSection
+from jaxalign.cli.generate import encode
+from jaxalign.cli.models import check_tokens, check_trees, open_model
+from jaxalign.cli.online import load_function
+from jaxalign.cli.sampling import WIDTH, end_ids
+from jaxalign.data.encode import Encoder
+from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.formats import prompt_only
+from jaxalign.data.records import Demonstration, read_records
+from jaxalign.data.tokenize import tokenize_sft
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.evals.choices import TEMPLATE
+from jaxalign.evals.likelihood import tree_scores
+from jaxalign.evals.outcome import Outcome
+from jaxalign.evals.preference import win_rate, wins_of_scores
+from jaxalign.methods.collect import Sampler
+from jaxalign.models.model import Model
+from jaxalign.rewards import compute_rewards
+from jaxalign.rollout import Sampling
+
+BATCH = 8
+"""Prompts answered at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask:
+    """Perplexity of texts.
+
+    Args:
+        path: texts, prompts with completions, instructions or chats, as `jaxalign sft` reads them
+        limit: the first so many
+        max_length: tokens of a text; a longer one is cut as in training
+    """
+
+    path: str
+    limit: int | None = None
+    max_length: int = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceTask:
+    """Multiple choice by likelihood.
+
+    Args:
+        path: rows in PIQA's, BLiMP's or TruthfulQA's form, or with prompt, choices and label
+        labels: a file with the number of the right choice on each line, where rows do not hold it
+        limit: the first so many
+        template: around the prompt
+    """
+
+    path: str
+    labels: str | None = None
+    limit: int | None = None
+    template: str = TEMPLATE
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerTask:
+    """Sampled answers: their length and repetition, refusals, a score, a reward model's verdict.
+
+    Args:
+        path: rows with a field prompt, or transcripts
+        limit: the first so many
+        max_new_tokens: the longest answer
+        temperature: 0 takes the most likely token
+        safe: the field that says whether a prompt should be answered (safe or unsafe, as in XSTest): then refusals
+            are counted
+        score: number_match, exact_match or module:function, of the answer and its row: then its mean is taken
+        reward: a reward model, which shares the models' tokenizer: then its score of answers is taken, and two models'
+            win rate
+    """
+
+    path: str
+    limit: int | None = None
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    safe: str | None = None
+    score: str | None = None
+    reward: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteSection:
+    """What to measure; a task's name begins the names of its figures.
+
+    Args:
+        perplexity: by name, texts
+        choices: by name, questions with choices
+        answers: by name, prompts to answer
+        capabilities: figures that alignment may cost (task/figure)
+        gains: figures that alignment is for
+    """
+
+    perplexity: dict[str, TextTask] = dataclasses.field(default_factory=dict)
+    choices: dict[str, ChoiceTask] = dataclasses.field(default_factory=dict)
+    answers: dict[str, AnswerTask] = dataclasses.field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    gains: tuple[str, ...] = ()
+
+
+class Subject(NamedTuple):
+    """A model to measure."""
+
+    model: Model
+    params: Any
+    tokenizer: Any
+
+
+class Answered(NamedTuple):
+    """What a model answered to a task's prompts, and what a reward model thinks of it (None without one)."""
+
+    trees: list[Tree]
+    texts: list[str]
+    rewards: np.ndarray | None = None
+
+
+def check(suite: SuiteSection) -> None:
+    """Raise for a suite that measures nothing, or names that clash or are of no task."""
+    names = [*suite.perplexity, *suite.choices, *suite.answers]
+    if not names:
+        raise UserError("suite: there is no task; give suite.perplexity, suite.choices or suite.answers.")
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"suite: {', '.join(sorted(twice))} names two tasks; give each a name of its own.")
+    for name in (*suite.capabilities, *suite.gains):
+        if name.split("/")[0] not in names:
+            raise UserError(f"suite: {name} is of no task; figures are named task/figure, and tasks are {names}.")
+
+
+def measure(
+    suite: SuiteSection, subject: Subject, *, seed: int, console: Console, scorers: Mapping[str, Subject]
+) -> tuple[list[Outcome], dict[str, Answered]]:
+    """The outcomes of every task, and the answers that were sampled.
+
+    Args:
+        suite: the tasks.
+        subject: the model.
+        seed: of sampling: the same prompts are answered with the same random numbers by any model.
+        console: where to tell.
+        scorers: reward models by path.
+    """
+    outcomes: list[Outcome] = []
+    answered: dict[str, Answered] = {}
+    for name, texts in suite.perplexity.items():
+        console.print(f"{name}: perplexity", markup=False)
+        outcomes += evals.perplexity(name, subject.model, subject.params, text_trees(name, texts, subject))
+    for name, choices in suite.choices.items():
+        console.print(f"{name}: multiple choice", markup=False)
+        items = read_choices(choices)
+        outcomes += evals.multiple_choice(name, *subject, items, template=choices.template)
+    for name, task in suite.answers.items():
+        console.print(f"{name}: answers", markup=False)
+        found, answered[name] = measure_answers(name, task, subject, seed, scorers)
+        outcomes += found
+    return outcomes, answered
+
+
+def measure_answers(
+    name: str, task: AnswerTask, subject: Subject, seed: int, scorers: Mapping[str, Subject]
+) -> tuple[list[Outcome], Answered]:
+    """A task's sampled answers and their outcomes."""
+    rows = read_items(task.path, task.limit)
+    encoder = Encoder(subject.tokenizer)
+    texts = [prompt_of(row) for row in rows]
+    chat = bool(subject.tokenizer.chat_template)
+    prompts = [list(encode(encoder, text, chat, row.number)) for text, row in zip(texts, rows, strict=True)]
+    check_tokens(subject.model, prompts)
+    trees = sample(subject, prompts, task, seed)
+    said = [subject.tokenizer.decode(tree.completions[0], skip_special_tokens=True) for tree in trees]
+    outcomes = [*evals.verbosity(name, said), *evals.diversity(name, said)]
+    values: list[dict[str, Any]] = [row.value for row in rows]  # type: ignore[misc]  # read_items raised for others
+    if task.safe is not None:
+        outcomes += evals.refusals(name, [is_safe(row, task.safe) for row in rows], said)
+    if task.score is not None:
+        scores = compute_rewards(load_function(task.score), texts, said, values, name=name)
+        outcomes.append(Outcome.mean(f"{name}/score", scores))
+    rewards = None
+    if task.reward is not None:
+        judge = scorers[task.reward]
+        rewards = np.concatenate(tree_scores(judge.model, judge.params, trees))
+        outcomes.append(Outcome.mean(f"{name}/reward", rewards))
+    return outcomes, Answered(trees, said, rewards)
+
+
+def sample(subject: Subject, prompts: Sequence[Sequence[int]], task: AnswerTask, seed: int) -> list[Tree]:
+    """One answer to each prompt, as trees. The random numbers of an answer are those of (seed, its place)."""
+    trees: list[Tree] = []
+    for start in range(0, len(prompts), BATCH):
+        chunk = [np.asarray(prompt, np.int32) for prompt in prompts[start : start + BATCH]]
+        width = -(-max(map(len, chunk)) // WIDTH) * WIDTH
+        filled = chunk + [chunk[-1]] * (min(BATCH, len(prompts)) - len(chunk))  # one program for the last batch too
+        sampler = Sampler(
+            subject.model,
+            1,
+            task.max_new_tokens,
+            end_ids(subject.model, subject.tokenizer),
+            width,
+            Sampling(task.temperature),
+        )
+        ids = np.arange(start, start + len(filled))
+        trees += sampler(subject.params, filled, jax.random.key(seed), ids)[: len(chunk)]
+    return trees
+
+
+def compare_answers(
+    suite: SuiteSection, before: Subject, after: Subject, old: Mapping[str, Answered], new: Mapping[str, Answered]
+) -> tuple[list[Outcome], list[Outcome]]:
+    """What only two models together have: KL(after ‖ before), and the win rate of the second.
+
+    KL is the mean of log π_after - log π_before over answers that the second sampled (k1, without bias), for an answer
+    and for a token; only at temperature 1 are they samples of the policy. Of the first model against itself it is 0,
+    and its win rate ½.
+    """
+    ours: list[Outcome] = []
+    theirs: list[Outcome] = []
+    for name, task in suite.answers.items():
+        trees = new[name].trees
+        if task.temperature == 1:
+            policy, reference = (
+                np.concatenate(evals.tree_logps(each.model, each.params, trees)) for each in (after, before)
+            )
+            kl, none = (policy - reference).astype(np.float64), np.zeros(len(trees))
+            tokens = np.array([len(tree.completions[0]) for tree in trees], np.float64)
+            ours += [
+                Outcome.mean(f"{name}/kl", none, good="neither"),
+                Outcome(f"{name}/kl_per_token", none, tokens, "neither"),
+            ]
+            theirs += [
+                Outcome.mean(f"{name}/kl", kl, good="neither"),
+                Outcome(f"{name}/kl_per_token", kl, tokens, "neither"),
+            ]
+        mine, yours = new[name].rewards, old[name].rewards
+        if mine is not None and yours is not None:
+            ours += win_rate(name, np.full(len(mine), 0.5))
+            theirs += win_rate(name, wins_of_scores(mine, yours))
+    return ours, theirs
+
+
+def open_scorers(suite: SuiteSection, subject: Subject, mesh: Any, console: Console) -> dict[str, Subject]:
+    """The reward models of the suite, by path."""
+    found = {}
+    for path in dict.fromkeys(task.reward for task in suite.answers.values() if task.reward is not None):
+        model, params = open_model(ModelSection(path=path), mesh, console)
+        if not model.config.num_scores:
+            raise UserError(f"{path} is no reward model; train one with jaxalign reward.")
+        found[path] = Subject(model, params, subject.tokenizer)
+    return found
+
+
+def text_trees(name: str, task: TextTask, subject: Subject) -> list[Tree]:
+    """The texts of a task as prompt trees, all or the assistant's tokens counted."""
+    records, _ = read_records(Demonstration, task.path)
+    if not records[: task.limit]:
+        raise UserError(f"{name}: {task.path} has no texts; give a file with at least one.")
+    trees, _ = tokenize_sft(records[: task.limit], subject.tokenizer, max_length=task.max_length)
+    check_trees(subject.model, trees, task.max_length)
+    return trees
+
+
+def read_choices(task: ChoiceTask) -> list[evals.Choice]:
+    """The items of a task."""
+    labels: Sequence[int | None] | None = None
+    rows = read_items(task.path, task.limit)
+    if task.labels is not None:
+        labels = read_labels(task.labels)
+        if len(labels) < len(rows):
+            raise UserError(f"{task.labels} has {len(labels)} labels for {len(rows)} rows; give one a row.")
+    items = []
+    for i, row in enumerate(rows):
+        parsed = evals.parse_choice(row.value, None if labels is None else labels[i])  # type: ignore[arg-type]
+        if isinstance(parsed, Problem):
+            raise UserError(f"{row.file}, row {row.number}: {parsed.text}.")
+        items.append(parsed)
+    return items
+
+
+def read_labels(path: str) -> list[int]:
+    """One number on each line."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [int(line) for line in file.read().split()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no file with a whole number on each line ({error}).") from None
+
+
+def read_items(path: str, limit: int | None) -> list[Row]:
+    """The rows of a file, all of them readable."""
+    rows: list[Row] = []
+    for row in read_rows(path):
+        if len(rows) == limit:
+            break
+        if isinstance(row.value, Problem):
+            raise UserError(f"{row.file}, row {row.number}: {row.value.text}.")
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path}: there are no rows: give a file with at least one.")
+    return rows
+
+
+def prompt_of(row: Row) -> str:
+    """The prompt of a row: its field ``prompt`` or ``question``, or what comes before a transcript's last answer."""
+    value: dict[str, Any] = row.value  # type: ignore[assignment]
+    prompt = value.get("prompt", value.get("question"))
+    if prompt is None and isinstance(value.get("chosen"), str):
+        found = prompt_only(value, None)
+        if isinstance(found, Problem):
+            raise UserError(f"{row.file}, row {row.number}: {found.text}.")
+        prompt = found[0]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise UserError(f"{row.file}, row {row.number}: field 'prompt' must be there and be a string with text.")
+    return prompt
+
+
+def is_safe(row: Row, field: str) -> bool:
+    """Whether a row's prompt should be answered."""
+    value = row.value.get(field)  # type: ignore[union-attr]
+    known = {"safe": True, "unsafe": False, True: True, False: False, "true": True, "false": False}
+    if not isinstance(value, str | bool) or value not in known:
+        raise UserError(f"{row.file}, row {row.number}: field {field!r} is {value!r}; it must be safe or unsafe.")
+    return known[value]

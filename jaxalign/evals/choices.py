@@ -1,0 +1,128 @@
+"""Multiple choice by likelihood: which of some texts the model finds likeliest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign.data.encode import Encoder
+from jaxalign.data.files import Problem
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.evals.likelihood import tree_logps
+from jaxalign.evals.outcome import Outcome
+from jaxalign.models.model import Model
+
+TEMPLATE = "Question: {prompt}\nAnswer:"
+
+
+class Choice(NamedTuple):
+    """An item: a prompt ('' where whole texts are compared), the texts, and which of them is right."""
+
+    prompt: str
+    choices: tuple[str, ...]
+    label: int
+
+
+def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | Problem:
+    """The item that a row is, by the fields it has.
+
+    ======================================================  ====================
+    fields                                                  as in
+    ======================================================  ====================
+    goal, sol1, sol2, label (or a file of labels)           PIQA
+    sentence_good, sentence_bad                             BLiMP
+    question, mc1_targets: {choices, labels} or {text: 0}   TruthfulQA
+    prompt or question, choices, label or answer            anything else
+    ======================================================  ====================
+
+    Args:
+        row: the row.
+        label: which choice is right, where that stands in a file of its own.
+
+    >>> parse_choice({"sentence_good": "She runs.", "sentence_bad": "She run."})
+    Choice(prompt='', choices=('She runs.', 'She run.'), label=0)
+    >>> parse_choice({"goal": "open a jar", "sol1": "twist", "sol2": "sing"}, 0).choices
+    ('twist', 'sing')
+    """
+    right: Any = label
+    if {"goal", "sol1", "sol2"} <= row.keys():
+        prompt, choices = row["goal"], [row["sol1"], row["sol2"]]
+    elif {"sentence_good", "sentence_bad"} <= row.keys():
+        prompt, choices, right = "", [row["sentence_good"], row["sentence_bad"]], 0
+    elif isinstance(row.get("mc1_targets"), Mapping):
+        targets = row["mc1_targets"]
+        listed = {"choices", "labels"} <= targets.keys()
+        choices = list(targets["choices"] if listed else targets)
+        marks = list(targets["labels"] if listed else targets.values())
+        if marks.count(1) != 1 or len(marks) != len(choices):
+            return Problem("labels", "mc1_targets must mark exactly one choice with 1")
+        prompt, right = row.get("question", ""), marks.index(1)
+    elif "choices" in row:
+        prompt, choices = row.get("prompt", row.get("question", "")), row["choices"]
+        choices = choices.get("text", []) if isinstance(choices, Mapping) else choices  # ARC's {text, label}
+    else:
+        return Problem("fields", "it has no choices: expected goal, sol1 and sol2, or sentence_good, or choices")
+    if right is None:
+        right = row.get("label", row.get("answer"))
+    texts = [prompt, *choices] if isinstance(choices, list) else [None]
+    if not all(isinstance(text, str) for text in texts):
+        return Problem("types", "the prompt and every choice must be a string")
+    if isinstance(right, str) and right.strip().isdigit():
+        right = int(right)
+    if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
+        return Problem("label", f"the label must be the number of a choice, from 0 to {len(choices) - 1}")
+    if len(choices) < 2 or not all(choices):
+        return Problem("choices", "it needs two choices or more, none of them empty")
+    return Choice(prompt, tuple(choices), right)
+
+
+def multiple_choice(
+    name: str, model: Model, params: Any, tokenizer: Any, items: Sequence[Choice], *, template: str = TEMPLATE
+) -> list[Outcome]:
+    """Accuracy of argmax_k log π(choice_k | prompt), and of the same per byte of the choice.
+
+    Prompt and choices are one prompt tree; a choice follows the prompt behind a space. Whole texts (no prompt) follow
+    the BOS token, EOS where there is none. As in Gao et al., lm-evaluation-harness (``acc`` and ``acc_norm``).
+
+    Args:
+        name: of the task.
+        model, params, tokenizer: the model.
+        items: what to choose from.
+        template: around the prompt.
+
+    Returns:
+        ``name/accuracy`` and ``name/accuracy_per_byte``.
+
+    Raises:
+        UserError: for a template without ``{prompt}``, or an item that is too long.
+    """
+    trees = choice_trees(tokenizer, items, template)
+    logps = tree_logps(model, params, trees)
+    right = [int(np.argmax(each)) == item.label for each, item in zip(logps, items, strict=True)]
+    sizes = [np.array([len(text.encode()) for text in item.choices]) for item in items]
+    per_byte = [int(np.argmax(each / size)) == item.label for each, size, item in zip(logps, sizes, items, strict=True)]
+    return [
+        Outcome.mean(f"{name}/accuracy", right, share=True),
+        Outcome.mean(f"{name}/accuracy_per_byte", per_byte, share=True),
+    ]
+
+
+def choice_trees(tokenizer: Any, items: Sequence[Choice], template: str = TEMPLATE) -> list[Tree]:
+    """The items as prompt trees: what is scored."""
+    if "{prompt}" not in template:
+        raise UserError(f"template {template!r} does not hold {{prompt}}: say where the prompt goes")
+    encoder = Encoder(tokenizer)
+    opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    trees = []
+    for item in items:
+        if item.prompt:
+            prompt = encoder.document(template.replace("{prompt}", item.prompt))
+            choices = [encoder.continuation(" " + text) for text in item.choices]
+        else:
+            prompt = encoder.bos or [opening]
+            choices = [encoder.continuation(text) for text in item.choices]
+        trees.append(Tree.of(prompt, choices))
+    return trees

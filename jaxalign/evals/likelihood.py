@@ -1,0 +1,87 @@
+"""What a model thinks of texts: log-probabilities of completions, perplexity."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxalign.data.batches import attach
+from jaxalign.data.shapes import LENGTHS
+from jaxalign.data.trees import Tree, pack
+from jaxalign.errors import UserError
+from jaxalign.evals.outcome import Outcome
+from jaxalign.masking import Rows, sum_by_owner
+from jaxalign.models.model import Model
+
+CHUNK = 256
+"""Trees packed together."""
+SHAPES = [(length, length // part) for length in LENGTHS for part in (8, 4, 2, 1)]
+"""(columns, target slots) of a row."""
+
+
+def tree_logps(model: Model, params: Any, trees: Sequence[Tree]) -> list[Float[np.ndarray, " K"]]:
+    """log π(completion | prompt) of every completion, summed over the tokens that count, in nats.
+
+    Args:
+        model, params: a language model.
+        trees: prompts with their completions, of which there may be any number.
+
+    Returns:
+        one array for each tree; the same whatever other trees there are, but for rounding.
+
+    Raises:
+        UserError: if a tree is longer than the model or the longest row; the sentence names it.
+    """
+    return _of_completions(_logps, model, params, trees)
+
+
+def tree_scores(model: Model, params: Any, trees: Sequence[Tree]) -> list[Float[np.ndarray, " K"]]:
+    """A reward model's score of every completion, the mean of its heads; otherwise as ``tree_logps``."""
+    return _of_completions(_scores, model, params, trees)
+
+
+def _of_completions(
+    function: Callable[[Model, Any, Rows], Array], model: Model, params: Any, trees: Sequence[Tree]
+) -> list[Float[np.ndarray, " K"]]:
+    """What a jitted function of packed rows gives each completion, ``[R, E, K]``, back at its tree."""
+    longest = min(LENGTHS[-1], model.config.max_position_embeddings)
+    for number, tree in enumerate(trees, start=1):
+        if len(tree) > LENGTHS[-1] or len(tree.prompt) + max(map(len, tree.completions)) > longest:
+            raise UserError(f"item {number} has {len(tree)} tokens, the model takes {longest}: leave it out")
+    found: list[Any] = [None] * len(trees)
+    for count in sorted({len(tree.completions) for tree in trees}):  # one program for each K
+        chosen = [i for i, tree in enumerate(trees) if len(tree.completions) == count]
+        for start in range(0, len(chosen), CHUNK):
+            part = chosen[start : start + CHUNK]
+            indexed = attach([trees[i] for i in part], index=np.asarray(part, np.int32))
+            packed = pack(indexed, shapes=SHAPES, num_completions=count)
+            for m in range(packed.used):
+                rows = jax.tree.map(lambda x, m=m: x[m], packed.rows)
+                values = np.asarray(function(model, params, rows))
+                used = rows.example_mask
+                for index, value in zip(rows.extras["index"][used][:, 0], values[used], strict=True):
+                    found[int(index)] = value
+    return found
+
+
+def perplexity(name: str, model: Model, params: Any, trees: Sequence[Tree]) -> list[Outcome]:
+    """exp(-Σ log π / Σ tokens) over the tokens that count of all texts, each a tree of one completion."""
+    logps = tree_logps(model, params, trees)
+    counts = np.array([sum(int(mask.sum()) for mask in tree.masks) for tree in trees], np.float64)
+    nats = -np.array([float(each.sum()) for each in logps])
+    return [Outcome(f"{name}/perplexity", nats, counts, "less", np.exp)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
+    return sum_by_owner(model.token_logps(params, rows), rows.owner, *rows.last.shape[-2:])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scores(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
+    return model.scores(params, rows).mean(axis=-1)

@@ -1,0 +1,36 @@
+"""The alignment tax as a picture: every figure's change with its interval, each on its own scale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jaxalign.evals.tax import Tax
+
+COLOURS = {True: "#1b7f4d", False: "#b3362b", None: "0.45"}
+"""Better, worse, neither."""
+
+
+def draw(report: Tax, path: str | Path, *, confidence: float) -> None:
+    """A row for each figure: the change (dot), its interval (line), 0 (no change), and the figure before and after."""
+    import matplotlib.figure  # only who asks for a picture needs it
+
+    figure = matplotlib.figure.Figure(figsize=(7, 0.55 * len(report.differences) + 0.8), layout="constrained")
+    axes = figure.subplots(len(report.differences), 1, squeeze=False)[:, 0]
+    for axis, (name, found) in zip(axes, report.differences.items(), strict=True):
+        colour = COLOURS[report.better(name)]
+        low, high = found.ci
+        axis.axvline(0, color="0.8", lw=1, zorder=0)
+        axis.plot([low, high], [0, 0], color=colour, lw=2)
+        axis.plot([found.change], [0], "o", color=colour, ms=5)
+        reach = max(abs(low), abs(high), 1e-9) * 1.15
+        axis.set(xlim=(-reach, reach), ylim=(-1, 1), yticks=[])
+        axis.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=8)
+        axis.yaxis.set_label_position("left")
+        axis.text(
+            1.02, 0.5, f"{found.before:.3g} → {found.after:.3g}", transform=axis.transAxes, va="center", fontsize=8
+        )
+        axis.tick_params(labelsize=7, length=2)
+        for side in ("top", "left", "right"):
+            axis.spines[side].set_visible(False)
+    figure.suptitle(f"after minus before, {confidence:.0%} intervals (green: better, red: worse)", fontsize=9)
+    figure.savefig(path, dpi=200)

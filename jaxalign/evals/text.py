@@ -1,0 +1,63 @@
+"""Answers as texts: how long they are, how much they repeat themselves and one another."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxalign.evals.outcome import Outcome
+
+
+def verbosity(name: str, answers: Sequence[str]) -> list[Outcome]:
+    """Words an answer.
+
+    >>> verbosity("hh", ["one two", "three"])[0].totals
+    array([2., 1.])
+    """
+    return [Outcome.mean(f"{name}/words", [len(text.split()) for text in answers], good="neither")]
+
+
+def diversity(name: str, answers: Sequence[str], n: int = 2) -> list[Outcome]:
+    """The share of an answer's n-grams of words that are distinct, over all answers; 1 if nothing repeats.
+
+    Distinct-n (Li et al. 2016, arXiv:1510.03055, sec. 5.2) within answers, which, unlike that over all of them, does
+    not fall with their number. See ``distinct_n`` and ``ngram_entropy`` for the latter.
+    """
+    grams = [_ngrams(text, n) for text in answers]
+    distinct, total = (np.array([f(each) for each in grams], np.float64) for f in (_distinct, len))
+    if not total.any():  # no answer has n words: nothing repeats
+        distinct = total = np.ones(len(grams))
+    return [Outcome(f"{name}/distinct_{n}", distinct, total, "more")]
+
+
+def distinct_n(answers: Sequence[str], n: int) -> float:
+    """Distinct n-grams over all n-grams of all answers (Li et al. 2016, arXiv:1510.03055, sec. 5.2); NaN without any.
+
+    >>> distinct_n(["a b a b", "a b"], 2)
+    0.5
+    """
+    grams = [gram for text in answers for gram in _ngrams(text, n)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def ngram_entropy(answers: Sequence[str], n: int) -> float:
+    """-Σ p log p of the n-grams of all answers, nats (Zhang et al. 2018, arXiv:1809.05972, Ent-n).
+
+    >>> round(ngram_entropy(["a b", "c d"], 2), 4)
+    0.6931
+    """
+    counts = np.array(list(Counter(gram for text in answers for gram in _ngrams(text, n)).values()), np.float64)
+    p = counts / counts.sum()
+    return float(-np.sum(p * np.log(p)))
+
+
+def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+
+
+def _distinct(grams: Sequence[tuple[str, ...]]) -> int:
+    return len(set(grams))

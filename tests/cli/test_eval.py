@@ -1,0 +1,201 @@
+"""jaxalign eval and eval tax: every task on tiny models, the files they leave, and mistakes."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+import jaxalign
+from jaxalign import evals
+from jaxalign.cli import main
+from jaxalign.cli import suite as tasks
+from jaxalign.data.trees import Tree
+from jaxalign.models.weights import save_model
+from tests.cli.conftest import pair
+
+
+@pytest.fixture(scope="module")
+def other_model(tiny_model, tmp_path_factory):
+    """The tiny model with its parameters moved a little."""
+    model, params = jaxalign.load_model(tiny_model)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    directory = tmp_path_factory.mktemp("other")
+    save_model(directory, model, tree.unflatten(moved), jaxalign.load_tokenizer(tiny_model))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def reward_model(flags, tmp_path_factory):
+    run = tmp_path_factory.mktemp("reward")
+    away = {"samples.prompts": None, "samples.max_new_tokens": None}
+    assert main(flags(run, "reward", **away, **{"train.steps": 1})) == 0
+    return run / "model"
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory, reward_model):
+    """A suite of every kind of task on small files."""
+    folder = tmp_path_factory.mktemp("suite")
+    rows = [pair(i) for i in range(9)]
+
+    def write(name, lines):
+        (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return str(folder / name)
+
+    with (folder / "xstest.csv").open("w") as file:
+        writer = csv.DictWriter(file, ["prompt", "label"])
+        writer.writeheader()
+        writer.writerows({"prompt": row["prompt"], "label": ("safe", "unsafe")[i % 2]} for i, row in enumerate(rows))
+    (folder / "labels.lst").write_text("0\n1\n" * 5)
+    settings = {
+        "suite": {
+            "perplexity": {
+                "text": {"path": write("text.jsonl", [{"text": "the sky is " + r["chosen"]} for r in rows])}
+            },
+            "choices": {
+                "piqa": {
+                    "path": write(
+                        "piqa.jsonl", [{"goal": "colour?", "sol1": "blue", "sol2": f"no {i}"} for i in range(9)]
+                    ),
+                    "labels": str(folder / "labels.lst"),
+                    "limit": 8,
+                },
+                "blimp": {"path": write("blimp.jsonl", [{"sentence_good": "It is.", "sentence_bad": "It are."}] * 3)},
+            },
+            "answers": {
+                "xstest": {"path": str(folder / "xstest.csv"), "safe": "label", "max_new_tokens": 4},
+                "sums": {
+                    "path": write("sums.jsonl", [{"question": "1 + 1?", "answer": "2"}] * 3),
+                    "score": "number_match",
+                    "max_new_tokens": 3,
+                    "temperature": 0.0,
+                },
+                "pairs": {"path": write("pairs.jsonl", rows), "max_new_tokens": 5, "reward": str(reward_model)},
+            },
+            "capabilities": ["piqa/accuracy", "text/perplexity"],
+            "gains": ["pairs/reward", "pairs/kl"],
+        }
+    }
+    file = folder / "suite.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+FIGURES = {
+    *("text/perplexity", "piqa/accuracy", "piqa/accuracy_per_byte", "blimp/accuracy", "blimp/accuracy_per_byte"),
+    *("xstest/words", "xstest/distinct_2", "xstest/over_refusal", "xstest/unsafe_answered"),
+    *("sums/words", "sums/distinct_2", "sums/score", "pairs/words", "pairs/distinct_2", "pairs/reward"),
+}
+OF_TWO = {"xstest/kl", "xstest/kl_per_token", "pairs/kl", "pairs/kl_per_token", "pairs/win_rate"}
+
+
+def test_eval_writes_every_figure(tiny_model, suite, tmp_path, capsys):
+    run = ["eval", "--config", str(suite), "--model.path", str(tiny_model), "--output", str(tmp_path / "out")]
+    assert main([*run, "--resamples", "200"]) == 0
+    figures = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert set(figures) == FIGURES
+    assert figures["piqa/accuracy"]["items"] == 8
+    assert figures["xstest/over_refusal"]["items"] == 5
+    for found in figures.values():
+        assert found["ci"][0] <= found["value"] <= found["ci"][1]
+    said = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(said) == 9 + 3 + 9
+    assert ["answer_reward" in row for row in said] == [row["task"] == "pairs" for row in said]
+    assert "piqa/accuracy_per_byte" in capsys.readouterr().out
+
+
+def test_tax_of_a_model_and_another(tiny_model, other_model, suite, tmp_path, capsys):
+    run = ["eval", "tax", "--config", str(suite), "--before", str(tiny_model), "--after", str(other_model)]
+    assert main([*run, "--output", str(tmp_path), "--resamples", "200"]) == 0
+    report = json.loads((tmp_path / "tax.json").read_text())
+    assert set(report["differences"]) == FIGURES | OF_TWO
+    kl = report["differences"]["pairs/kl"]
+    assert kl["before"] == 0 < kl["after"]
+    assert len(report["exchange"]) == 4
+    assert (tmp_path / "tax.png").read_bytes().startswith(b"\x89PNG")
+    rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    (judged, *_) = [row for row in rows if row["task"] == "pairs"]
+    assert {"task", "prompt", "before", "after", "before_reward", "after_reward"} == set(judged)
+    assert "after minus before" in capsys.readouterr().out
+
+
+def test_a_model_has_no_tax_from_itself(tiny_model, suite, tmp_path):
+    run = ["eval", "tax", "--config", str(suite), "--before", str(tiny_model), "--after", str(tiny_model)]
+    assert main([*run, "--output", str(tmp_path), "--resamples", "200", "--picture", "false"]) == 0
+    report = json.loads((tmp_path / "tax.json").read_text())
+    for found in report["differences"].values():
+        assert (found["change"], found["significant"]) == (0, False)
+    assert report["differences"]["pairs/win_rate"]["after"] == 0.5
+    assert all(np.isnan(each["rate"]) for each in report["exchange"])
+    assert not (tmp_path / "tax.png").exists()
+
+
+def test_kl_is_that_of_the_tokens_sampled(tiny_model, other_model):
+    """The estimate over 400 short answers against the sum over all of them that are possible, of two tokens."""
+    subjects = []
+    for path in (tiny_model, other_model):
+        model, params = jaxalign.load_model(path)
+        subjects.append(tasks.Subject(model, params, jaxalign.load_tokenizer(path)))
+    before, after = subjects
+    task = tasks.AnswerTask("-", max_new_tokens=1)
+    prompts = [[5, 9, 7]] * 400
+    trees = tasks.sample(after, prompts, task, seed=0)
+    answered = {"x": tasks.Answered(trees, [""] * 400)}
+    suite = tasks.SuiteSection(answers={"x": task})
+    _, outcomes = tasks.compare_answers(suite, before, after, answered, answered)
+    logits = [np.asarray(s.model.logits(s.params, np.array([[5, 9, 7]])))[0, -1] for s in (after, before)]
+    p, q = (x - np.logaddexp.reduce(x) for x in logits)
+    found = evals.figure(outcomes[0])
+    exact = float(np.sum(np.exp(p) * (p - q)))
+    assert found.ci[0] - 0.01 < exact < found.ci[1] + 0.01
+    assert exact > 0.01
+
+
+def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
+    """Trees of one, two and three completions, in any order: the values are those of separate passes."""
+    random = np.random.default_rng(0)
+    text = lambda: random.integers(3, 200, random.integers(1, 9))  # noqa: E731
+    trees = [Tree.of(text(), [text() for _ in range(1 + i % 3)]) for i in range(7)]
+    model, params = jaxalign.load_model(tiny_model)
+    scorer, weights = jaxalign.load_model(reward_model)
+    logps, scores = evals.tree_logps(model, params, trees), evals.likelihood.tree_scores(scorer, weights, trees)
+    for tree, logp, score in zip(trees, logps, scores, strict=True):
+        for k, completion in enumerate(tree.completions):
+            alone = Tree.of(tree.prompt, [completion])
+            assert evals.tree_logps(model, params, [alone])[0][0] == pytest.approx(logp[k], abs=1e-4)
+            assert evals.likelihood.tree_scores(scorer, weights, [alone])[0][0] == pytest.approx(score[k], abs=1e-4)
+            whole = np.concatenate([tree.prompt, completion])[None]
+            logits = np.asarray(model.logits(params, whole), np.float64)[0]
+            table = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+            at = np.arange(len(tree.prompt), whole.shape[1])
+            assert logp[k] == pytest.approx(table[at - 1, whole[0, at]].sum(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"choices": {}, "perplexity": {}, "answers": {}, "capabilities": [], "gains": []}, "there is no task"),
+        ({"gains": ["joy/reward"]}, "joy/reward is of no task"),
+        ({"choices": {"text": {"path": "x"}}}, "text names two tasks"),
+        ({"choices": {"piqa": {"path": "missing.jsonl"}}, "answers": {}, "gains": []}, "missing.jsonl"),
+        ({"answers": {"x": {"path": "PAIRS", "safe": "label"}}, "gains": []}, "row 1: field 'label' is None"),
+        ({"answers": {"x": {"path": "PAIRS", "reward": "MODEL"}}, "gains": []}, "is no reward model"),
+        ({"answers": {"x": {"path": "PAIRS", "score": "beauty"}}, "gains": []}, "'beauty' is not number_match"),
+        (
+            {"choices": {"c": {"path": "PAIRS"}}, "answers": {}, "gains": [], "capabilities": []},
+            "row 1: it has no choices",
+        ),
+        ({"answers": {"x": {"pth": "PAIRS"}}}, "pth"),
+    ],
+)
+def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, told, change, words):
+    settings = yaml.safe_load(suite.read_text())
+    settings["suite"] |= change
+    text = yaml.safe_dump(settings).replace("PAIRS", str(pairs_file)).replace("MODEL", str(tiny_model))
+    (tmp_path / "suite.yaml").write_text(text)
+    assert words in told(["eval", "--config", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])

