@@ -108,8 +108,8 @@ def run(config: Config) -> None:
     check_ranges(config, {"examples": (0, 10**6)})
     console = Console(highlight=False, soft_wrap=True)
     data = config.data
-    kind = _kind(data)
-    records, report = _read(kind, data, data.path, data.split)
+    kind = kind_of_rows(data)
+    records, report = read(kind, data, data.path, data.split)
     console.print(f"{data.path}: {report}", markup=False)
     named = next(name for name, known in KINDS.items() if known is kind)
     console.print(f"read as {named} rows of format {records[0].format}")
@@ -117,7 +117,7 @@ def run(config: Config) -> None:
     if data.eval_path is not None or data.eval_split is not None:
         place, split = data.eval_path or data.path, data.eval_split or data.split
         # Whatever rows the other split has: what must not leak are its prompts (or texts that have none).
-        other, report = _read(Prompt if records[0].prompt else kind, data, place, split)
+        other, report = read(Prompt if records[0].prompt else kind, data, place, split)
         console.print(f"{place}{f' ({data.eval_split})' if data.eval_split else ''}: {report}", markup=False)
     findings = find(records, other)
     console.print(f"{len(records)} records of {findings.prompts} different prompts")
@@ -146,7 +146,8 @@ def run(config: Config) -> None:
         console.print(text)
 
 
-def _kind(data: InspectSection) -> type[Record]:
+def kind_of_rows(data: InspectSection) -> type[Record]:
+    """What rows are read as: as told, or as the first one looks."""
     if data.kind != "auto":
         return KINDS[data.kind]
     if data.signals.fields:
@@ -156,7 +157,8 @@ def _kind(data: InspectSection) -> type[Record]:
     return kind_of({**first, **{field: first.get(theirs) for field, theirs in data.columns.items()}})
 
 
-def _read(kind: type[Record], data: InspectSection, path: str, split: str) -> tuple[list[Any], ReadReport]:
+def read(kind: type[Record], data: InspectSection, path: str, split: str) -> tuple[list[Any], ReadReport]:
+    """The records of a file, and what was left out."""
     options: Any = {"columns": data.columns, "format": data.format, "on_error": data.on_error, "split": split}
     options |= {"name": data.name, "data_dir": data.data_dir}
     if data.signals.fields and kind is UnpairedPreference:

@@ -93,16 +93,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return SafetensorsCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
 
 
+def read_config(path: Path) -> ModelConfig:
+    """The architecture of a directory, which need not hold weights, or a .gguf file."""
+    return _directory_config(path) if path.is_dir() else GGUFCheckpoint(path).config
+
+
+def _directory_config(path: Path) -> ModelConfig:
+    config = from_hf_config(_read_json(path / "config.json"), where=str(path / "config.json"))
+    file = path / "generation_config.json"
+    if not file.exists():
+        return config
+    eos = token_ids(_read_json(file), "eos_token_id", str(file))  # all end tokens, where config.json may name just one
+    return dataclasses.replace(config, eos_token_ids=eos or config.eos_token_ids)
+
+
 class SafetensorsCheckpoint:
     """config.json and one or many safetensors files in a directory."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.config = from_hf_config(_read_json(path / "config.json"), where=str(path / "config.json"))
-        if (path / "generation_config.json").exists():  # lists every end token, where config.json may name just one
-            file = path / "generation_config.json"
-            eos = token_ids(_read_json(file), "eos_token_id", str(file))
-            self.config = dataclasses.replace(self.config, eos_token_ids=eos or self.config.eos_token_ids)
+        self.config = _directory_config(path)
         self._slices: dict[str, Any] = {}
         for file in self._files():
             try:
