@@ -167,13 +167,14 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
     for tree, logp, score in zip(trees, logps, scores, strict=True):
         for k, completion in enumerate(tree.completions):
             alone = Tree.of(tree.prompt, [completion])
-            assert evals.tree_logps(model, params, [alone])[0][0] == pytest.approx(logp[k], abs=1e-4)
             assert evals.likelihood.tree_scores(scorer, weights, [alone])[0][0] == pytest.approx(score[k], abs=1e-4)
-            whole = np.concatenate([tree.prompt, completion])[None]
-            logits = np.asarray(model.logits(params, whole), np.float64)[0]
+            length = len(tree.prompt) + len(completion)
+            tokens = np.zeros((1, 24), np.int32)
+            tokens[0, :length] = np.concatenate([tree.prompt, completion])
+            logits = np.asarray(model.logits(params, tokens, np.arange(24)[None] < length), np.float64)[0]
             table = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-            at = np.arange(len(tree.prompt), whole.shape[1])
-            assert logp[k] == pytest.approx(table[at - 1, whole[0, at]].sum(), abs=1e-3)
+            at = np.arange(len(tree.prompt), length)
+            assert logp[k] == pytest.approx(table[at - 1, tokens[0, at]].sum(), abs=1e-3)
 
 
 @pytest.mark.parametrize(
