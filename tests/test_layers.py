@@ -11,7 +11,7 @@ LAYERS = (
     {"masking"},
     {"losses", "advantages", "logprobs"},
     {"data", "models"},
-    {"evals", "judges", "rewards", "rollout"},
+    {"evals", "judges", "rewards", "rollout", "testbed"},
     {"loop", "checkpoint", "tracking", "optim"},
     {"methods"},
     {"cli", "compare"},

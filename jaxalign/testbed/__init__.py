@@ -1,0 +1,19 @@
+"""A small preference world whose reward is known, so that what a method reaches can be told from what it seems to."""
+
+from jaxalign.testbed.annotators import Judge, Thumbs, prefer
+from jaxalign.testbed.gold import Gold, Weights, gold, read
+from jaxalign.testbed.world import Answer, Instruction, World, make_world
+
+__all__ = [
+    "Answer",
+    "Gold",
+    "Instruction",
+    "Judge",
+    "Thumbs",
+    "Weights",
+    "World",
+    "gold",
+    "make_world",
+    "prefer",
+    "read",
+]
