@@ -23,22 +23,9 @@ Core = Literal["right", "wrong", "refusal"]
 Tone = Literal["polite", "plain", "rude"]
 
 OBJECTS = (
-    *("lamp", "chair", "coat", "boat", "drum", "bell", "kite", "rope", "cup", "fork", "vase", "sled"),
-    *(
-        "tent",
-        "harp",
-        "bowl",
-        "clock",
-        "basket",
-        "ladder",
-        "mirror",
-        "candle",
-        "blanket",
-        "bucket",
-        "saddle",
-        "compass",
-    ),
-)
+    "lamp chair coat boat drum bell kite rope cup fork vase sled "
+    "tent harp bowl clock basket ladder mirror candle blanket bucket saddle compass"
+).split()  # noqa: SIM905
 COLOURS = ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"]
 PLACES = ["attic", "cellar", "garden", "kitchen", "barn", "tower", "market", "harbour"]
 OWNERS = ["anna", "boris", "clara", "david", "elena", "felix", "greta", "hugo"]

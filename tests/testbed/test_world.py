@@ -1,4 +1,4 @@
-"""Answers are read back as they were written, the gold reward is its table, annotators have the biases they were given."""
+"""Answers are read back as written, the gold reward is its table, annotators have the biases they were given."""
 
 import itertools
 
