@@ -1,6 +1,7 @@
 """A tiny model on disk, pairs to align it on, and the settings of a run that takes seconds."""
 
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -18,9 +19,11 @@ from jaxalign.models.weights import save_model
 
 @pytest.fixture(scope="session", autouse=True)
 def compile_once(tmp_path_factory):
-    """Every command compiles its own functions; here the second one finds them compiled."""
+    """Every command compiles its own functions; here the second one finds them compiled, be it another worker's."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_compilation_cache_dir": str(root / "compiled"),
         "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
