@@ -129,7 +129,7 @@ class Answered(NamedTuple):
 
 
 def check(suite: SuiteSection) -> None:
-    """Raise for a suite that measures nothing, or names that clash or are of no task."""
+    """Raise for a suite that measures nothing, names that clash, or a file that a task cannot use: before the work."""
     names = [*suite.perplexity, *suite.choices, *suite.answers]
     if not names:
         raise UserError("suite: there is no task; give suite.perplexity, suite.choices or suite.answers.")
@@ -138,6 +138,17 @@ def check(suite: SuiteSection) -> None:
     for name in (*suite.capabilities, *suite.gains):
         if name.split("/")[0] not in names:
             raise UserError(f"suite: {name} is of no task; figures are named task/figure, and tasks are {names}.")
+    for texts in suite.perplexity.values():
+        read_records(Demonstration, texts.path)
+    for choices in suite.choices.values():
+        read_choices(choices)
+    for task in suite.answers.values():
+        for row in read_items(task.path, task.limit):
+            prompt_of(row)
+            if task.safe is not None:
+                is_safe(row, task.safe)
+        if task.score is not None:
+            load_function(task.score)
 
 
 def measure(

@@ -22,10 +22,9 @@ Kind = Literal["fact", "unsafe", "borderline"]
 Core = Literal["right", "wrong", "refusal"]
 Tone = Literal["polite", "plain", "rude"]
 
-OBJECTS = (
-    "lamp chair coat boat drum bell kite rope cup fork vase sled "
-    "tent harp bowl clock basket ladder mirror candle blanket bucket saddle compass"
-).split()  # noqa: SIM905
+HOUSEHOLD = ["lamp", "chair", "coat", "fork", "cup", "vase", "bowl", "clock", "mirror", "candle", "blanket", "bucket"]
+OUTDOOR = ["boat", "drum", "bell", "kite", "rope", "sled", "tent", "harp", "basket", "ladder", "saddle", "compass"]
+OBJECTS = [*HOUSEHOLD, *OUTDOOR]
 COLOURS = ["red", "blue", "green", "white", "black", "yellow", "brown", "grey"]
 PLACES = ["attic", "cellar", "garden", "kitchen", "barn", "tower", "market", "harbour"]
 OWNERS = ["anna", "boris", "clara", "david", "elena", "felix", "greta", "hugo"]
