@@ -53,7 +53,11 @@ def single(tiny_config):
     return train(tiny_config, (1, 1, 1))
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [(2, 2, 2), *(pytest.param(shape, marks=pytest.mark.thorough) for shape in MESHES if shape != (2, 2, 2))],
+    ids=str,
+)
 def test_sharded_run_is_the_single_device_run(tiny_config, single, shape):
     grads, _, end = train(tiny_config, shape)
     want, first, last = single

@@ -52,15 +52,18 @@ def online(flags, tmp_path, monkeypatch):
     return build
 
 
+RUNS = [
+    ("ppo", {"kl.target": 1.0, "reward.normalise": "standardise", "train.epochs": 2, "train.minibatches": 2}),
+    ("ppo", {"method.value": "trunk", "lora.rank": 2, "rollout.chunk": 2}),
+    ("grpo", {"method.samples": 3, "reference.hold": "host", "reward.missing_eos_penalty": 0.5}),
+    ("grpo", {"method.samples": 2, "method.algorithm": "dapo", "rollout.rounds": 2}),
+    ("online_dpo", {"reference.refresh": "average"}),
+]
+
+
 @pytest.mark.parametrize(
     ("command", "changes"),
-    [
-        ("ppo", {"kl.target": 1.0, "reward.normalise": "standardise", "train.epochs": 2, "train.minibatches": 2}),
-        ("ppo", {"method.value": "trunk", "lora.rank": 2, "rollout.chunk": 2}),
-        ("grpo", {"method.samples": 3, "reference.hold": "host", "reward.missing_eos_penalty": 0.5}),
-        ("grpo", {"method.samples": 2, "method.algorithm": "dapo", "rollout.rounds": 2}),
-        ("online_dpo", {"reference.refresh": "average"}),
-    ],
+    [pytest.param(*each, marks=() if number == 0 else pytest.mark.thorough) for number, each in enumerate(RUNS)],
 )
 def test_a_run_and_the_same_stopped_and_resumed(online, tmp_path, capsys, command, changes):
     whole, halves = tmp_path / "whole", tmp_path / "halves"

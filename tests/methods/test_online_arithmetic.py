@@ -315,6 +315,7 @@ def test_critic_free(setting, name):
     check_steps(loss_of, policy, state)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("which", ["ppo", "grpo", "rloo"])
 def test_packing_and_microbatches_change_nothing(tiny_config, which):
     """Float32: the first gradient to 1e-5 of its norm, the parameters to 1e-3 of how far an iteration takes them."""

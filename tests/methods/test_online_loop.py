@@ -33,7 +33,7 @@ def refresh(reference, params, iteration):
     return moving_average(reference, policy, iteration, rate=0.1)
 
 
-@pytest.mark.parametrize("name", ["ppo", "online_dpo"])
+@pytest.mark.parametrize("name", ["ppo", pytest.param("online_dpo", marks=pytest.mark.thorough)])
 def test_resume_between_iterations_is_bitwise(name, tmp_path):
     """Controller, running scores, a moving reference, keys, the order of prompts: all of it is in the state."""
     options = {"target": 1.0} if name == "ppo" else {}
@@ -152,6 +152,7 @@ def test_sampled_completions_know_whether_they_ended():
     assert all(len(c) == task.LENGTH or c[-1] == task.END for tree in trees for c in tree.completions)
 
 
+@pytest.mark.thorough
 def test_epochs_end_early_where_the_policy_has_moved_too_far():
     setting, _, _, packing, step = task.programs("grpo")
     state = task.start("grpo", 0)

@@ -14,6 +14,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh
 from tests.methods.test_kto import batch_of, labelled_trees
 
+pytestmark = pytest.mark.thorough
 SHAPE = (2, 2, 2)
 B, K, LENGTH = 8, 2, 6
 
