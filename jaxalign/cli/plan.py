@@ -29,9 +29,9 @@ from jaxalign.models.weights import read_config
 from jaxalign.rewards import final_number
 
 FEW = 500
-"""Examples below which a warning is due: fewer than any of the studies that the advice rests on."""
+"""Examples below which a warning is due: at 500 the 95 % interval of an accuracy is still ± 4 points wide."""
 SKEWED = 0.7
-"""Share of pairs whose better answer is the longer one from which on length is likely to be learned."""
+"""Share of pairs whose better answer is the longer one from which on a word about length is due."""
 TRAINED = 16
 """Bytes of a trained float32 parameter: itself, its gradient, and Adam's two moments."""
 
@@ -218,8 +218,8 @@ def advice(found: Found, *, judge: bool, four_fit: bool) -> list[str]:
     longer = next((share for name, share in shares.items() if "longe" in name), 0.5)
     if longer > SKEWED:
         said.append(
-            f"In {100 * longer:.0f} % of pairs the better answer is the longer one: length will be learned; compare "
-            "with length-controlled win rates (jaxalign eval tax), or use ld_dpo or simpo."
+            f"In {100 * longer:.0f} % of pairs the better answer is the longer one: length may be learned; watch "
+            "the words an answer in jaxalign eval tax, or train with losses.ld_dpo or losses.simpo."
         )
     liked = shares.get("liked", 0.5)
     if not 0.1 <= liked <= 0.9:
