@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import operator
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -147,8 +145,7 @@ def parameters(config: ModelConfig, rank: int | None = None) -> int:
     if rank is not None:
         model = dataclasses.replace(model, lora=LoraConfig(rank=rank, alpha=rank))
         lora.check(model.lora)  # type: ignore[arg-type]
-    sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
-    return functools.reduce(operator.add, sizes, 0)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
 
 
 def in_memory(holding: Holding, total: int, adapters: int | None = None) -> float:
