@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -49,7 +49,7 @@ class Config:
     resamples: int = 2000
     seed: int = 0
     picture: bool = True
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
 
 
@@ -64,7 +64,7 @@ def run(config: Config) -> None:
     console = Console(highlight=False, soft_wrap=True)
     mesh = open_mesh(config.mesh)
     before, after = (
-        single.open_subject(ModelSection(path, dtype=config.dtype), mesh, console)  # type: ignore[arg-type]
+        single.open_subject(ModelSection(path, dtype=config.dtype), mesh, console)
         for path in (config.before, config.after)
     )
     if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
