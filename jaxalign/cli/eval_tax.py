@@ -84,7 +84,7 @@ def run(config: Config) -> None:
         bootstrap=Bootstrap(config.confidence, config.resamples, config.seed),
     )
     tell(report, config.confidence, console)
-    write_whole(output / REPORT, json.dumps(report.plain(), indent=2) + "\n")
+    write_whole(output / REPORT, json.dumps(report.plain(), indent=2, allow_nan=False) + "\n")
     single.write_answers(output / ANSWERS, {"before": old_answers, "after": new_answers}, before)
     console.print(f"The report is in {output / REPORT}", end="" if config.picture else ".\n")
     if config.picture:

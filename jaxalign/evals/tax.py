@@ -43,13 +43,16 @@ class Tax:
         return (found.change > 0) == (good == "more")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """As JSON can hold it: a rate that means nothing is null."""
         return {
             "differences": {
                 name: {**found._asdict(), "good": self.outcomes[name].good, "better": self.better(name)}
                 for name, found in self.differences.items()
             },
-            "exchange": [each._asdict() for each in self.exchange],
+            "exchange": [
+                each._asdict() if math.isfinite(each.rate) else {**each._asdict(), "rate": None, "ci": None}
+                for each in self.exchange
+            ],
         }
 
 
