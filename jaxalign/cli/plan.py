@@ -216,7 +216,7 @@ def advice(found: Found, *, judge: bool, four_fit: bool) -> list[str]:
     if longer > SKEWED:
         said.append(
             f"In {100 * longer:.0f} % of pairs the better answer is the longer one: length may be learned; watch "
-            "the words an answer in jaxalign eval tax, or train with losses.ld_dpo or losses.simpo."
+            "the words an answer in jaxalign eval tax, or use losses.simpo, whose log-probs are averages."
         )
     liked = shares.get("liked", 0.5)
     if not 0.1 <= liked <= 0.9:
