@@ -67,6 +67,17 @@ def rotate(x: Float[Array, "R T H h"], angles: Float[Array, "R T h/2"]) -> Float
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
+def dot_in_halves(x: Float[Array, "R T D"], kernel: Float[Array, "D E"], *_: Any, **options: Any) -> Array:
+    """x W (``nnx.Linear``'s ``dot_general``), summed over each half of D by itself and then over the two.
+
+    One running float32 sum over all of an MLP's inner width is the largest part of the logits' rounding error on
+    CPUs. With two, SmolLM2's logits are at most 1.1e-4 off those in float64, and not 2.3e-4 (1,790 positions of HH).
+    """
+    halves = x.reshape(*x.shape[:-1], 2, -1), kernel.reshape(2, -1, kernel.shape[-1])
+    width, half = x.ndim, x.ndim - 1
+    return jax.lax.dot_general(*halves, (((width,), (1,)), ((half,), (0,))), **options).sum(0)
+
+
 class Linear(nnx.Linear):
     """x W + b, and where ``lora`` names it, + s (x A) B with A of rank r (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
@@ -135,6 +146,9 @@ class MLP(nnx.Module):
         shared["use_bias"] = config.mlp_bias
         self.gate = Linear("mlp.gate", (width, inner), **shared)
         self.up = Linear("mlp.up", (width, inner), **shared)
+        # Over a tensor axis each device sums a part of its own already; narrower types are summed in float32 anyway.
+        if dtype == jnp.float32 and mesh.shape["tensor"] == 1 and inner % 2 == 0:
+            shared["dot_general"] = dot_in_halves
         self.down = Linear("mlp.down", (inner, width), **shared)
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
