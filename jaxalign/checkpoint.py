@@ -140,6 +140,7 @@ class Checkpoints:
         return -math.inf if math.isnan(value) else value  # not measured here, or diverged: worse than any number
 
     def _existing(self, step: int | None) -> int:
+        self._manager.wait_until_finished()  # one that is still being written is there, and cannot be read yet
         steps = self._manager.all_steps()
         if not steps:
             raise UserError(f"{self.directory} holds no checkpoint; give the directory of a run that saved one.")

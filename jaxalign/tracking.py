@@ -309,8 +309,9 @@ class Display:
             self._progress.update(self._task, completed=step, description=line)
 
     def show_eval(self, step: int, metrics: Mapping[str, float], prefix: str) -> None:
-        known = [(label, prefix + name) for label, name in self._shown.items()]
-        line = "  ".join(f"{label} {metrics[name]:.4f}" for label, name in known if name in metrics)
+        known = [(label, prefix + name) for label, name in self._shown.items() if prefix + name in metrics]
+        known = known or [(name.removeprefix(prefix), name) for name in metrics]
+        line = "  ".join(f"{label} {metrics[name]:.4f}" for label, name in known)
         self._console.print(f"step {step}/{self._total_steps}  {prefix.strip('/')}: {line}", markup=False)
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from jaxalign.errors import UserError
 
 # In the order people meet them. Modules load when their command is called: --help stays instant.
 COMMANDS = {
+    "quickstart": "see every method side by side in minutes, in a small world with a known reward; no downloads",
     "sft": "fine-tune a model on demonstrations",
     "reward": "train a reward model on preference pairs or rankings",
     "dpo": "align a model on preference pairs with direct preference optimisation",
@@ -26,6 +27,7 @@ COMMANDS = {
     "generate": "sample answers from a model",
     "judge": "label answers with AI judges, and audit the judges: jaxalign judge audit RUN",
     "eval": "measure a model; what aligning it cost: jaxalign eval tax --before A --after B",
+    "compare": "compare methods over seeds in that world: rewards, KL, capability, cost",
     "plan": "say what a data set allows, what each method needs, and which to start with",
     "data": "inspect a data set: jaxalign data inspect FILE",
     "export": "write a run's checkpoint as a Hugging Face model directory",

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxalign import optim
 from jaxalign.cli import runs, training
+from jaxalign.cli.budget import BudgetSection
 from jaxalign.cli.config import (
     SAMPLES_RANGES,
     TRAIN_RANGES,
@@ -69,6 +70,7 @@ class Config:
         mesh: devices
         log: dashboards
         samples: answers before and after
+        budget: what training may cost of capabilities
     """
 
     model: ModelSection
@@ -81,6 +83,7 @@ class Config:
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
+    budget: BudgetSection = dataclasses.field(default_factory=BudgetSection)
 
 
 def run(config: Config) -> None:
@@ -143,6 +146,7 @@ def run(config: Config) -> None:
             schedule=schedule,
             frozen=frozen,
             fixed=fixed,
+            subject=(model, tokenizer),
         )
 
     model, params = training.save(job, model, params, fixed, tokenizer)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxalign import loop, optim
 from jaxalign.cli import runs, training
+from jaxalign.cli.budget import BudgetSection
 from jaxalign.cli.config import (
     TRAIN_RANGES,
     KtoDataSection,
@@ -89,6 +90,7 @@ class Config:
         mesh: devices
         log: dashboards
         samples: answers before and after
+        budget: what training may cost of capabilities
     """
 
     model: ModelSection
@@ -101,6 +103,7 @@ class Config:
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
+    budget: BudgetSection = dataclasses.field(default_factory=BudgetSection)
 
 
 def run(config: Config) -> None:
@@ -164,6 +167,7 @@ def run(config: Config) -> None:
             method_state=kto.bco_state() if section.loss == "bco" else (),
             arrange=arrange,
             measure=with_margins,
+            subject=(model, tokenizer),
         )
 
     if held:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from jaxalign import losses, optim
 from jaxalign.cli import runs, training
+from jaxalign.cli.budget import BudgetSection
 from jaxalign.cli.config import (
     SAMPLES_RANGES,
     TRAIN_RANGES,
@@ -63,6 +64,7 @@ class Config:
         mesh: devices
         log: dashboards
         samples: answers before and after
+        budget: what training may cost of capabilities
     """
 
     model: ModelSection
@@ -75,6 +77,7 @@ class Config:
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
+    budget: BudgetSection = dataclasses.field(default_factory=BudgetSection)
 
 
 def run(config: Config) -> None:
@@ -116,6 +119,7 @@ def run(config: Config) -> None:
             schedule=schedule,
             fixed=fixed,
             measure=with_perplexity,
+            subject=(model, tokenizer),
         )
 
     model, params = training.save(job, model, params, fixed, tokenizer)

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from jaxalign import loop
 from jaxalign.checkpoint import Checkpoints, check_writable
+from jaxalign.cli import budget as budgets
 from jaxalign.cli import runs
 from jaxalign.cli.config import LoraSection
 from jaxalign.cli.interrupt import Interrupt, telling
@@ -66,6 +67,8 @@ def start(config: Any) -> Run:
     output, settings = Path(config.output).expanduser(), runs.settings(config)
     if config.lora.config is not None:
         lora.check(config.lora.config)
+    if hasattr(config, "budget"):
+        budgets.check(config.budget)
     check_installed(config.log)
     check_writable(output)
     runs.check_resumable(output, settings, config.train.resume)
@@ -133,6 +136,7 @@ def fit(
     method_state: Any = (),
     arrange: Arrange | None = None,
     measure: Callable[[dict[str, float]], dict[str, float]] | None = None,
+    subject: tuple[Model, Any] | None = None,
 ) -> Params:
     """Train to the last step, from the latest checkpoint where there is one.
 
@@ -152,9 +156,10 @@ def fit(
         method_state: the method's own, at the start.
         arrange: makes what is fed of the training batches (False) and of the evaluation batches (True).
         measure: makes further metrics of those of an evaluation.
+        subject: the model and its tokenizer, where the run may have a budget of capabilities.
 
     Returns:
-        The trained parameters.
+        The trained parameters, the last ones within the budget.
     """
     train, resume_step = run.config.train, kept.latest_step()
     state = loop.init_state(params, optimizer, stream(train.seed, "loop"), method_state=method_state)
@@ -175,6 +180,7 @@ def fit(
         Tracker(
             run.output, total_steps=steps, config=run.config.log, resume_step=resume_step, settings=run.settings
         ) as tracker,
+        budget_of(run, fixed, subject) as budget,
     ):
 
         def evaluation(step: int) -> dict[str, float]:
@@ -184,9 +190,18 @@ def fit(
 
         if held_feed is not None and resume_step is None:
             evaluation(0)
+        if budget is not None and resume_step is None:
+            tracker.log_eval(0, budget.begin(state), prefix="budget/")
         trained = loop.run(step_fn, state, feed, steps=steps)
         for step, (state, metrics) in enumerate(trained, start=1 + (resume_step or 0)):
             tracker.log(step, metrics)
+            if budget is not None and is_due(budget.section.every, step, steps):
+                figures, exceeded = budget.measure(state)
+                tracker.log_eval(step, figures, prefix="budget/")
+                if exceeded is not None:
+                    state = budget.restore(state)
+                    run.console.print(f"{exceeded} The model of step {int(state.step)} is kept.", markup=False)
+                    break
             measured = {}
             if held_feed is not None and is_due(train.eval_every, step, steps):
                 measured = evaluation(step)
@@ -195,6 +210,18 @@ def fit(
             if interrupt.asked:
                 raise KeyboardInterrupt
     return state.params
+
+
+@contextlib.contextmanager
+def budget_of(run: Run, fixed: Params, subject: tuple[Model, Any] | None) -> Iterator[budgets.Budget | None]:
+    """The run's budget, None without one."""
+    if subject is None or not run.config.budget.max_tax:
+        yield None
+        return
+    section, (model, tokenizer) = run.config.budget, subject
+    kept = budgets.Budget(section, run.output, model, fixed, tokenizer, run.config.train.seed, run.console)
+    with contextlib.closing(kept):
+        yield kept
 
 
 def answers_before(

@@ -70,7 +70,7 @@ SETTINGS = {
             MODEL,
             controller=losses.fixed_kl
             if target is None
-            else functools.partial(losses.adaptive_kl, target=target, gain=1.0),
+            else functools.partial(losses.adaptive_kl, target=target, gain=0.5),
             value_coefficient=0.5,
         ),
         0.05 if target is None else 0.1,

@@ -1,0 +1,132 @@
+"""A budget of capability: figures measured as a run trains, which stop it when they fall by more than is allowed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from jaxalign import evals
+from jaxalign.checkpoint import Checkpoints
+from jaxalign.cli import suite as tasks
+from jaxalign.errors import UserError
+from jaxalign.models.model import Model
+from jaxalign.models.params import Params, union
+from jaxalign.paths import write_whole
+
+BEFORE, WITHIN = "budget.json", "within_budget"
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetSection:
+    """Capabilities that training may cost so much and no more; where one costs more, the run stops.
+
+    Args:
+        max_tax: by figure (task/figure, as `jaxalign eval` names them), how much worse it may get, in its own unit
+        suite: what is measured, before training and every so many steps
+        every: steps between measurements; the last step is always measured
+    """
+
+    max_tax: dict[str, float] = dataclasses.field(default_factory=dict)
+    suite: tasks.SuiteSection = dataclasses.field(default_factory=tasks.SuiteSection)
+    every: int = 50
+
+
+def check(section: BudgetSection) -> None:
+    """Raise for a budget that cannot be kept, before anything is read."""
+    if not section.max_tax:
+        return
+    for name, allowed in section.max_tax.items():
+        if not 0 <= allowed < math.inf:
+            raise UserError(f"budget.max_tax: {name} may get worse by {allowed}; give a finite number, 0 or more.")
+    if section.every < 1:
+        raise UserError(f"budget.every is {section.every}; give a number of steps, 1 or more.")
+    tasks.check(section.suite)
+    named = {*section.suite.perplexity, *section.suite.choices, *section.suite.answers}
+    for name in section.max_tax:
+        if name.split("/")[0] not in named:
+            raise UserError(f"budget.max_tax: {name} is of no task; figures are named task/figure, tasks are {named}.")
+
+
+class Budget:
+    """A run's budget: the figures before training, and the last state that was within it.
+
+    Args:
+        section: the settings.
+        output: the run's directory.
+        model: the model as it is trained (adapters and all).
+        fixed: the part of its parameters that is not trained.
+        tokenizer: the model's.
+        seed: of sampled answers.
+        console: where to tell.
+    """
+
+    def __init__(
+        self,
+        section: BudgetSection,
+        output: Path,
+        model: Model,
+        fixed: Params,
+        tokenizer: Any,
+        seed: int,
+        console: Console,
+    ) -> None:
+        self.section, self.output, self.seed, self.console = section, output, seed, console
+        self._model, self._fixed, self._tokenizer = model, fixed, tokenizer
+        self._scorers = tasks.open_scorers(section.suite, self._subject(None), model.mesh, console)
+        self._within = Checkpoints(output / WITHIN, keep=1)
+        path = output / BEFORE
+        self._before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+
+    def begin(self, state: Any) -> dict[str, float]:
+        """Measure the model before training.
+
+        Raises:
+            UserError: if a budgeted figure is not among those measured, or has no better direction.
+        """
+        found = self._measure(state)
+        for name in self.section.max_tax:
+            if name not in found or found[name]["good"] == "neither":
+                known = ", ".join(key for key, each in found.items() if each["good"] != "neither")
+                raise UserError(f"budget.max_tax: {name} is no figure that can get worse; those are {known}.")
+        self._before = found
+        write_whole(self.output / BEFORE, json.dumps(found, indent=2) + "\n")
+        self._within.save(state)
+        return {name: each["value"] for name, each in found.items()}
+
+    def measure(self, state: Any) -> tuple[dict[str, float], str | None]:
+        """The figures now, and a sentence if they are beyond the budget; a state within it is kept."""
+        found = self._measure(state)
+        values = {name: each["value"] for name, each in found.items()}
+        for name, allowed in self.section.max_tax.items():
+            before = self._before[name]
+            worse = (before["value"] - values[name]) * (1 if before["good"] == "more" else -1)
+            if not worse <= allowed:
+                return values, (
+                    f"{name} was {before['value']:.4g} before training and is {values[name]:.4g} after step "
+                    f"{int(state.step)}: worse by {worse:.3g}, {allowed:g} is allowed (budget.max_tax)."
+                )
+        self._within.save(state)
+        return values, None
+
+    def restore(self, like: Any) -> Any:
+        """The last state within the budget."""
+        return self._within.restore(like)[0]
+
+    def close(self) -> None:
+        """Wait until everything is written."""
+        self._within.close()
+
+    def _subject(self, params: Params) -> tasks.Subject:
+        return tasks.Subject(self._model, params, self._tokenizer)
+
+    def _measure(self, state: Any) -> dict[str, Any]:
+        subject = self._subject(union(state.params, self._fixed))
+        outcomes, _ = tasks.measure(
+            self.section.suite, subject, seed=self.seed, console=self.console, scorers=self._scorers
+        )
+        return {each.name: {"value": evals.figure(each).value, "good": each.good} for each in outcomes}

@@ -1,0 +1,179 @@
+"""``jaxalign compare``: every method from one fine-tuned model in a world whose gold reward is known, over seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jaxalign.checkpoint import check_writable
+from jaxalign.cli.config import check_ranges
+from jaxalign.cli.judge_audit import check_matplotlib
+from jaxalign.errors import UserError
+from jaxalign.evals.outcome import figure
+from jaxalign.judges.bootstrap import Bootstrap
+from jaxalign.paths import write_whole
+from jaxalign.testbed import arms, figures, measure
+from jaxalign.testbed.start import Setting, Start, begin
+
+RANGES = {"seeds": (1, 1000), "first_seed": (0, 10**6)}
+COLUMNS = (
+    ("gold", "gold"),
+    ("proxy", "proxy"),
+    ("win_rate", "win rate"),
+    ("kl", "KL, nats"),
+    ("knowledge", "knows"),
+    ("perplexity", "perplexity"),
+    ("over_refusal", "over-refuses"),
+    ("compliance", "complies"),
+    ("words", "words"),
+)
+"""Figures that the table shows, and what it calls them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compare methods in the testbed: a small world whose gold reward is known. Nothing is downloaded.
+
+    Args:
+        setting: the world, its annotators, and how much each method may learn from
+        methods: which to compare; sft is always among them
+        seeds: how many seeds; a finished one is not run again
+        first_seed: the first of them
+        output: directory of results.jsonl, table.md and the figures
+    """
+
+    setting: Setting = dataclasses.field(default_factory=Setting)
+    methods: list[str] = dataclasses.field(default_factory=lambda: list(arms.ARMS))
+    seeds: int = 5
+    first_seed: int = 0
+    output: str = "runs/compare"
+
+
+def run(config: Config) -> None:
+    """All seeds and methods that are missing, then the table and the figures of all."""
+    check_ranges(config, RANGES)
+    unknown = [name for name in config.methods if name not in arms.ARMS]
+    if unknown:
+        raise UserError(f"methods: {unknown[0]!r} is none; those are {', '.join(arms.ARMS)}")
+    output = Path(config.output).expanduser()
+    check_matplotlib()
+    check_writable(output)
+    console = Console(highlight=False, soft_wrap=True)
+    chosen = [name for name in arms.ARMS if name == "sft" or name in config.methods]
+    results = output / "results.jsonl"
+    lines = read_results(results, config.setting)
+    output.mkdir(parents=True, exist_ok=True)
+    programs: dict[Any, Any] = {}
+    began = time.perf_counter()
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        done = {line["method"] for line in lines if line["seed"] == seed}
+        missing = [name for name in chosen if name not in done]
+        if not missing:
+            continue
+        start = begin(config.setting, seed, programs)
+        console.print(f"seed {seed}: pretrained and fine-tuned, {time.perf_counter() - began:.0f} s")
+        for line in run_seed(start, missing, console, began):
+            lines.append(line)
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+    wanted = range(config.first_seed, config.first_seed + config.seeds)
+    tell([line for line in lines if line["seed"] in wanted and line["method"] in chosen], chosen, output, console)
+    console.print(f"{time.perf_counter() - began:.0f} s; table, figures and results are in {output}.")
+
+
+def read_results(path: Path, setting: Setting) -> list[dict[str, Any]]:
+    """What is done of this setting.
+
+    Raises:
+        UserError: if the file is of another setting.
+    """
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    wanted = json.loads(json.dumps(dataclasses.asdict(setting)))
+    if any(line["setting"] != wanted for line in lines):
+        raise UserError(f"{path} holds results of another setting: give another output, or remove it")
+    return lines
+
+
+def run_seed(start: Start, methods: Sequence[str], console: Console, began: float) -> Any:
+    """A line of results for each method, with one answer to an instruction of each kind."""
+    baseline = measure.answer(start, arms.sft_arm(start))
+    for name in methods:
+        aligned = arms.ARMS[name](start)
+        mine = baseline if name == "sft" else measure.answer(start, aligned)
+        bootstrap = Bootstrap(seed=start.seed)
+        found = {
+            each.name: figure(each, bootstrap=bootstrap) for each in measure.outcomes(start, aligned, baseline, mine)
+        }
+        line: dict[str, Any] = {"seed": start.seed, "method": name}
+        line["setting"] = json.loads(json.dumps(dataclasses.asdict(start.setting)))
+        line["figures"] = {key: {"value": each.value, "ci": each.ci} for key, each in found.items()}
+        line |= measure.plain(aligned)
+        line["samples"] = measure.samples(start, {"answer": mine})
+        if name == "best_of_n":
+            line["curve"] = measure.best_of_n_curve(start)._asdict()
+        console.print(f"seed {start.seed}: {name}, gold {found['gold'].value:.3f}, {time.perf_counter() - began:.0f} s")
+        yield line
+
+
+def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[float, float, float]:
+    """A figure's mean with its 95 % interval: Student's over seeds; of one seed, the bootstrap's over instructions."""
+    mine = [line["figures"][name] for line in lines if line["method"] == method and name in line["figures"]]
+    if not mine:
+        return math.nan, math.nan, math.nan
+    if len(mine) == 1:
+        return mine[0]["value"], *mine[0]["ci"]
+    from scipy.stats import t  # type: ignore[import-untyped]  # takes a second to import
+
+    values = np.array([each["value"] for each in mine])
+    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+
+
+def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, console: Console) -> None:
+    """The table on the terminal, and with all intervals as Markdown; the figures; samples."""
+    write_table(lines, methods, output / "table.md")
+    figures.methods(lines, methods, across, output / "methods.png")
+    figures.overoptimisation(lines, output / "overoptimisation.png")
+    table = Table(title="on held-out instructions; gold with its 95 % interval")
+    for name in ("method", *(shown for _, shown in COLUMNS), "tokens", "s", "models"):
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
+    for name in methods:
+        cells = [f"{across(lines, name, key)[0]:.2f}" for key, _ in COLUMNS]
+        low, high = across(lines, name, "gold")[1:]
+        table.add_row(name, f"{cells[0]} [{low:.2f}, {high:.2f}]", *cells[1:], *costs(lines, name))
+    console.print(table)
+    first = min(line["seed"] for line in lines)
+    shown = {line["method"]: line["samples"] for line in lines if line["seed"] == first}
+    for number, row in enumerate(shown["sft"]):
+        console.print(f"\n{row['instruction']}", markup=False)
+        for name in methods:
+            text, value = shown[name][number]["answer"]
+            console.print(f"  {name:<10} {value:+.2f}  {text}", markup=False)
+    console.print()
+
+
+def costs(lines: Sequence[dict[str, Any]], method: str) -> list[str]:
+    """Tokens trained on, seconds, and models in memory, the mean over seeds."""
+    mine = [line for line in lines if line["method"] == method]
+    tokens, seconds, models = (float(np.mean([line[key] for line in mine])) for key in ("tokens", "seconds", "models"))
+    return [f"{tokens / 1000:.0f} k", f"{seconds:.0f}", f"{models:.0f}"]
+
+
+def write_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], path: Path) -> None:
+    """Every figure with its interval, as Markdown."""
+    rows = [["method", *(shown for _, shown in COLUMNS), "tokens", "seconds", "models"]]
+    rows.append(["---"] * len(rows[0]))
+    for name in methods:
+        values = [across(lines, name, key) for key, _ in COLUMNS]
+        rows.append([name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in values)])
+        rows[-1] += costs(lines, name)
+    write_whole(path, "".join(f"| {' | '.join(row)} |\n" for row in rows))

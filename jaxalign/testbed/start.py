@@ -1,0 +1,152 @@
+"""What all methods start from: a world, a model pretrained on it and fine-tuned, and how much each may learn from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxalign.data.batches import batches
+from jaxalign.data.trees import Tree
+from jaxalign.loop import OnMesh, StepFn, init_state, make_step, run
+from jaxalign.methods.collect import Sampler
+from jaxalign.methods.sft import sft
+from jaxalign.models.model import Model
+from jaxalign.testbed import learner
+from jaxalign.testbed.annotators import Judge, Thumbs
+from jaxalign.testbed.gold import Weights, gold
+from jaxalign.testbed.world import Instruction, World, make_world
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A study's world, annotators and budgets.
+
+    Args:
+        weights: of the gold reward's parts
+        pairs: comparisons that people make; as many thumbs are given, and as many verdicts by the judge
+        temperature: of people's choices, in units of gold reward; larger is noisier
+        thumbs: of people who rate single answers
+        judge: the AI judge
+        ceiling: leave out pairs with an answer of a larger gold reward, so that they do not cover the good ones
+        pretrain_steps: batches of 32 texts
+        sft_steps: batches of 32 demonstrations
+        steps: batches of 32 pairs or thumbs, of every method that learns from a fixed set
+        sft_learning_rate: of fine-tuning
+        learning_rate: of every method after it
+        beta: of DPO and KTO
+        iterations: of PPO, each of 64 prompts
+        price: of a nat of KL in PPO
+        n: of best-of-n
+        held_out: share of instructions that only measurements see
+    """
+
+    weights: Weights = Weights()  # noqa: RUF009  # frozen
+    pairs: int = 512
+    temperature: float = 0.5
+    thumbs: Thumbs = Thumbs()  # noqa: RUF009  # frozen
+    judge: Judge = Judge()  # noqa: RUF009  # frozen
+    ceiling: float | None = None
+    pretrain_steps: int = 300
+    sft_steps: int = 40
+    steps: int = 40
+    sft_learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
+    beta: float = 0.3
+    iterations: int = 16
+    price: float = 0.1
+    n: int = 8
+    held_out: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """What all methods start from, of a seed; compared by identity."""
+
+    setting: Setting
+    seed: int
+    world: World
+    tokenizer: Any
+    model: Model
+    base: Any
+    sft: Any
+    programs: dict[Any, StepFn]
+
+    def random(self, name: str) -> np.random.Generator:
+        """Random numbers for one purpose."""
+        return np.random.default_rng((self.seed, *name.encode()))
+
+    def sampler(self, num_completions: int) -> Sampler:
+        """K answers of at most ``learner.LONGEST`` tokens."""
+        width = max(len(self.prompt(each)) for each in (*self.world.train, *self.world.held_out))
+        ends = self.model.config.eos_token_ids
+        return Sampler(self.model, num_completions, learner.LONGEST, ends, width=width)
+
+    def prompt(self, instruction: Instruction) -> np.ndarray:
+        """An instruction's ids."""
+        return learner.encode_prompt(self.tokenizer, instruction)
+
+    def gold(self, instruction: Instruction, answer: np.ndarray) -> float:
+        """The gold reward of an answer's ids."""
+        text = self.tokenizer.decode(answer, skip_special_tokens=True)
+        return gold(instruction, text, self.setting.weights).total
+
+
+def begin(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None) -> Start:
+    """Pretrain, and fine-tune on demonstrations.
+
+    Args:
+      setting: the study's.
+      seed: of everything: the facts, the texts, the parameters.
+      programs: compiled steps, to share between seeds.
+    """
+    world = make_world(seed=seed, held_out=setting.held_out)
+    tokenizer = learner.make_tokenizer(world)
+    model = learner.make_model(tokenizer)
+    random = np.random.default_rng(seed)
+    texts = learner.corpus(tokenizer, world, setting.pretrain_steps * learner.BATCH, random)
+    base = learner.pretrain(model, texts, steps=setting.pretrain_steps, seed=seed)
+    chosen = [world.train[int(i)] for i in random.integers(len(world.train), size=setting.sft_steps * learner.BATCH)]
+    answers = [learner.good_enough(random, each) for each in chosen]
+    start = Start(setting, seed, world, tokenizer, model, base, base, {} if programs is None else programs)
+    examples = learner.demonstrations(tokenizer, chosen, answers, random)
+    tuned = fit(start, "sft", sft(model), examples, setting.sft_steps, rate=setting.sft_learning_rate)
+    return dataclasses.replace(start, sft=tuned)
+
+
+def fit(
+    start: Start,
+    name: Any,
+    method: Any,
+    trees: Sequence[Tree],
+    steps: int,
+    *,
+    params: Any = None,
+    frozen: Any = None,
+    rate: float | None = None,
+    beside: Callable[[Any], Any] = lambda feed: feed,
+) -> Any:
+    """Parameters trained on trees, from the fine-tuned ones or ``params``; ``name`` is what compiled steps go by."""
+    rows: Any = {"rows_per_microbatch": learner.ROWS, "shapes": [learner.SHAPE]}
+    feed = batches(trees, seed=start.seed, batch_size=learner.BATCH, **rows)
+    rate = rate or start.setting.learning_rate
+    optimizer = adam(rate)
+    begin_at = jax.tree.map(jnp.copy, start.sft if params is None else params)
+    state = init_state(begin_at, optimizer, jax.random.key(start.seed))
+    key = (name, start.setting.beta, rate)
+    if key not in start.programs:
+        start.programs[key] = make_step(method, optimizer, state, frozen=frozen)
+    step = dataclasses.replace(start.programs[key], frozen=frozen)
+    for state, _ in run(step, state, OnMesh(beside(feed), start.model.mesh), steps=steps):  # noqa: B007
+        pass
+    return state.params
+
+
+def adam(rate: float) -> optax.GradientTransformation:
+    """The optimiser of all methods."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))

@@ -1,0 +1,70 @@
+"""A budget of capability stops a run that costs more, keeps the last state within it, and changes no other run."""
+
+import json
+
+import pytest
+
+from jaxalign.cli import main
+from jaxalign.tracking import read_jsonl
+from tests.cli.conftest import pair, same_model
+
+
+@pytest.fixture(scope="module")
+def rejected(tmp_path_factory):
+    """What training makes unlikely, as texts whose perplexity is measured."""
+    file = tmp_path_factory.mktemp("texts") / "rejected.jsonl"
+    rows = [{"prompt": row["prompt"], "completion": row["rejected"]} for row in map(pair, range(8))]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+def budget(file, allowed, every=2):
+    return {
+        "budget.max_tax": json.dumps({"texts/perplexity": allowed}),
+        "budget.suite.perplexity": json.dumps({"texts": {"path": str(file)}}),
+        "budget.every": every,
+    }
+
+
+def figures(run):
+    return {
+        line["step"]: line["budget/texts/perplexity"]
+        for line in read_jsonl(run / "metrics.jsonl")
+        if "budget/texts/perplexity" in line
+    }
+
+
+def test_a_run_within_its_budget_is_the_run_without_one(tmp_path, flags, rejected):
+    assert main(flags(tmp_path / "plain")) == 0
+    assert main(flags(tmp_path / "wide", **budget(rejected, 1e9))) == 0
+    assert same_model(tmp_path / "plain" / "model", tmp_path / "wide" / "model")
+    found = figures(tmp_path / "wide")
+    assert sorted(found) == [0, 2, 4, 5]
+    assert found[5] > found[0]
+
+
+def test_the_last_state_within_the_budget_is_kept(tmp_path, flags, rejected, capsys):
+    """The schedule is constant here, so that a run of two steps is the beginning of one of five."""
+    constant = {"optim.schedule": "constant"}
+    assert main(flags(tmp_path / "wide", **budget(rejected, 1e9, 1), **constant)) == 0
+    found = figures(tmp_path / "wide")
+    allowed = (found[2] + found[3]) / 2 - found[0]
+    assert max(found[1], found[2]) - found[0] < allowed < found[3] - found[0]
+    assert main(flags(tmp_path / "tight", **budget(rejected, allowed, 1), **constant)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "after step 3: worse by" in said
+    assert "The model of step 2 is kept." in said
+    assert sorted(figures(tmp_path / "tight")) == [0, 1, 2, 3]
+    assert main(flags(tmp_path / "two", **{"train.steps": 2}, **constant)) == 0
+    assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")
+
+
+def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
+    assert "texts/magic is no figure that can get worse; those are texts/perplexity" in told(
+        flags(tmp_path / "a", **{**budget(rejected, 1.0), "budget.max_tax": '{"texts/magic": 1.0}'})
+    )
+    assert "other/accuracy is of no task" in told(
+        flags(tmp_path / "b", **{**budget(rejected, 1.0), "budget.max_tax": '{"other/accuracy": 1.0}'})
+    )
+    assert "give a finite number, 0 or more" in told(flags(tmp_path / "c", **budget(rejected, -1.0)))
+    assert "budget.every is 0" in told(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
