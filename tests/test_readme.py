@@ -21,6 +21,12 @@ def test_example_runs(number, capsys):
         assert re.search(r"40 loss 0\.4\d+, accuracy 1\.00", printed), printed
 
 
-@pytest.mark.parametrize("name", ["main command", "test command"])
+@pytest.mark.parametrize("name", ["quickstart", "main command", "test command"])
 def test_commands_stand_between_markers(name):
     assert re.search(rf"<!-- {name} -->\n```sh\n[^\n]+\n```\n<!-- end -->", README)
+
+
+def test_the_quickstart_table_is_the_one_that_was_measured():
+    shown = re.search(r"<!-- quickstart table -->\n(.*?)<!-- end -->", README, flags=re.DOTALL)
+    assert shown is not None
+    assert shown[1] == (Path(__file__).parents[1] / "docs/quickstart/table.md").read_text(encoding="utf-8")

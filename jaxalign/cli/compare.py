@@ -24,7 +24,14 @@ from jaxalign.paths import write_whole
 from jaxalign.testbed import arms, figures, measure
 from jaxalign.testbed.start import Setting, Start, begin
 
-RANGES = {"seeds": (1, 1000), "first_seed": (0, 10**6)}
+RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, measure.MANY)}
+RANGES |= dict.fromkeys(
+    (f"setting.{name}" for name in ("pairs", "pretrain_steps", "sft_steps", "steps", "iterations")), (1, math.inf)
+)
+RANGES |= dict.fromkeys(
+    (f"setting.{name}" for name in ("temperature", "beta", "learning_rate", "sft_learning_rate")), (1e-8, math.inf)
+)
+RANGES |= {"setting.held_out": (0.1, 0.9), "setting.price": (0, math.inf)}
 COLUMNS = (
     ("gold", "gold"),
     ("proxy", "proxy"),

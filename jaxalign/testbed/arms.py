@@ -15,6 +15,7 @@ import numpy as np
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
 from jaxalign.loop import OnMesh, init_state, make_step
 from jaxalign.methods import dpo as dpo_method
 from jaxalign.methods import experience, kto, ppo, reward
@@ -102,6 +103,8 @@ def kto_arm(start: Start) -> Aligned:
     began = time.perf_counter()
     trees = labels.thumbs(start)
     up = sum(bool(tree.extras["label"][0]) for tree in trees)
+    if up in (0, len(trees)):
+        raise UserError(f"{up} of {len(trees)} thumbs are up: KTO needs both kinds; change setting.thumbs.reference")
     weights = kto.balanced_weights(up, len(trees) - up)
     method = kto.kto(start.model, beta=start.setting.beta, desirable_weight=weights[0], undesirable_weight=weights[1])
     steps = start.setting.steps
