@@ -150,13 +150,16 @@ def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, 
     write_table(lines, methods, output / "table.md")
     figures.methods(lines, methods, across, output / "methods.png")
     figures.overoptimisation(lines, output / "overoptimisation.png")
-    table = Table(title="on held-out instructions; gold with its 95 % interval")
-    for name in ("method", *(shown for _, shown in COLUMNS), "tokens", "s", "models"):
-        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=name == "method")
-    for name in methods:
-        cells = [f"{across(lines, name, key)[0]:.2f}" for key, _ in COLUMNS]
-        low, high = across(lines, name, "gold")[1:]
-        table.add_row(name, f"{cells[0]} [{low:.2f}, {high:.2f}]", *cells[1:], *costs(lines, name))
+    table = Table("", *methods, title="on held-out instructions, with the 95 % interval of gold")
+    for key, shown_as in COLUMNS:
+        values = [across(lines, name, key) for name in methods]
+        table.add_row(shown_as, *(f"{value:.2f}" for value, _, _ in values))
+        if key == "gold":
+            table.add_row("  from", *(f"{low:.2f}" for _, low, _ in values))
+            table.add_row("  to", *(f"{high:.2f}" for _, _, high in values), end_section=True)
+    spent = [costs(lines, name) for name in methods]
+    for number, shown_as in enumerate(("tokens", "seconds", "models")):
+        table.add_row(shown_as, *(each[number] for each in spent))
     console.print(table)
     first = min(line["seed"] for line in lines)
     shown = {line["method"]: line["samples"] for line in lines if line["seed"] == first}
