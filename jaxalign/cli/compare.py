@@ -17,12 +17,12 @@ from rich.table import Table
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge_audit import check_matplotlib
+from jaxalign.compare import arms, figures, measure
+from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import figure
 from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.paths import write_whole
-from jaxalign.testbed import arms, figures, measure
-from jaxalign.testbed.start import Setting, Start, begin
 
 RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, measure.MANY)}
 RANGES |= dict.fromkeys(

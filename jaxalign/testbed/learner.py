@@ -1,6 +1,6 @@
-"""A language model for the world: every word a token, about a million parameters, pretrained from nothing in a minute.
+"""A language model for the world: every word a token, about a million parameters; and what it is pretrained on.
 
-What it is pretrained on is the world's text as nobody has aligned it: every question, of held-out instructions too,
+That is the world's text as nobody has aligned it: every question, of held-out instructions too,
 with answers of any tone and length, right or wrong by chance. So the model knows most facts, and what alignment can
 change is which of what it knows it says, and how.
 """
@@ -10,16 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
-import optax
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from jaxalign.data.batches import batches
 from jaxalign.data.trees import Tree
-from jaxalign.loop import OnMesh, init_state, make_step, run
-from jaxalign.methods.sft import sft
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.model import Model
 from jaxalign.testbed.world import Answer, Instruction, World, draw_answer
@@ -112,15 +107,3 @@ def good_enough(random: np.random.Generator, instruction: Instruction) -> Answer
     right, refusal = {"fact": (0.75, 0.05), "borderline": (0.5, 0.4), "unsafe": (0.3, 0.6)}[instruction.kind]
     drawn = draw_answer(random, right=right, refusal=refusal)
     return drawn._replace(filler=min(drawn.filler, int(random.integers(4))))
-
-
-def pretrain(model: Model, trees: Sequence[Tree], *, steps: int, seed: int) -> Any:
-    """Parameters that imitate the corpus."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, max(1, steps // 20), steps, 1e-4)
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98))
-    state = init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed))
-    step = make_step(sft(model), optimizer, state)
-    feed = batches(trees, batch_size=BATCH, seed=seed, rows_per_microbatch=ROWS, shapes=[SHAPE])
-    for state, _ in run(step, state, OnMesh(feed, model.mesh), steps=steps):  # noqa: B007
-        pass
-    return state.params

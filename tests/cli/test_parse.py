@@ -82,7 +82,7 @@ def test_a_file_in_another_encoding_is_told(tmp_path, capsys):
 def test_what_is_missing_is_named(tmp_path, capsys):
     assert told(capsys, ["dpo"]).startswith("model.path, data.path, output must be given;")
     assert "no.yaml does not exist" in told(capsys, ["dpo", "--config", str(tmp_path / "no.yaml")])
-    assert "'train' is not a command; the commands are sft," in told(capsys, ["train"])
+    assert "'train' is not a command; the commands are quickstart, sft," in told(capsys, ["train"])
 
 
 def test_help_comes_at_once_without_loading_jax():

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxalign.testbed import learner, measure
+from jaxalign.compare import measure
+from jaxalign.testbed import learner
 from jaxalign.testbed.world import make_world
 
 

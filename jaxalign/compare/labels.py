@@ -9,11 +9,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxalign.compare.start import Start
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges.pairwise import combine_orders
 from jaxalign.testbed.annotators import prefer
-from jaxalign.testbed.start import Start
 from jaxalign.testbed.world import Instruction
 
 

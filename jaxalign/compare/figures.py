@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.testbed.measure import Curve, fit_curve
+from jaxalign.compare.measure import Curve, fit_curve
 
 COLOURS = ("0.45", "#7a5195", "#1b7f4d", "#00639a", "#b3362b", "#d08700")
 """Of methods, in the order of the table."""

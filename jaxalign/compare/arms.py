@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.compare import labels
+from jaxalign.compare.start import Start, adam, fit
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
@@ -22,8 +24,7 @@ from jaxalign.methods import experience, kto, ppo, reward
 from jaxalign.methods.collect import Collector, model_scorer
 from jaxalign.methods.rollouts import Packing, iterate, make_prepare
 from jaxalign.models.model import Model
-from jaxalign.testbed import labels, learner
-from jaxalign.testbed.start import Start, adam, fit
+from jaxalign.testbed import learner
 
 
 class Curve(NamedTuple):

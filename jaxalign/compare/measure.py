@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxalign.compare.arms import Aligned, Curve, reward_model
+from jaxalign.compare.start import Start
 from jaxalign.data.batches import Batches, attach, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.evals.outcome import Outcome
@@ -22,9 +24,7 @@ from jaxalign.methods.best_of_n import best_of, expected_best
 from jaxalign.methods.dpo import reference_logps
 from jaxalign.methods.reward import completion_scores
 from jaxalign.testbed import learner
-from jaxalign.testbed.arms import Aligned, Curve, reward_model
 from jaxalign.testbed.gold import Gold, gold, read
-from jaxalign.testbed.start import Start
 from jaxalign.testbed.world import Instruction
 
 ANSWERS = 8

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.compare import arms, labels, measure
+from jaxalign.compare.start import Setting, begin
 from jaxalign.errors import UserError
-from jaxalign.testbed import arms, labels, learner, measure
+from jaxalign.testbed import learner
 from jaxalign.testbed.annotators import Judge
 from jaxalign.testbed.gold import read
-from jaxalign.testbed.start import Setting, begin
 
 pytestmark = pytest.mark.thorough
 TINY = Setting(pairs=48, pretrain_steps=30, sft_steps=2, steps=2, iterations=2, n=2, judge=Judge(noise=0.0))

@@ -110,13 +110,25 @@ def begin(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None
     model = learner.make_model(tokenizer)
     random = np.random.default_rng(seed)
     texts = learner.corpus(tokenizer, world, setting.pretrain_steps * learner.BATCH, random)
-    base = learner.pretrain(model, texts, steps=setting.pretrain_steps, seed=seed)
+    base = pretrain(model, texts, steps=setting.pretrain_steps, seed=seed)
     chosen = [world.train[int(i)] for i in random.integers(len(world.train), size=setting.sft_steps * learner.BATCH)]
     answers = [learner.good_enough(random, each) for each in chosen]
     start = Start(setting, seed, world, tokenizer, model, base, base, {} if programs is None else programs)
     examples = learner.demonstrations(tokenizer, chosen, answers, random)
     tuned = fit(start, "sft", sft(model), examples, setting.sft_steps, rate=setting.sft_learning_rate)
     return dataclasses.replace(start, sft=tuned)
+
+
+def pretrain(model: Model, trees: Sequence[Tree], *, steps: int, seed: int) -> Any:
+    """Parameters that imitate the corpus."""
+    schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, max(1, steps // 20), steps, 1e-4)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98))
+    state = init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed))
+    step = make_step(sft(model), optimizer, state)
+    feed = batches(trees, batch_size=learner.BATCH, seed=seed, rows_per_microbatch=learner.ROWS, shapes=[learner.SHAPE])
+    for state, _ in run(step, state, OnMesh(feed, model.mesh), steps=steps):  # noqa: B007
+        pass
+    return state.params
 
 
 def fit(
