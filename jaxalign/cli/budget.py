@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,12 @@ def check(section: BudgetSection) -> None:
     if section.every < 1:
         raise UserError(f"budget.every is {section.every}; give a number of steps, 1 or more.")
     tasks.check(section.suite)
-    named = {*section.suite.perplexity, *section.suite.choices, *section.suite.answers}
+    named = [*section.suite.perplexity, *section.suite.choices, *section.suite.answers]
     for name in section.max_tax:
         if name.split("/")[0] not in named:
-            raise UserError(f"budget.max_tax: {name} is of no task; figures are named task/figure, tasks are {named}.")
+            raise UserError(
+                f"budget.max_tax: {name} is of no task; figures are named task/figure, tasks are {', '.join(named)}."
+            )
 
 
 class Budget:
@@ -63,6 +66,7 @@ class Budget:
         tokenizer: the model's.
         seed: of sampled answers.
         console: where to tell.
+        resuming: whether the run goes on; what one that was killed before its first checkpoint kept is not this run's.
     """
 
     def __init__(
@@ -74,13 +78,16 @@ class Budget:
         tokenizer: Any,
         seed: int,
         console: Console,
+        *,
+        resuming: bool,
     ) -> None:
         self.section, self.output, self.seed, self.console = section, output, seed, console
         self._model, self._fixed, self._tokenizer = model, fixed, tokenizer
         self._scorers = tasks.open_scorers(section.suite, self._subject(None), model.mesh, console)
+        if not resuming:
+            shutil.rmtree(output / WITHIN, ignore_errors=True)
         self._within = Checkpoints(output / WITHIN, keep=1)
-        path = output / BEFORE
-        self._before: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self._before: dict[str, Any] = json.loads((output / BEFORE).read_text()) if resuming else {}
 
     def begin(self, state: Any) -> dict[str, float]:
         """Measure the model before training.
@@ -110,7 +117,9 @@ class Budget:
                     f"{name} was {before['value']:.4g} before training and is {values[name]:.4g} after step "
                     f"{int(state.step)}: worse by {worse:.3g}, {allowed:g} is allowed (budget.max_tax)."
                 )
-        self._within.save(state)
+        # A run that goes on from an earlier checkpoint comes by the same states again.
+        if int(state.step) > (self._within.latest_step() or 0):
+            self._within.save(state)
         return values, None
 
     def restore(self, like: Any) -> Any:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxalign import optim
 from jaxalign.cli import runs, training
 from jaxalign.cli.budget import BudgetSection
+from jaxalign.cli.budget import check as check_budget
 from jaxalign.cli.config import (
     SAMPLES_RANGES,
     TRAIN_RANGES,
@@ -157,6 +158,7 @@ def run(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raise for settings that make no sense, before anything is read."""
+    check_budget(config.budget)
     if config.method.soft_labels and config.method.label_smoothing:
         raise UserError("method.label_smoothing is one number for all pairs and method.soft_labels one each; give one.")
     ranges = {"method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)}

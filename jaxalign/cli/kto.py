@@ -15,6 +15,7 @@ import numpy as np
 from jaxalign import loop, optim
 from jaxalign.cli import runs, training
 from jaxalign.cli.budget import BudgetSection
+from jaxalign.cli.budget import check as check_budget
 from jaxalign.cli.config import (
     TRAIN_RANGES,
     KtoDataSection,
@@ -181,6 +182,7 @@ def run(config: Config) -> None:
 
 def check(config: Config) -> None:
     """Raise for settings that make no sense, before anything is read."""
+    check_budget(config.budget)
     positive = (1e-6, math.inf)
     weights = ("method.desirable_weight", "method.undesirable_weight")
     check_ranges(config, {**TRAIN_RANGES, "method.beta": positive, **dict.fromkeys(weights, (0.0, math.inf))})

@@ -9,6 +9,7 @@
     metrics.jsonl    what was computed; timings.jsonl what the clock said
     reference.npz    the reference's log-probs, where they are cached
     samples.json     answers before and after
+    budget.json      the figures that a budget counts from; within_budget/ the last state within it
     adapter/         the trained adapters, PEFT's layout, where there are any
     model/           the trained model, Hugging Face layout
 """

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxalign import losses, optim
 from jaxalign.cli import runs, training
 from jaxalign.cli.budget import BudgetSection
+from jaxalign.cli.budget import check as check_budget
 from jaxalign.cli.config import (
     SAMPLES_RANGES,
     TRAIN_RANGES,
@@ -84,6 +85,7 @@ def run(config: Config) -> None:
     """The whole job. What can be wrong is found before anything is written."""
     check_ranges(config, {**TRAIN_RANGES, **SAMPLES_RANGES})
     check_best(config.train.best, ("loss", "nll", "perplexity"))
+    check_budget(config.budget)
     job = training.start(config)
 
     tokenizer = load_tokenizer(config.model.path)

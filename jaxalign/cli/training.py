@@ -15,8 +15,8 @@ from rich.console import Console
 
 from jaxalign import loop
 from jaxalign.checkpoint import Checkpoints, check_writable
-from jaxalign.cli import budget as budgets
 from jaxalign.cli import runs
+from jaxalign.cli.budget import Budget
 from jaxalign.cli.config import LoraSection
 from jaxalign.cli.interrupt import Interrupt, telling
 from jaxalign.cli.models import open_mesh
@@ -67,8 +67,6 @@ def start(config: Any) -> Run:
     output, settings = Path(config.output).expanduser(), runs.settings(config)
     if config.lora.config is not None:
         lora.check(config.lora.config)
-    if hasattr(config, "budget"):
-        budgets.check(config.budget)
     check_installed(config.log)
     check_writable(output)
     runs.check_resumable(output, settings, config.train.resume)
@@ -180,7 +178,7 @@ def fit(
         Tracker(
             run.output, total_steps=steps, config=run.config.log, resume_step=resume_step, settings=run.settings
         ) as tracker,
-        budget_of(run, fixed, subject) as budget,
+        budget_of(run, fixed, subject, resuming=resume_step is not None) as budget,
     ):
 
         def evaluation(step: int) -> dict[str, float]:
@@ -213,15 +211,17 @@ def fit(
 
 
 @contextlib.contextmanager
-def budget_of(run: Run, fixed: Params, subject: tuple[Model, Any] | None) -> Iterator[budgets.Budget | None]:
+def budget_of(run: Run, fixed: Params, subject: tuple[Model, Any] | None, *, resuming: bool) -> Iterator[Budget | None]:
     """The run's budget, None without one."""
     if subject is None or not run.config.budget.max_tax:
         yield None
         return
-    section, (model, tokenizer) = run.config.budget, subject
-    kept = budgets.Budget(section, run.output, model, fixed, tokenizer, run.config.train.seed, run.console)
-    with contextlib.closing(kept):
-        yield kept
+    model, tokenizer = subject
+    budget = Budget(
+        run.config.budget, run.output, model, fixed, tokenizer, run.config.train.seed, run.console, resuming=resuming
+    )
+    with contextlib.closing(budget):
+        yield budget
 
 
 def answers_before(

@@ -1,6 +1,7 @@
 """A budget of capability stops a run that costs more, keeps the last state within it, and changes no other run."""
 
 import json
+import shutil
 
 import pytest
 
@@ -57,6 +58,29 @@ def test_the_last_state_within_the_budget_is_kept(tmp_path, flags, rejected, cap
     assert sorted(figures(tmp_path / "tight")) == [0, 1, 2, 3]
     assert main(flags(tmp_path / "two", **{"train.steps": 2}, **constant)) == 0
     assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")
+
+
+def test_what_a_killed_run_kept_is_not_the_next_ones(tmp_path, flags, rejected):
+    """Killed before its first checkpoint, with another learning rate: the next run has a state of its own."""
+    assert main(flags(tmp_path / "run", **budget(rejected, 1e9, 1), **{"optim.learning_rate": 3e-2})) == 0
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 1))) == 0
+    assert main(flags(tmp_path / "new", **budget(rejected, 0.0, 1))) == 0
+    assert same_model(tmp_path / "run" / "model", tmp_path / "new" / "model")
+    assert figures(tmp_path / "run") == figures(tmp_path / "new")
+
+
+def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected):
+    assert main(flags(tmp_path / "whole", **budget(rejected, 1e9, 1))) == 0
+    assert main(flags(tmp_path / "cut", **budget(rejected, 1e9, 1), **{"train.keep": 5})) == 0
+    assert (tmp_path / "cut" / "checkpoints" / "2").exists()
+    for step in (4, 5):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step), ignore_errors=True)
+    before = (tmp_path / "cut" / "budget.json").read_text()
+    assert main(flags(tmp_path / "cut", **budget(rejected, 1e9, 1), **{"train.keep": 5})) == 0
+    assert (tmp_path / "cut" / "budget.json").read_text() == before
+    assert figures(tmp_path / "cut") == figures(tmp_path / "whole")
+    assert same_model(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
 
 
 def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
