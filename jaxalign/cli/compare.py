@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge_audit import check_matplotlib
+from jaxalign.cli.runs import settings
 from jaxalign.compare import arms, figures, measure
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.errors import UserError
@@ -72,7 +73,7 @@ def run(config: Config) -> None:
     if unknown:
         raise UserError(f"methods: {unknown[0]!r} is none; those are {', '.join(arms.ARMS)}")
     output = Path(config.output).expanduser()
-    check_matplotlib()
+    check_matplotlib(otherwise="")
     check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
     chosen = [name for name in arms.ARMS if name == "sft" or name in config.methods]
@@ -104,13 +105,13 @@ def read_results(path: Path, setting: Setting) -> list[dict[str, Any]]:
         UserError: if the file is of another setting.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    wanted = json.loads(json.dumps(dataclasses.asdict(setting)))
+    wanted = settings(setting)
     if any(line["setting"] != wanted for line in lines):
         raise UserError(f"{path} holds results of another setting: give another output, or remove it")
     return lines
 
 
-def run_seed(start: Start, methods: Sequence[str], console: Console, began: float) -> Any:
+def run_seed(start: Start, methods: Sequence[str], console: Console, began: float) -> Iterator[dict[str, Any]]:
     """A line of results for each method, with one answer to an instruction of each kind."""
     baseline = measure.answer(start, arms.sft_arm(start))
     for name in methods:
@@ -121,10 +122,10 @@ def run_seed(start: Start, methods: Sequence[str], console: Console, began: floa
             each.name: figure(each, bootstrap=bootstrap) for each in measure.outcomes(start, aligned, baseline, mine)
         }
         line: dict[str, Any] = {"seed": start.seed, "method": name}
-        line["setting"] = json.loads(json.dumps(dataclasses.asdict(start.setting)))
+        line["setting"] = settings(start.setting)
         line["figures"] = {key: {"value": each.value, "ci": each.ci} for key, each in found.items()}
         line |= measure.plain(aligned)
-        line["samples"] = measure.samples(start, {"answer": mine})
+        line["samples"] = measure.samples(mine)
         if name == "best_of_n":
             line["curve"] = measure.best_of_n_curve(start)._asdict()
         console.print(f"seed {start.seed}: {name}, gold {found['gold'].value:.3f}, {time.perf_counter() - began:.0f} s")

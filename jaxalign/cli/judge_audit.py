@@ -99,14 +99,12 @@ def run(config: Config) -> None:
         console.print(f", its picture in {output / PICTURE}.")
 
 
-def check_matplotlib() -> None:
-    """Raise if the picture cannot be drawn."""
+def check_matplotlib(otherwise: str = ", or leave it out with --picture false") -> None:
+    """Raise if the picture cannot be drawn; ``otherwise``: what else a user may do."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
-        raise UserError(
-            "the picture needs matplotlib: pip install 'jaxalign[plots]', or leave it out with --picture false"
-        ) from None
+        raise UserError(f"the picture needs matplotlib: pip install 'jaxalign[plots]'{otherwise}") from None
 
 
 def read_columns(path: str | Path, config: Config) -> dict[str, Verdicts]:

@@ -25,7 +25,9 @@ def methods(lines: Sequence[dict[str, Any]], names: Sequence[str], across: Calla
     import matplotlib.figure  # only who asks for a picture needs it
 
     whole = matplotlib.figure.Figure(figsize=(9, 0.32 * len(names) + 1.1), layout="constrained")
-    for axis, (key, label) in zip(whole.subplots(1, len(SHOWN), sharey=True), SHOWN, strict=True):
+    axes = whole.subplots(1, len(SHOWN), sharey=True)
+    axes[0].invert_yaxis()
+    for axis, (key, label) in zip(axes, SHOWN, strict=True):
         for row, name in enumerate(names):
             value, low, high = across(lines, name, key)
             colour = COLOURS[row % len(COLOURS)]
@@ -34,7 +36,6 @@ def methods(lines: Sequence[dict[str, Any]], names: Sequence[str], across: Calla
         if key == "gold":
             axis.axvline(across(lines, "sft", key)[0], color="0.8", lw=1, zorder=0)
         axis.set(xlabel=label, yticks=range(len(names)), yticklabels=[name.replace("_", " ") for name in names])
-        axis.invert_yaxis() if axis.get_subplotspec().is_first_col() else None
         _plain(axis)
     whole.savefig(path, dpi=200)
 

@@ -105,7 +105,6 @@ def outcomes(start: Start, aligned: Aligned, baseline: Answered, mine: Answered)
       baseline: the fine-tuned model's answers to the same instructions.
       mine: the policy's.
     """
-    facts = [i for i, each in enumerate(mine.instructions) if each.kind == "fact"]
     found = [Outcome.mean("gold", mine.total.mean(axis=1))]
     for part in ("helpful", "harmless", "concise"):
         values = np.array([[getattr(each, part) for each in row] for row in mine.gold]).mean(axis=1)
@@ -115,21 +114,19 @@ def outcomes(start: Start, aligned: Aligned, baseline: Answered, mine: Answered)
     wins = wins_of_scores(mine.total[:, :count].ravel(), baseline.total[:, :count].ravel())
     found.append(Outcome.mean("win_rate", wins.reshape(-1, count).mean(axis=1), share=True))
     found.append(Outcome.mean("kl", divergence(start, aligned, mine), good="neither"))
-    found.append(
-        Outcome.mean("knowledge", knowledge(start, aligned, [mine.instructions[i] for i in facts]), share=True)
-    )
+    facts = [mine.instructions[i] for i in _of_kind(mine.instructions, "fact")]
+    found.append(Outcome.mean("knowledge", knowledge(start, aligned, facts), share=True))
     texts = learner.corpus(start.tokenizer, start.world, TEXTS, start.random("texts"))
     nats, tokens = -logps(start, aligned.params, texts)[:, 0], [len(tree.completions[0]) for tree in texts]
     found.append(Outcome("perplexity", nats.astype(np.float64), np.array(tokens, np.float64), "less", np.exp))
-    for name, kind, refuses in (("over_refusal", "borderline", True), ("compliance", "unsafe", False)):
-        chosen = [i for i, each in enumerate(mine.instructions) if each.kind == kind]
-        shares = [
-            np.mean([_refuses(each, text) == refuses for text in mine.texts[i]])
-            for i in chosen
-            for each in [mine.instructions[i]]
-        ]
-        if chosen:
-            found.append(Outcome.mean(name, shares, good="less", share=True))
+    refused = [
+        np.mean([_refuses(each, text) for text in texts])
+        for each, texts in zip(mine.instructions, mine.texts, strict=True)
+    ]
+    if harmless := _of_kind(mine.instructions, "borderline"):
+        found.append(Outcome.mean("over_refusal", [refused[i] for i in harmless], good="less", share=True))
+    if harmful := _of_kind(mine.instructions, "unsafe"):
+        found.append(Outcome.mean("compliance", [1 - refused[i] for i in harmful], good="less", share=True))
     words = [np.mean([len(text.split()) for text in row]) for row in mine.texts]
     found.append(Outcome.mean("words", words, good="neither"))
     return found
@@ -213,21 +210,24 @@ def _best_of_each(tree: Tree, scores: np.ndarray, n: int) -> Tree:
     return Tree.of(tree.prompt, [best.completions[0] for best in best_of(scored, n)])
 
 
+def _of_kind(instructions: Sequence[Instruction], kind: str) -> list[int]:
+    """Where the instructions of a kind stand."""
+    return [i for i, each in enumerate(instructions) if each.kind == kind]
+
+
 def _refuses(instruction: Instruction, text: str) -> bool:
     """Whether a text refuses and does not answer."""
     found = read(instruction, text)
     return found.refusals > 0 and not found.right + found.wrong
 
 
-def samples(start: Start, answered: dict[str, Answered], count: int = 1) -> list[dict[str, Any]]:
-    """An instruction of each kind with an answer of every policy and its gold reward."""
+def samples(answered: Answered) -> list[dict[str, Any]]:
+    """The first instruction of each kind, with an answer and its gold reward."""
     rows = []
-    instructions = next(iter(answered.values())).instructions
     for kind in ("fact", "unsafe", "borderline"):
-        for i in [i for i, each in enumerate(instructions) if each.kind == kind][:count]:
-            row: dict[str, Any] = {"instruction": instructions[i].text}
-            row |= {name: (each.texts[i][0], each.gold[i][0].total) for name, each in answered.items()}
-            rows.append(row)
+        for i in _of_kind(answered.instructions, kind)[:1]:
+            answer = answered.texts[i][0], answered.gold[i][0].total
+            rows.append({"instruction": answered.instructions[i].text, "answer": answer})
     return rows
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxalign.data.batches import batches
+from jaxalign.data.batches import Batches, batches
 from jaxalign.data.trees import Tree
-from jaxalign.loop import OnMesh, StepFn, init_state, make_step, run
+from jaxalign.loop import OnMesh, StepFn, TrainState, init_state, make_step, run
 from jaxalign.methods.collect import Sampler
 from jaxalign.methods.sft import sft
 from jaxalign.models.model import Model
@@ -73,7 +73,6 @@ class Start:
     world: World
     tokenizer: Any
     model: Model
-    base: Any
     sft: Any
     programs: dict[Any, StepFn]
 
@@ -113,7 +112,7 @@ def begin(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None
     base = pretrain(model, texts, steps=setting.pretrain_steps, seed=seed)
     chosen = [world.train[int(i)] for i in random.integers(len(world.train), size=setting.sft_steps * learner.BATCH)]
     answers = [learner.good_enough(random, each) for each in chosen]
-    start = Start(setting, seed, world, tokenizer, model, base, base, {} if programs is None else programs)
+    start = Start(setting, seed, world, tokenizer, model, base, {} if programs is None else programs)
     examples = learner.demonstrations(tokenizer, chosen, answers, random)
     tuned = fit(start, "sft", sft(model), examples, setting.sft_steps, rate=setting.sft_learning_rate)
     return dataclasses.replace(start, sft=tuned)
@@ -125,10 +124,7 @@ def pretrain(model: Model, trees: Sequence[Tree], *, steps: int, seed: int) -> A
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98))
     state = init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed))
     step = make_step(sft(model), optimizer, state)
-    feed = batches(trees, batch_size=learner.BATCH, seed=seed, rows_per_microbatch=learner.ROWS, shapes=[learner.SHAPE])
-    for state, _ in run(step, state, OnMesh(feed, model.mesh), steps=steps):  # noqa: B007
-        pass
-    return state.params
+    return train(step, state, feed_of(trees, seed), model, steps)
 
 
 def fit(
@@ -144,8 +140,6 @@ def fit(
     beside: Callable[[Any], Any] = lambda feed: feed,
 ) -> Any:
     """Parameters trained on trees, from the fine-tuned ones or ``params``; ``name`` is what compiled steps go by."""
-    rows: Any = {"rows_per_microbatch": learner.ROWS, "shapes": [learner.SHAPE]}
-    feed = batches(trees, seed=start.seed, batch_size=learner.BATCH, **rows)
     rate = rate or start.setting.learning_rate
     optimizer = adam(rate)
     begin_at = jax.tree.map(jnp.copy, start.sft if params is None else params)
@@ -154,7 +148,17 @@ def fit(
     if key not in start.programs:
         start.programs[key] = make_step(method, optimizer, state, frozen=frozen)
     step = dataclasses.replace(start.programs[key], frozen=frozen)
-    for state, _ in run(step, state, OnMesh(beside(feed), start.model.mesh), steps=steps):  # noqa: B007
+    return train(step, state, beside(feed_of(trees, start.seed)), start.model, steps)
+
+
+def feed_of(trees: Sequence[Tree], seed: int) -> Batches:
+    """Training batches, all of one shape."""
+    return batches(trees, batch_size=learner.BATCH, seed=seed, rows_per_microbatch=learner.ROWS, shapes=[learner.SHAPE])
+
+
+def train(step: StepFn, state: TrainState, feed: Any, model: Model, steps: int) -> Any:
+    """The parameters after so many steps."""
+    for state, _ in run(step, state, OnMesh(feed, model.mesh), steps=steps):  # noqa: B007
         pass
     return state.params
 

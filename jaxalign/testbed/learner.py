@@ -1,8 +1,8 @@
 """A language model for the world: every word a token, about a million parameters; and what it is pretrained on.
 
-That is the world's text as nobody has aligned it: every question, of held-out instructions too,
-with answers of any tone and length, right or wrong by chance. So the model knows most facts, and what alignment can
-change is which of what it knows it says, and how.
+That is the world's text as nobody has aligned it: every question, of held-out instructions too, with answers of any
+tone and length, right or wrong by chance. So the model knows most facts, and what alignment can change is which of
+what it knows it says, and how.
 """
 
 from __future__ import annotations
