@@ -146,7 +146,7 @@ class MLP(nnx.Module):
         shared["use_bias"] = config.mlp_bias
         self.gate = Linear("mlp.gate", (width, inner), **shared)
         self.up = Linear("mlp.up", (width, inner), **shared)
-        # Over a tensor axis each device sums a part of its own already; narrower types are summed in float32 anyway.
+        # Over a tensor axis each device sums a part of its own already; in narrower types each half would be rounded.
         if dtype == jnp.float32 and mesh.shape["tensor"] == 1 and inner % 2 == 0:
             shared["dot_general"] = dot_in_halves
         self.down = Linear("mlp.down", (inner, width), **shared)
