@@ -11,7 +11,7 @@ from jaxalign.cli import compare
 class Config:
     """SFT, a reward model with PPO and best-of-n, DPO, KTO and DPO from an AI judge, in a world with a known reward.
 
-    A model of 1.3M parameters is pretrained and fine-tuned, and every method starts from there. `jaxalign compare` is
+    A model of 1.0M parameters is pretrained and fine-tuned, and every method starts from there. `jaxalign compare` is
     the same over several seeds, with all of its settings.
 
     Args:

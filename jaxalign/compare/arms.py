@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -56,9 +55,17 @@ class Aligned:
     curve: Curve | None = None
 
 
-@functools.lru_cache(maxsize=2)
+PROXY = (*labels.SHOWN, "temperature", "steps", "learning_rate")
+"""The settings that decide what the reward model is."""
+
+
 def reward_model(start: Start) -> tuple[Model, Any, Aligned]:
     """A reward model on the fine-tuned model's trunk, from people's comparisons; trained once for whoever needs it."""
+    return start.once("reward model", PROXY, lambda: train_reward_model(start))
+
+
+def train_reward_model(start: Start) -> tuple[Model, Any, Aligned]:
+    """The reward model, trained."""
     began = time.perf_counter()
     copied = jax.tree.map(jnp.copy, start.sft)
     model, params = reward.from_language_model(start.model, copied, jax.random.key(start.seed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,9 +24,21 @@ class Comparisons(NamedTuple):
     rewards: np.ndarray
 
 
-@functools.lru_cache(maxsize=2)
+SHOWN = ("pairs", "ceiling", "weights")
+"""The settings that decide which answers annotators see."""
+
+
 def comparisons(start: Start) -> Comparisons:
     """Two different answers for each comparison, under the ceiling if there is one; the same for all annotators."""
+    return start.once("comparisons", SHOWN, lambda: draw(start))
+
+
+def draw(start: Start) -> Comparisons:
+    """The comparisons, sampled.
+
+    Raises:
+        UserError: if too few answers are under the ceiling.
+    """
     random, sample, wanted = start.random("comparisons"), start.sampler(2), start.setting.pairs
     instructions: list[Instruction] = []
     trees: list[Tree] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from jaxalign.compare.arms import Aligned, Curve, reward_model
+from jaxalign.compare.arms import PROXY, Aligned, Curve, reward_model
 from jaxalign.compare.start import Start
 from jaxalign.data.batches import Batches, attach, evaluation_batches
 from jaxalign.data.trees import Tree
@@ -71,11 +70,10 @@ def sample(start: Start, params: Any, count: int) -> list[Tree]:
     return start.sampler(count)(params, [*map(start.prompt, held)], key, np.arange(len(held)))
 
 
-@functools.lru_cache(maxsize=2)
 def sampled(start: Start) -> tuple[list[Tree], np.ndarray]:
     """Many answers of the fine-tuned model with the proxy's scores, for best-of-n."""
-    trees = sample(start, start.sft, MANY)
-    return trees, proxy(start, trees)
+    trees = start.once("many", (), lambda: sample(start, start.sft, MANY))
+    return trees, start.once("scores of many", PROXY, lambda: proxy(start, trees))
 
 
 def proxy(start: Start, trees: Sequence[Tree]) -> np.ndarray:
@@ -105,20 +103,19 @@ def outcomes(start: Start, aligned: Aligned, baseline: Answered, mine: Answered)
       baseline: the fine-tuned model's answers to the same instructions.
       mine: the policy's.
     """
+    found = [*behaviour(baseline, mine), *price(start, aligned, mine)]
+    return [*found, Outcome.mean("proxy", proxy(start, mine.trees).mean(axis=1))]
+
+
+def behaviour(baseline: Answered, mine: Answered) -> list[Outcome]:
+    """What the answers are worth: gold reward and its parts, win rate by gold, over-refusal, compliance, length."""
     found = [Outcome.mean("gold", mine.total.mean(axis=1))]
     for part in ("helpful", "harmless", "concise"):
         values = np.array([[getattr(each, part) for each in row] for row in mine.gold]).mean(axis=1)
         found.append(Outcome.mean(part, values))
-    found.append(Outcome.mean("proxy", proxy(start, mine.trees).mean(axis=1)))
     count = min(mine.total.shape[1], baseline.total.shape[1])
     wins = wins_of_scores(mine.total[:, :count].ravel(), baseline.total[:, :count].ravel())
     found.append(Outcome.mean("win_rate", wins.reshape(-1, count).mean(axis=1), share=True))
-    found.append(Outcome.mean("kl", divergence(start, aligned, mine), good="neither"))
-    facts = [mine.instructions[i] for i in _of_kind(mine.instructions, "fact")]
-    found.append(Outcome.mean("knowledge", knowledge(start, aligned, facts), share=True))
-    texts = learner.corpus(start.tokenizer, start.world, TEXTS, start.random("texts"))
-    nats, tokens = -logps(start, aligned.params, texts)[:, 0], [len(tree.completions[0]) for tree in texts]
-    found.append(Outcome("perplexity", nats.astype(np.float64), np.array(tokens, np.float64), "less", np.exp))
     refused = [
         np.mean([_refuses(each, text) for text in texts])
         for each, texts in zip(mine.instructions, mine.texts, strict=True)
@@ -128,8 +125,17 @@ def outcomes(start: Start, aligned: Aligned, baseline: Answered, mine: Answered)
     if harmful := _of_kind(mine.instructions, "unsafe"):
         found.append(Outcome.mean("compliance", [1 - refused[i] for i in harmful], good="less", share=True))
     words = [np.mean([len(text.split()) for text in row]) for row in mine.texts]
-    found.append(Outcome.mean("words", words, good="neither"))
-    return found
+    return [*found, Outcome.mean("words", words, good="neither")]
+
+
+def price(start: Start, aligned: Aligned, mine: Answered) -> list[Outcome]:
+    """What the policy moved and may have lost: KL from the start, knowledge, perplexity of unaligned text."""
+    found = [Outcome.mean("kl", divergence(start, aligned, mine), good="neither")]
+    facts = [mine.instructions[i] for i in _of_kind(mine.instructions, "fact")]
+    found.append(Outcome.mean("knowledge", knowledge(start, aligned, facts), share=True))
+    texts = learner.corpus(start.tokenizer, start.world, TEXTS, start.random("texts"))
+    nats, tokens = -logps(start, aligned.params, texts)[:, 0], [len(tree.completions[0]) for tree in texts]
+    return [*found, Outcome("perplexity", nats.astype(np.float64), np.array(tokens, np.float64), "less", np.exp)]
 
 
 def divergence(start: Start, aligned: Aligned, mine: Answered) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,8 @@ from jaxalign.testbed import learner
 from jaxalign.testbed.annotators import Judge, Thumbs
 from jaxalign.testbed.gold import Weights, gold
 from jaxalign.testbed.world import Instruction, World, make_world
+
+Kept = TypeVar("Kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +68,16 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Start:
-    """What all methods start from, of a seed; compared by identity."""
+    """What all methods start from, of a seed; compared by identity.
+
+    Attributes:
+      setting: the study's.
+      seed: of everything.
+      world, tokenizer, model: of the testbed.
+      sft: the fine-tuned parameters.
+      programs: compiled steps.
+      kept: what ``once`` has computed.
+    """
 
     setting: Setting
     seed: int
@@ -75,6 +86,18 @@ class Start:
     model: Model
     sft: Any
     programs: dict[Any, StepFn]
+    kept: dict[Any, Any]
+
+    def under(self, **changes: Any) -> Start:
+        """The same model in another study: other annotators, other budgets of what follows fine-tuning."""
+        return dataclasses.replace(self, setting=dataclasses.replace(self.setting, **changes))
+
+    def once(self, name: str, on: Sequence[str], make: Callable[[], Kept]) -> Kept:
+        """What ``make`` gives, computed once for all studies of this start that agree in the settings ``on``."""
+        key = (name, *(getattr(self.setting, each) for each in on))
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
 
     def random(self, name: str) -> np.random.Generator:
         """Random numbers for one purpose."""
@@ -112,7 +135,7 @@ def begin(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None
     base = pretrain(model, texts, steps=setting.pretrain_steps, seed=seed)
     chosen = [world.train[int(i)] for i in random.integers(len(world.train), size=setting.sft_steps * learner.BATCH)]
     answers = [learner.good_enough(random, each) for each in chosen]
-    start = Start(setting, seed, world, tokenizer, model, base, {} if programs is None else programs)
+    start = Start(setting, seed, world, tokenizer, model, base, {} if programs is None else programs, {})
     examples = learner.demonstrations(tokenizer, chosen, answers, random)
     tuned = fit(start, "sft", sft(model), examples, setting.sft_steps, rate=setting.sft_learning_rate)
     return dataclasses.replace(start, sft=tuned)
