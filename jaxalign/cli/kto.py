@@ -232,8 +232,8 @@ def with_mismatched(trees: Sequence[Tree], held: Sequence[Tree], seed: int) -> t
     Raises:
         UserError: if there is one prompt only.
     """
-    pool = held if len({tree.prompt.tobytes() for tree in held}) > 1 else trees
-    if len({tree.prompt.tobytes() for tree in trees}) < 2:
+    pool = held if len({tree.prompt_key for tree in held}) > 1 else trees
+    if len({tree.prompt_key for tree in trees}) < 2:
         raise UserError(
             "all training examples share one prompt, and KTO's baseline needs completions of other prompts: give more "
             "prompts, or set method.loss to bco or apo_zero_unpaired"
@@ -249,7 +249,7 @@ def with_mismatched(trees: Sequence[Tree], held: Sequence[Tree], seed: int) -> t
 
 def first_of_each_prompt(trees: Sequence[Tree]) -> list[Tree]:
     """One tree of every prompt, in order."""
-    return list({tree.prompt.tobytes(): tree for tree in reversed(trees)}.values())[::-1]
+    return list({tree.prompt_key: tree for tree in reversed(trees)}.values())[::-1]
 
 
 def with_margins(metrics: dict[str, float]) -> dict[str, float]:
@@ -268,7 +268,7 @@ def separate(
     feed = loop.OnMesh(evaluation_batches(held, **options), model.mesh)
     rewards = implicit_rewards(model, params, feed, beta=beta, frozen=frozen)[:, 0].astype(np.float64)
     labels = [bool(tree.extras["label"][0]) for tree in held]
-    return separation(rewards.tolist(), labels, [tree.prompt.tobytes() for tree in held])
+    return separation(rewards.tolist(), labels, [tree.prompt_key for tree in held])
 
 
 def tell_separation(job: training.Run, found: Separation) -> None:

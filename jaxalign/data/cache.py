@@ -19,7 +19,7 @@ from jaxalign.data.tokenize import TokenizeReport
 from jaxalign.data.trees import Tree
 from jaxalign.paths import write_whole
 
-VERSION = 1  # of the layout of files and of the meaning of tokenising: raise it when either changes
+VERSION = 2  # of the layout of files and of the meaning of tokenising: raise it when either changes
 
 
 def cached_trees(
@@ -66,9 +66,15 @@ def content_key(function: str, records: Sequence[Record], tokenizer: Any, option
 
 def _dump(trees: Sequence[Tree], report: TokenizeReport) -> bytes:
     completions = [completion for tree in trees for completion in tree.completions]
+
+    def whole(tree: Tree) -> np.ndarray:
+        return np.zeros(0, np.int32) if tree.cut_from is None else tree.cut_from
+
     arrays = {
         "prompts": np.concatenate([tree.prompt for tree in trees]),
         "prompt_sizes": np.array([len(tree.prompt) for tree in trees]),
+        "whole": np.concatenate([whole(tree) for tree in trees]),
+        "whole_sizes": np.array([len(whole(tree)) for tree in trees]),
         "counts": np.array([len(tree.completions) for tree in trees]),
         "completions": np.concatenate(completions),
         "completion_sizes": np.array([len(completion) for completion in completions]),
@@ -89,6 +95,7 @@ def _load(file: Path) -> tuple[list[Tree], TokenizeReport]:
     report = TokenizeReport(**{**told, "skipped": tuple(BadRow(*bad) for bad in told["skipped"])})
     ends = np.cumsum(arrays["counts"])[:-1]
     prompts = np.split(arrays["prompts"], np.cumsum(arrays["prompt_sizes"])[:-1])
+    whole = np.split(arrays["whole"], np.cumsum(arrays["whole_sizes"])[:-1])
     cuts = np.cumsum(arrays["completion_sizes"])[:-1]
     completions, masks = (np.split(arrays[name], cuts) for name in ("completions", "masks"))
     extras = {
@@ -101,6 +108,7 @@ def _load(file: Path) -> tuple[list[Tree], TokenizeReport]:
     for i, (prompt, count) in enumerate(zip(prompts, arrays["counts"], strict=True)):
         own = slice(start, start + int(count))
         values = {name: column[i] for name, column in extras.items()}
-        trees.append(Tree(prompt, tuple(completions[own]), tuple(masks[own]), values))
+        cut_from = whole[i] if len(whole[i]) else None
+        trees.append(Tree(prompt, tuple(completions[own]), tuple(masks[own]), values, cut_from=cut_from))
         start += int(count)
     return trees, report

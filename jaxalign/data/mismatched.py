@@ -26,7 +26,8 @@ class Mismatched:
     """Batches with, beside every example, its prompt and a completion of another prompt.
 
     Each is drawn from ``pool`` by (seed, step, example) alone, so packing and microbatches change nothing. The other
-    prompt is another text, not only another example: after unpairing, the same prompt comes twice or more.
+    prompt is another text, not only another example (after unpairing, the same prompt comes twice or more), and not the
+    same text cut elsewhere (``Tree.prompt_key``).
 
     Args:
         batches: of trees with one completion each.
@@ -43,7 +44,7 @@ class Mismatched:
         self, batches: Batches, trees: Sequence[Tree], pool: Sequence[Tree], seed: int = 0, *, by_step: bool = True
     ) -> None:
         self.batches, self.trees, self.pool, self.seed, self.by_step = batches, trees, pool, seed, by_step
-        keys = [tree.prompt.tobytes() for tree in pool]
+        keys = [tree.prompt_key for tree in pool]
         self._order = sorted(range(len(keys)), key=keys.__getitem__)  # trees of one prompt side by side
         self._spans: dict[bytes, tuple[int, int]] = {}  # where they stand in it
         for place, number in enumerate(self._order):
@@ -59,7 +60,7 @@ class Mismatched:
 
     def _span(self, tree: Tree) -> tuple[int, int]:
         """The places of the tree's own prompt in the order of the pool."""
-        return self._spans.get(tree.prompt.tobytes(), (0, 0))
+        return self._spans.get(tree.prompt_key, (0, 0))
 
     def __len__(self) -> int:
         return len(self.batches)

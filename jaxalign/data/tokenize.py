@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
+import numpy as np
+
 from jaxalign.data.encode import Encoder, Ids
 from jaxalign.data.files import Problem
 from jaxalign.data.messages import Message, transcript_messages
@@ -238,7 +240,10 @@ def _trees(
             prompts_truncated += prompt != text.prompt
             completions_truncated += sum(a != b for a, b in zip(completions, text.completions, strict=True))
             masks = text.masks and [m[: len(c)] for m, c in zip(text.masks, completions, strict=True)]
-            trees.append(Tree.of(prompt, completions, masks, **record.extras))
+            tree = Tree.of(prompt, completions, masks, **record.extras)
+            if prompt != text.prompt:
+                tree = dataclasses.replace(tree, cut_from=np.asarray(text.prompt, np.int32))
+            trees.append(tree)
     sizes = [len(tree) for tree in trees]
     report = TokenizeReport(
         len(trees), sum(sizes), max(sizes), prompts_truncated, completions_truncated, tuple(skipped)

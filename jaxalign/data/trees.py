@@ -28,7 +28,8 @@ class Tree:
 
     ``masks`` says which tokens of each completion count as targets; ``extras`` holds per-completion inputs ``[K]``
     (labels, scores, reference log-probs, the example's index) and ``token_extras`` per-token inputs, an array ``[C]``
-    for each completion (the log-probs it was sampled with), that travel with the tree.
+    for each completion (the log-probs it was sampled with), that travel with the tree. ``cut_from`` is the whole prompt
+    where truncation took a part: answers to one prompt leave it different room.
     """
 
     prompt: Int[np.ndarray, " P"]
@@ -36,6 +37,7 @@ class Tree:
     masks: tuple[Bool[np.ndarray, " C"], ...]
     extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     token_extras: Mapping[str, tuple[np.ndarray, ...]] = dataclasses.field(default_factory=dict)
+    cut_from: Int[np.ndarray, " Q"] | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompt) == 0:
@@ -85,6 +87,16 @@ class Tree:
     def __len__(self) -> int:
         """Distinct tokens: P + Σ C."""
         return len(self.prompt) + self.num_targets
+
+    @property
+    def prompt_key(self) -> bytes:
+        """The same for trees of one prompt, however each was cut.
+
+        >>> tree = Tree.of([2, 3], [[4]])
+        >>> dataclasses.replace(tree, cut_from=np.array([1, 2, 3], np.int32)).prompt_key == tree.prompt_key
+        False
+        """
+        return (self.prompt if self.cut_from is None else self.cut_from).tobytes()
 
     @property
     def num_targets(self) -> int:

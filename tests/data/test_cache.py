@@ -29,6 +29,7 @@ def counted():
 def same(a, b):
     return all(
         np.array_equal(x.prompt, y.prompt)
+        and x.prompt_key == y.prompt_key
         and len(x.completions) == len(y.completions)
         and all(map(np.array_equal, x.completions, y.completions))
         and all(map(np.array_equal, x.masks, y.masks))
