@@ -183,11 +183,8 @@ def gradients(
 
 
 def averages(metrics: Metrics) -> dict[str, Array]:
-    """sum / count of each metric, 0 where nothing was counted; the largest as it is."""
-    return {
-        name: each.value if isinstance(each, Largest) else each[0] / jnp.maximum(each[1], 1)
-        for name, each in metrics.items()
-    }
+    """sum / count of each metric, NaN where nothing was counted (an answer of that kind, say); the largest as it is."""
+    return {name: each.value if isinstance(each, Largest) else each[0] / each[1] for name, each in metrics.items()}
 
 
 def init_state(

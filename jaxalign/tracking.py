@@ -228,6 +228,11 @@ class Tracker:
         self._clock.restart()
         return values
 
+    def note(self, step: int, values: Mapping[str, float]) -> None:
+        """Write values down that are told otherwise."""
+        for sink in self._sinks:
+            sink.log(step, values)
+
     def close(self) -> None:
         for sink in (*self._sinks, self._timings, self._display):
             if sink is not None:

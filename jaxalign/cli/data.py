@@ -20,6 +20,7 @@ from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts, token
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.paths import resolve_path
 
 KINDS: dict[str, type[Record]] = {
     "sft": Demonstration,
@@ -116,6 +117,8 @@ def run(config: Config) -> None:
     other: list[Any] = []
     if data.eval_path is not None or data.eval_split is not None:
         place, split = data.eval_path or data.path, data.eval_split or data.split
+        if data.eval_split is not None and resolve_path(place).is_file():
+            raise UserError(f"data.eval_split={split}: {place} is one file and has no splits; give data.eval_path")
         # Whatever rows the other split has: what must not leak are its prompts (or texts that have none).
         other, report = read(Prompt if records[0].prompt else kind, data, place, split)
         console.print(f"{place}{f' ({data.eval_split})' if data.eval_split else ''}: {report}", markup=False)

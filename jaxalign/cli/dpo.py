@@ -95,8 +95,8 @@ def run(config: Config) -> None:
 
     tokenizer = load_tokenizer(config.model.path)
     records, held_records = read_examples(Preference, config.data, config.train.seed, console)
-    trees = make_trees(records, tokenizer, config.data, "training", console)
-    held = make_trees(held_records, tokenizer, config.data, "held out", console)
+    trees, cut = make_trees(records, tokenizer, config.data, "training", console)
+    held, cut_held = make_trees(held_records, tokenizer, config.data, "held out", console)
     if config.method.soft_labels and any("label_smoothing" not in tree.extras for tree in [*trees, *held]):
         raise UserError(
             f"{config.data.path}: not every pair has a field 'label_smoothing' for method.soft_labels: add it, "
@@ -141,6 +141,7 @@ def run(config: Config) -> None:
             optimizer,
             trees=trees,
             held=held,
+            counts=cut | cut_held,
             options=options,
             steps=steps,
             kept=kept,

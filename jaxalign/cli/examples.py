@@ -51,10 +51,13 @@ def _read(kind: type[R], data: DataSection, path: str, console: Console) -> list
 
 def make_trees(
     records: Sequence[Record], tokenizer: Any, data: DataSection, purpose: str, console: Console
-) -> list[Tree]:
-    """Prompt trees of the records, with a line about what was cut; no records, no trees."""
+) -> tuple[list[Tree], dict[str, int]]:
+    """Prompt trees of the records and counts of what was cut, with a line about it; no records, no trees.
+
+    The counts are metrics: ``training/prompts_truncated`` and so on.
+    """
     if not records:
-        return []
+        return [], {}
     tokenize: Callable[..., Any] = tokenize_completions
     if isinstance(data, SftDataSection):
         tokenize = functools.partial(tokenize_sft, loss_on=data.loss_on)
@@ -67,7 +70,9 @@ def make_trees(
         on_error=data.on_error,
     )
     console.print(f"{purpose}: {report}", markup=False)
-    return trees
+    counts = {"examples": report.examples, "tokens": report.tokens, "skipped": len(report.skipped)}
+    counts |= {name: getattr(report, name) for name in ("prompts_truncated", "completions_truncated")}
+    return trees, {f"{purpose.replace(' ', '_')}/{name}": count for name, count in counts.items()}
 
 
 def batch_options(

@@ -115,8 +115,8 @@ def run(config: Config) -> None:
 
     tokenizer = load_tokenizer(config.model.path)
     records, held_records = read_examples(UnpairedPreference, config.data, seed, console)
-    trees = make_trees(records, tokenizer, config.data, "training", console)
-    held = make_trees(held_records, tokenizer, config.data, "held out", console)
+    trees, cut = make_trees(records, tokenizer, config.data, "training", console)
+    held, cut_held = make_trees(held_records, tokenizer, config.data, "held out", console)
     weights = class_weights(section, trees)
     console.print(tell_classes(trees, weights))
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
@@ -159,6 +159,7 @@ def run(config: Config) -> None:
             optimizer,
             trees=trees,
             held=held,
+            counts=cut | cut_held,
             options=options,
             steps=steps,
             kept=kept,
@@ -272,7 +273,11 @@ def separate(
 
 
 def tell_separation(job: training.Run, found: Separation) -> None:
-    """A line about it, and the same in a file."""
+    """A line about it, and the same in a file; only the line where there is one kind of answers."""
+    if not (found.liked and found.others):
+        kind = "liked" if found.liked else "not liked"
+        job.console.print(f"held-out answers: all {found.liked + found.others} are {kind}, so none can be told apart")
+        return
     low, high = found.auc_ci
     job.console.print(
         f"held-out answers: a liked one has a higher implicit reward than another one with probability "

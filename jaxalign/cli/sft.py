@@ -90,8 +90,8 @@ def run(config: Config) -> None:
 
     tokenizer = load_tokenizer(config.model.path)
     records, held_records = read_examples(Demonstration, config.data, config.train.seed, job.console)
-    trees = make_trees(records, tokenizer, config.data, "training", job.console)
-    held = make_trees(held_records, tokenizer, config.data, "held out", job.console)
+    trees, cut = make_trees(records, tokenizer, config.data, "training", job.console)
+    held, cut_held = make_trees(held_records, tokenizer, config.data, "held out", job.console)
     options, steps = batch_options(trees, held, config.train, job.mesh.shape["data"] * job.mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
@@ -115,6 +115,7 @@ def run(config: Config) -> None:
             optimizer,
             trees=trees,
             held=held,
+            counts=cut | cut_held,
             options=options,
             steps=steps,
             kept=kept,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +128,7 @@ def fit(
     options: dict[str, Any],
     steps: int,
     kept: Checkpoints,
+    counts: Mapping[str, int],
     schedule: optax.Schedule | None = None,
     frozen: Any = None,
     fixed: Any = None,
@@ -148,6 +149,7 @@ def fit(
         options: of the batches.
         steps: optimiser steps of the whole run.
         kept: the run's checkpoints.
+      counts: of examples, and of what was cut or left out of them, to be among the metrics.
         schedule: the learning rate, to report it.
         frozen: see ``loop.make_step``.
         fixed: likewise.
@@ -188,6 +190,8 @@ def fit(
 
         if held_feed is not None and resume_step is None:
             evaluation(0)
+        if resume_step is None:
+            tracker.note(0, {f"data/{name}": count for name, count in counts.items()})
         if budget is not None and resume_step is None:
             tracker.log_eval(0, budget.begin(state), prefix="budget/")
         trained = loop.run(step_fn, state, feed, steps=steps)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxalign.data.files import Problem
 from jaxalign.data.messages import Message
-from jaxalign.errors import UserError
+from jaxalign.errors import UserError, first_line
 
 Ids = list[int]
 Run = int | str  # a control token's id, or ordinary text
@@ -223,14 +223,14 @@ class Encoder:
         return self._layouts[roles, generate]
 
     def _render(self, messages: Sequence[Message], generate: bool) -> str | Problem:
-        from jinja2 import TemplateError
-
         try:
             return self.tokenizer.apply_chat_template(
                 [message._asdict() for message in messages], tokenize=False, add_generation_prompt=generate
             )
-        except TemplateError as error:
-            return Problem("refused by the chat template", f"the tokenizer's chat template refuses it ({error})")
+        except Exception as error:  # a template is a program: it may raise anything
+            return Problem(
+                "refused by the chat template", f"the tokenizer's chat template refuses it ({first_line(error)})"
+            )
 
 
 def _contents(layout: str, rendered: str, messages: Sequence[Message]) -> list[str] | None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.data.files import Problem, Row, read_rows
-from jaxalign.data.formats import label, number
-from jaxalign.data.kinds import UnpairedPreference
+from jaxalign.data.formats import ASSISTANT, CONVERSATIONS, label, number
+from jaxalign.data.kinds import PAIR, UnpairedPreference
 from jaxalign.data.records import FormatOption, OnError, ReadReport, collect, parse_rows
 from jaxalign.errors import UserError
 
@@ -30,7 +30,7 @@ class Signals:
         accepted: field that is true if the answer was taken, false if it was turned down
         rejected: field that is true if the answer was turned down
         edited: field with the answer as the user corrected it, or true if there was a correction; a corrected answer
-            was not liked, and the correction is an answer that is
+            was not liked, and the correction is an answer that is (the answer once more is no correction)
         regenerated: field that is true, or a count above 0, if the user asked for another answer
         stars: field with a rating
         stars_liked: the lowest rating of an answer that was liked
@@ -72,12 +72,12 @@ class Signals:
         if counts["again"]:
             said.add(False)
         for field, meanings in ((self.accepted, {True: True, False: False}), (self.rejected, {True: False})):
-            if field is not None and value.get(field) is not None:
+            if field is not None and value.get(field) not in (None, ""):
                 flag = label(field, value[field])
                 if isinstance(flag, Problem):
                     return flag
                 said |= {meanings[flag]} if flag in meanings else set()
-        if self.stars is not None and value.get(self.stars) is not None:
+        if self.stars is not None and value.get(self.stars) not in (None, ""):
             rating = number(self.stars, value[self.stars])
             if isinstance(rating, Problem):
                 return rating
@@ -169,27 +169,36 @@ def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str],
     Raises:
         UserError: at the end, for a field that no row had, or if no row said anything.
     """
-    unseen = set(signals.fields)
+    rows = list(rows)
+    sound = [row.value for row in rows if not isinstance(row.value, Problem)]
+    flags = all(not isinstance(_edit(signals.edited, value), str) for value in sound)
     for row in rows:
         counts[READ] += 1
         value = row.value
         if isinstance(value, Problem):
             yield row
             continue
-        unseen -= value.keys()
-        said = signals.read(value)
+        answer = _answer(value, columns)
+        if answer is None and all(value.get(field) is not None for field in PAIR):
+            text = "the row is a pair (chosen and rejected), which data.signals say nothing about: leave them out, or "
+            yield row._replace(value=Problem("a pair", text + "name the one answer that they are about"))
+            continue
+        edit = _edit(signals.edited, value, flags=flags)
+        if isinstance(edit, str) and answer is not None and edit.strip() == answer.strip():
+            edit = False  # logs that keep the last version of every answer
+        seen = value if signals.edited is None or isinstance(edit, Problem) else {**value, signals.edited: bool(edit)}
+        said = signals.read(seen)
         if isinstance(said, Problem):
             yield row._replace(value=said)
         elif len(said) != 1:
             counts[CONFLICT if said else UNSAID] += 1
         else:
             yield row._replace(value={**value, "label": said == {True}})
-            edit = _edit(signals.edited, value)
             if isinstance(edit, str):
                 yield row._replace(value={**_with_answer(value, columns, edit), "label": True})
-    if not counts[READ]:
+    if not sound:
         return
-    if unseen:
+    if unseen := set(signals.fields) - {field for value in sound for field in value}:
         text = f"no row has the field {min(unseen)!r} that data.signals names: name one that the rows have"
         raise UserError(f"{row.file}: {text}")
     if counts[UNSAID] + counts[CONFLICT] == counts[READ]:
@@ -197,14 +206,37 @@ def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str],
         raise UserError(f"{row.file}: {text}")
 
 
+def _answer_field(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """The field that the answer stands in."""
+    named = (columns.get(field, field) for field in ("completion", *CONVERSATIONS))
+    return next((field for field in named if value.get(field) is not None), None)
+
+
+def _answer(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
+    """The answer's own text, where it can be told."""
+    field = _answer_field(value, columns)
+    given = None if field is None else value[field]
+    if isinstance(given, list) and given and isinstance(given[-1], Mapping):
+        given = given[-1].get("content", given[-1].get("value"))
+    if not isinstance(given, str):
+        return None
+    return given.rpartition(ASSISTANT)[2] if _is_transcript(value, columns, given) else given
+
+
+def _is_transcript(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> bool:
+    return value.get(columns.get("prompt", "prompt")) is None and ASSISTANT in answer
+
+
 def _with_answer(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> dict[str, Any]:
     """The row with another answer in it."""
-    field = columns.get("completion", "completion")
-    if field not in value:
-        field = columns.get("messages", "messages")
-    given = value.get(field)
-    if isinstance(given, list) and given and isinstance(given[-1], Mapping):
-        return {**value, field: [*given[:-1], {**given[-1], "content": answer}]}
+    field = _answer_field(value, columns)
+    if field is None:  # as bad as the row it comes from
+        return dict(value)
+    given = value[field]
+    if isinstance(given, list):
+        return {**value, field: [*given[:-1], {"role": "assistant", "content": answer}]}
+    if _is_transcript(value, columns, given):
+        answer = f"{given[: given.rfind(ASSISTANT) + len(ASSISTANT)]} {answer.strip()}"
     return {**value, field: answer}
 
 
@@ -220,10 +252,15 @@ def _count(field: str | None, value: Mapping[str, Any]) -> float | Problem:
     return count
 
 
-def _edit(field: str | None, value: Mapping[str, Any]) -> bool | str | Problem:
-    """The correction, or whether there was one."""
+def _edit(field: str | None, value: Mapping[str, Any], *, flags: bool = True) -> bool | str | Problem:
+    """The correction, or whether there was one; ``flags``: a text such as "true" or "0" says only the latter.
+
+    A column of a file without types is of flags if every cell of it is one: "0" may be what an answer was corrected to.
+    """
     given = None if field is None else value.get(field)
     if field is None or given is None or given == "":
         return False
+    if isinstance(given, str) and not flags:
+        return given
     flag = label(field, given)
     return given if isinstance(flag, Problem) and isinstance(given, str) else flag

@@ -73,7 +73,10 @@ def read_rows(
 
 def _rows(path: str | Path, place: Path, split: str, **hub: Any) -> Iterator[Row]:
     if place.is_dir():
-        yield from _folder(place, split)
+        within = place / (hub["data_dir"] or "")
+        if not within.is_dir():
+            raise UserError(f"{path}: there is no folder {hub['data_dir']!r} in it: check data.data_dir")
+        yield from _folder(within, split)
     elif place.exists():
         yield from _file(place)
     elif re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path)) and not str(path).endswith((*ENDINGS, ".gz")):
@@ -92,6 +95,7 @@ def _file(path: Path) -> Iterator[Row]:
         with path.open("rb") as stream:
             if stream.read(4) != b"PAR1":  # or `datasets` would first write to the log
                 raise UserError(f"{path}: not a Parquet file: fetch it again, or name it by what it is")
+        _check_parquet(path)
         yield from _through_datasets(path, "parquet", data_files=str(path), split="train", streaming=True)
         return
     if ending not in readers:
@@ -107,6 +111,21 @@ def _file(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: not a sound gzip file ({error}): fetch it again, or drop .gz from its name") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from None
+
+
+def _check_parquet(path: Path) -> None:
+    """Raise for what ``datasets`` calls a damaged file though it is a sound one."""
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        about = pyarrow.parquet.read_metadata(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise UserError(f"{path}: a damaged Parquet file ({first_line(error)}): fetch it again") from None
+    if about.num_rows == 0:
+        raise UserError(f"{path}: there are no rows: give a file with at least one")
+    names = about.schema.to_arrow_schema().names
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{path}: column {min(repeated)!r} appears more than once: rename one of them")
 
 
 def _json_lines(path: Path, stream: Stream) -> Iterator[Row]:
@@ -129,21 +148,32 @@ def _json(path: Path, stream: Stream) -> Iterator[Row]:
         where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
         raise UserError(f"{path}: not JSON{where}: mend it, or write one row per line as .jsonl") from None
     for number, row in enumerate(rows, start=1):
-        yield Row(str(path), number, _check_object(row))
+        yield Row(str(path), number, _check_object(row) if _is_whole(content, row) else _half())
+
+
+def _is_whole(content: bytes, value: Any) -> bool:
+    """Whether a value holds no half character, which JSON can spell (hence ``content``) and no tokenizer takes."""
+    if b"\\ud" not in content.lower():
+        return True
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _half() -> Problem:
+    return Problem(
+        "half a character", "has half a surrogate pair (such as \\ud83d alone): cut texts between characters"
+    )
 
 
 def _parse(line: bytes) -> dict[str, Any] | Problem:
     try:
         value = _loads(line.decode("utf-8-sig"))
-        if b"\\ud" in line.lower():  # JSON can spell half a character, which no tokenizer takes
-            json.dumps(value, ensure_ascii=False).encode()
-        return _check_object(value)
+        return _check_object(value) if _is_whole(line, value) else _half()
     except UnicodeDecodeError as error:
         return Problem("bad UTF-8", f"is not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8")
-    except UnicodeEncodeError:
-        return Problem(
-            "half a character", "has half a surrogate pair (such as \\ud83d alone): cut texts between characters"
-        )
     except json.JSONDecodeError as error:
         return Problem(
             "not JSON", f"is not JSON ({error.msg}, column {error.colno}): every line must be one JSON object"

@@ -111,8 +111,9 @@ def prompt_only(value: Mapping[str, Any], expected: str | None) -> tuple[PromptT
     elif value.get("instruction") is not None:
         text = _instruction_prompt(value)
         found = text if isinstance(text, Problem) else (text, "instruction")
-    elif side := next((field for field in ("chosen", "completion") if value.get(field) is not None), None):
-        answered = replies(value, {side: value[side]}, expected, needs)
+    elif side := next((field for field in ("chosen", "completion", "completions") if value.get(field)), None):
+        answer = value[side][0] if side == "completions" and isinstance(value[side], list) else value[side]
+        answered = replies(value, {side: answer}, expected, needs)
         found = answered if isinstance(answered, Problem) else (answered.prompt, answered.format)
     else:
         found = missing("prompt", value, needs)
@@ -131,9 +132,9 @@ def number(field: str, value: Any) -> float | Problem:
 
 
 def label(field: str, value: Any) -> bool | Problem:
-    """True or false, also as 1 or 0 or a string, as CSV files have it."""
-    known = {"true": True, "1": True, "false": False, "0": False}
-    found = known.get(str(value).strip().lower()) if isinstance(value, (bool, int, str)) else None
+    """True or false, also as 1 or 0 (in Parquet columns with gaps 1.0 or 0.0), or a string, as CSV files have it."""
+    known = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+    found = known.get(str(value).strip().lower()) if isinstance(value, (bool, int, float, str)) else None
     if found is None:
         return Problem("not a label", f"field {field!r} is {shown(value)} where true or false is needed")
     return found

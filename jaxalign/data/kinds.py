@@ -20,7 +20,17 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from jaxalign.data.files import Problem
-from jaxalign.data.formats import Format, PromptText, demonstration, label, missing, number, prompt_only, replies
+from jaxalign.data.formats import (
+    CONVERSATIONS,
+    Format,
+    PromptText,
+    demonstration,
+    label,
+    missing,
+    number,
+    prompt_only,
+    replies,
+)
 from jaxalign.data.messages import Message
 
 PAIR = ("chosen", "rejected")
@@ -166,10 +176,12 @@ class UnpairedPreference(Record):
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
         needs = "these rows need completion and label, or chosen and rejected"
-        if all(value.get(field) is not None for field in PAIR):
+        chat = next((name for name in CONVERSATIONS if value.get(name) is not None), None)
+        single = chat is not None or value.get("completion") is not None
+        if not single and all(value.get(field) is not None for field in PAIR):
             fields, labels = {field: value[field] for field in PAIR}, [True, False]
         else:
-            field = "messages" if value.get("completion") is None and value.get("messages") else "completion"
+            field = chat if chat is not None and value.get("completion") is None else "completion"
             if value.get(field) is not None and value.get("label") is None:
                 return missing("label", value, needs)
             liked = label("label", value.get("label")) if value.get(field) is not None else False

@@ -74,7 +74,8 @@ Answers = Sequence[Mapping[str, Any]]
 def _prompts(node: Mapping[str, Any], before: list[Turn]) -> Iterator[tuple[list[Turn], Answers]]:
     """Every conversation that waits for an answer, and the answers it got."""
     here = [*before, _turn(node)]
-    replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
+    # An empty answer teaches nothing, and is no reason to lose the rest of the tree.
+    replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted") and reply["text"].strip()]
     if node["role"] == "prompter":
         yield here, [reply for reply in replies if reply["role"] == "assistant"]
     for reply in replies:

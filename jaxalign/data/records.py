@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from jaxalign.data import oasst
 from jaxalign.data.files import Problem, Row, read_rows
-from jaxalign.data.formats import FORMATS, missing
+from jaxalign.data.formats import CONVERSATIONS, FORMATS, missing
 from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
 from jaxalign.data.messages import Message, transcript_messages
 from jaxalign.errors import UserError
@@ -39,6 +39,8 @@ __all__ = [
 
 FormatOption: TypeAlias = Literal["auto", "text", "transcript", "chat", "instruction"]
 OnError: TypeAlias = Literal["stop", "skip"]
+FIELDS = {*CONVERSATIONS, "prompt", "completion", "label", "text", "instruction", "input", "output"}
+FIELDS |= {"chosen", "rejected", "completions", "margin", "label_smoothing"}
 SKIP_HINT = "or set data.on_error=skip to leave such rows out"
 R = TypeVar("R", bound=Record)
 
@@ -75,11 +77,20 @@ class ReadReport:
             text += f" ({', '.join(f'{count} {reason}' for reason, count in self.left_out.items() if count)})"
         if not self.skipped:
             return text
-        kinds = []
-        for kind, count in self.counts.items():
-            rows = [str(bad.row) for bad in self.skipped if bad.kind == kind]
-            kinds.append(f"{count} {kind} (row {', '.join(rows[:5])}{', …' if len(rows) > 5 else ''})")
-        return f"{text}, {len(self.skipped)} skipped: {'; '.join(kinds)}"
+        return f"{text}, {len(self.skipped)} skipped: {tell_skipped(self.skipped)}"
+
+
+def tell_skipped(skipped: Sequence[BadRow]) -> str:
+    """How many rows were left out for what reason, and which.
+
+    >>> tell_skipped([BadRow("a.jsonl", 3, "not JSON", "is not JSON")])
+    '1 not JSON (row 3)'
+    """
+    kinds = []
+    for kind, count in Counter(bad.kind for bad in skipped).items():
+        rows = [str(bad.row) for bad in skipped if bad.kind == kind]
+        kinds.append(f"{count} {kind} (row {', '.join(rows[:5])}{', …' if len(rows) > 5 else ''})")
+    return "; ".join(kinds)
 
 
 def read_records(
@@ -189,6 +200,9 @@ def parse_rows(
         raise UserError(f"data.format is {format!r}: it must be auto, {', '.join(FORMATS)}")
     if on_error not in ("stop", "skip"):
         raise UserError(f"data.on_error is {on_error!r}: it must be stop or skip")
+    unknown = [field for field in columns or {} if field not in FIELDS and kind is not Prompt]  # its rows hold anything
+    if unknown:
+        raise UserError(f"data.columns names {unknown[0]!r}, which is no field of ours: give {', '.join(sorted(FIELDS))}")
     first: R | None = None
     for row in rows:
         expected = first.format if first else None if format == "auto" else format

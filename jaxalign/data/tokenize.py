@@ -11,7 +11,7 @@ import numpy as np
 from jaxalign.data.encode import Encoder, Ids
 from jaxalign.data.files import Problem
 from jaxalign.data.messages import Message, transcript_messages
-from jaxalign.data.records import BadRow, Demonstration, Prompt, Record
+from jaxalign.data.records import BadRow, Demonstration, Prompt, Record, tell_skipped
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 
@@ -39,7 +39,7 @@ class TokenizeReport:
             text += f"; {self.prompts_truncated} prompts lost their beginning"
         if self.completions_truncated:
             text += f"; {self.completions_truncated} completions lost their end"
-        return text + (f"; {len(self.skipped)} rows skipped" if self.skipped else "")
+        return text + (f"; {len(self.skipped)} skipped: {tell_skipped(self.skipped)}" if self.skipped else "")
 
 
 class Text(NamedTuple):

@@ -81,6 +81,12 @@ def test_every_kind_can_be_inspected(shown, tmp_path, tiny_model, row, line):
     assert "sky" in text
 
 
+def test_a_file_has_no_splits(tmp_path, capsys):
+    file = write(tmp_path / "a.jsonl", [{"prompt": "sky?"}])
+    assert main(["data", "inspect", str(file), "--data.eval_split", "test"]) == 2
+    assert "is one file and has no splits; give data.eval_path" in " ".join(capsys.readouterr().err.split())
+
+
 def test_logs_are_read_by_their_signals(shown, tmp_path):
     rows = [{"q": f"{i}?", "a": "b", "ups": i} for i in range(3)]
     file = write(tmp_path / "log.jsonl", rows)

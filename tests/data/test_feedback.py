@@ -68,6 +68,57 @@ def test_a_correction_is_an_answer_that_is_liked(tmp_path):
     ]
 
 
+def test_a_correction_stands_where_the_answer_stood(tmp_path):
+    path = tmp_path / "chats.jsonl"
+    talk = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "a"}]
+    said = "\n\nHuman: Why?\n\nAssistant: a"
+    for row, liked in [
+        ({"messages": talk}, "b"),
+        ({"conversations": talk, "completion": None}, "b"),
+        ({"completion": said}, " b"),
+    ]:
+        path.write_text(json.dumps({**row, "fixed": "b"}))
+        records, _ = read_feedback(path, Signals(edited="fixed"))
+        assert [(r.completion.strip(), r.label) for r in records] == [("a", False), ("b", True)]
+        assert records[1].completion == liked
+        assert records[0].prompt == records[1].prompt
+
+
+def test_a_correction_that_reads_like_a_flag_is_still_one(tmp_path):
+    rows = [{"completion": "4", "up": 1, "fixed": "0"}, {"up": 1, "fixed": "c"}, {"up": 1, "fixed": "a"}]
+    with pytest.raises(UserError, match="none of the 2 rows clearly says"):
+        read_feedback(log(tmp_path, *rows[:2]), Signals(up="up", edited="fixed"))
+    records, report = read_feedback(log(tmp_path, *rows), Signals(up="up", edited="fixed"))
+    assert [(r.completion, r.label) for r in records] == [("a", True)], "the last was not changed"
+    assert report.left_out["with conflicting signals"] == 2
+    records, _ = read_feedback(log(tmp_path, {"fixed": "true"}, {"fixed": "false"}), Signals(edited="fixed"))
+    assert [(r.completion, r.label) for r in records] == [("a", False)], "a column of flags"
+
+
+def test_fields_called_chosen_and_rejected_are_not_the_answers(tmp_path):
+    path = tmp_path / "log.csv"
+    path.write_text("prompt,completion,chosen,rejected\nWhy?,Because,true,\nWho?,Me,,true\n")
+    records, _ = read_feedback(path, Signals(accepted="chosen", rejected="rejected"))
+    assert [(r.completion, r.label) for r in records] == [("Because", True), ("Me", False)]
+    row = {"prompt": "Why?", "completion": None, "chosen": "a", "rejected": "b", "up": 1}
+    with pytest.raises(UserError, match="row 2: the row is a pair"):
+        read_feedback(log(tmp_path, {"up": 1}, row), Signals(up="up"))
+
+
+def test_empty_cells_and_gaps_of_parquet_say_nothing(tmp_path):
+    rows = [{"ok": "", "stars": ""}, {"ok": 1.0, "stars": None}, {"ok": 0.0, "stars": ""}]
+    records, report = read_feedback(log(tmp_path, *rows), Signals(accepted="ok", stars="stars"))
+    assert [r.label for r in records] == [True, False]
+    assert report.left_out["without a signal"] == 1
+
+
+def test_a_file_that_is_no_json_is_called_that(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("no\njson\n")
+    with pytest.raises(UserError, match="row 1: is not JSON"):
+        read_feedback(path, Signals(up="up"), on_error="skip")
+
+
 def test_conflicts_and_repetitions_are_left_out_and_counted(tmp_path):
     one, other = {"prompt": "same?", "completion": "a"}, {"prompt": "same?", "completion": "b"}
     rows = [

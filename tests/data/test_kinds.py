@@ -147,6 +147,7 @@ def test_a_pair_is_two_unpaired_preferences(tmp_path):
         ({"instruction": "Why", "input": "so?", "output": "."}, "Why\n\nso?", "instruction"),
         ({"chosen": OPENING + " blue.", "rejected": OPENING + " black."}, OPENING, "transcript"),
         ({"completion": [USER, BLUE], "label": False}, said, "chat"),
+        ({"completions": [OPENING + " blue.", OPENING + " black."]}, OPENING, "transcript"),
     ],
 )
 def test_prompts_come_from_any_row_and_keep_it(tmp_path, row, prompt, format):
@@ -163,6 +164,35 @@ def test_columns_name_the_fields(tmp_path):
     assert (record.prompt, record.completion) == ("1 + 1?", "2")
     with pytest.raises(UserError, match=r"a\.jsonl, row 1: field 'query' is missing .*data\.columns .* the prompt"):
         read(tmp_path, Prompt, row, columns={"prompt": "query"})
+    with pytest.raises(UserError, match=r"data\.columns names 'promt', which is no field of ours: give chosen, compl"):
+        read(tmp_path, Demonstration, row, columns={"promt": "question"})
+
+
+def test_one_answer_with_its_label_is_taken_before_a_pair(tmp_path):
+    row = {"prompt": "The sky is", "completion": " blue.", "label": False, "chosen": " grey.", "rejected": " red."}
+    (record,), _ = read(tmp_path, UnpairedPreference, row)
+    assert (record.completion, record.label) == (" blue.", False)
+    talk = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
+    (record,), _ = read(tmp_path, UnpairedPreference, {"conversations": talk, "label": "1.0"})
+    assert (record.prompt, record.completion, record.label) == ((Message("user", "Why?"),), "So.", True)
+
+
+def test_a_folder_within_a_folder(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(json.dumps({"prompt": name}))
+    records, _ = read_records(Prompt, tmp_path, data_dir="a")
+    assert [record.prompt for record in records] == ["a"]
+    with pytest.raises(UserError, match=r"there is no folder 'nope' in it: check data\.data_dir"):
+        read_records(Prompt, tmp_path, data_dir="nope")
+
+
+def test_a_tree_with_an_empty_answer_keeps_the_others(tmp_path):
+    answers = [{"text": text, "role": "assistant", "emojis": {"+1": 2}} for text in ("So.", " ")]
+    tree = {"prompt": {"text": "Why?", "role": "prompter", "replies": answers}}
+    records, report = read(tmp_path, UnpairedPreference, tree)
+    assert [record.completion for record in records] == ["So."]
+    assert str(report) == "1 of 1 rows kept"
 
 
 def test_a_margin_is_in_all_rows_or_in_none(tmp_path):

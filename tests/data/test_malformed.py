@@ -297,6 +297,27 @@ def test_a_broken_file_is_named(tmp_path, name, on_error):
     assert "\n" not in str(error.value)
 
 
+def test_half_a_character_in_a_list_is_one_bad_row(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_bytes(b'[{"text": "a"}, {"text": "\\ud83d"}]')
+    with pytest.raises(UserError, match=r"a\.json, row 2: has half a surrogate pair"):
+        read_records(Demonstration, path)
+    assert read_records(Demonstration, path, on_error="skip")[1].counts == {"half a character": 1}
+
+
+def test_parquet_without_rows_or_with_a_column_twice_is_called_that(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
+    with pytest.raises(UserError, match="there are no rows"):
+        read_records(Demonstration, tmp_path / "none.parquet")
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="column 'text' appears more than once"):
+        read_records(Demonstration, tmp_path / "twice.parquet")
+
+
 def test_a_row_of_10_mb_is_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "x" * 10**7}))

@@ -149,6 +149,7 @@ MISFITS = {
     ),
     "ends before": ("{% if add_generation_prompt %}answer: {% endif %}{{ messages[0]['content'] }}", "behind its own"),
     "refuses": ("{{ raise_exception('no talk') }}", r"refuses it \(no talk\)"),
+    "fails": ("{{ messages[0]['content'] + 1 }}", "refuses it"),
     "none": (None, "no chat template"),
 }
 
