@@ -11,6 +11,7 @@ write instead::
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -184,7 +185,11 @@ def gradients(
 
 def averages(metrics: Metrics) -> dict[str, Array]:
     """sum / count of each metric, NaN where nothing was counted (an answer of that kind, say); the largest as it is."""
-    return {name: each.value if isinstance(each, Largest) else each[0] / each[1] for name, each in metrics.items()}
+    return {name: each.value if isinstance(each, Largest) else _mean(*each) for name, each in metrics.items()}
+
+
+def _mean(total: Any, count: Any) -> Array:
+    return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
 
 
 def init_state(
@@ -202,9 +207,9 @@ def init_state(
 
     place = optax.tree.map_params(optimizer, mirror, shapes, params, transform_non_params=lambda _: everywhere)
     # Copies: what the caller still holds must outlive the state that the step donates.
-    step, key, method_state = jax.device_put(
-        jax.tree.map(jnp.copy, (jnp.zeros((), jnp.int32), key, method_state)), everywhere
-    )
+    # (Compiled, since ``device_put`` puts no keys on the devices of other processes.)
+    spread = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=everywhere)
+    step, key, method_state = spread((jnp.zeros((), jnp.int32), key, method_state))
     return TrainState(step, params, jax.jit(optimizer.init, out_shardings=place)(params), method_state, key)
 
 

@@ -202,7 +202,8 @@ def parse_rows(
         raise UserError(f"data.on_error is {on_error!r}: it must be stop or skip")
     unknown = [field for field in columns or {} if field not in FIELDS and kind is not Prompt]  # its rows hold anything
     if unknown:
-        raise UserError(f"data.columns names {unknown[0]!r}, which is no field of ours: give {', '.join(sorted(FIELDS))}")
+        known = ", ".join(sorted(FIELDS))
+        raise UserError(f"data.columns names {unknown[0]!r}, which is no field of ours: give {known}")
     first: R | None = None
     for row in rows:
         expected = first.format if first else None if format == "auto" else format

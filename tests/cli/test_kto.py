@@ -112,7 +112,28 @@ def test_votes_of_openassistant_trees(flags, tmp_path, capsys):
         main(flags(run, "kto", data__path=file, data__limit=16, train__steps=1, method__loss="apo_zero_unpaired")) == 0
     )
     assert "12 examples" in capsys.readouterr().out
-    assert read_jsonl(run / "metrics.jsonl")[1]["loss"] == pytest.approx(0.5, abs=1e-6)
+    lines = [line for line in read_jsonl(run / "metrics.jsonl") if "loss" in line]
+    assert lines[0]["loss"] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_what_was_cut_and_a_kind_that_is_not_there_are_metrics(flags, tmp_path, capsys):
+    file = tmp_path / "thumbs.jsonl"
+    rows = [{"prompt": f"why {i}?", "completion": "so " * 30, "label": i < 6} for i in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held = tmp_path / "held.jsonl"
+    held.write_text("".join(json.dumps(row) + "\n" for row in rows[:3]))
+    run = tmp_path / "run"
+    settings = {"data__path": file, "data__eval_path": held, "data__max_length": 40, "train__steps": 1}
+    assert main(flags(run, "kto", **settings)) == 0
+    lines = read_jsonl(run / "metrics.jsonl")
+    (counts,) = (line for line in lines if "data/training/examples" in line)
+    assert (counts["step"], counts["data/training/examples"], counts["data/held_out/examples"]) == (0, 8, 3)
+    assert (counts["data/training/completions_truncated"], counts["data/held_out/completions_truncated"]) == (8, 3)
+    evaluations = [line for line in lines if "eval/loss" in line]
+    assert all(line["eval/rewards/rejected"] is line["eval/rewards/margins"] is None for line in evaluations)
+    assert all(line["eval/rewards/chosen"] is not None for line in evaluations)
+    assert "held-out answers: all 3 are liked, so none can be told apart" in capsys.readouterr().out
+    assert not (run / "separation.json").exists()
 
 
 def test_adapters_are_held_to_their_base(flags, tmp_path):
