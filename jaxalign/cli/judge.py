@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +101,9 @@ def run(config: Config) -> None:
     settings = {**runs.settings(config), "asked": fingerprint(template, config.constitution)}
     check_resumable(output, settings)
     journal = Journal(output / VERDICTS)
-    read = read_items(config.data, config.how, config.seed)
+    pairs = config.how == "pairwise" and config.write in ("preference", "binary")
+    read = read_items(config.data, config.how, config.seed, pairs=pairs)
+    renew(journal, read.items)
     console.print(f"{config.data.path}: {read.report}", markup=False)
     if read.alike:
         console.print(f"{read.alike} items left out, whose answers are the same")
@@ -126,6 +130,9 @@ def check(config: Config, panel: Sequence[JudgeSection]) -> None:
         raise UserError("write=ranking needs all answers of a prompt at once: ask with how=ranking or how=pointwise.")
     if config.decide == "probabilities":
         for judge in panel:
+            if judge.ties:
+                raise UserError("judge.ties gives verdicts without a probability of either side: leave it out, or "
+                                "decide=verdicts.")  # fmt: skip
             asked = judge.model is not None or (judge.endpoint is not None and judge.endpoint.top_logprobs > 0)
             if config.how != "pairwise" or not (asked or judge.reward is not None):
                 raise UserError(
@@ -174,6 +181,14 @@ def _is_free(key: str) -> bool:
     return key in FREE or (".endpoint." in key and key.rpartition(".")[2] in ENDPOINT_FREE)
 
 
+def renew(journal: Journal, items: Sequence[Item]) -> None:
+    """What the data say of items now (human labels, who wrote what), in the verdicts that are kept."""
+    known = {item.key: {"human": item.human, "by": list(item.by)} for item in items}
+    old = [line for line in journal.lines.values() if line["key"] in known]
+    new = [line | known[line["key"]] for line in old]
+    journal.add(line for line, was in zip(new, old, strict=True) if line != was)
+
+
 def ask_all(
     rater: Rater, items: Sequence[Item], question: Question, journal: Journal, every: int, console: Console
 ) -> None:
@@ -191,12 +206,13 @@ def ask_all(
         task = progress.add_task(rater.name, total=len(todo))
         for start in range(0, len(todo), every):
             chunk = todo[start : start + every]
-            journal.add(
-                line
-                for line in judge_items(rater, chunk, question)
-                if not journal.is_done(line["key"], rater.name, line["principle"])
-            )
+            journal.add(judge_items(rater, chunk, question, functools.partial(is_done, journal, rater.name)))
             progress.advance(task, len(chunk))
+
+
+def is_done(journal: Journal, judge: str, key: str, principle: str | None) -> bool:
+    """Whether a judge has judged an item by a principle."""
+    return journal.is_done(key, judge, principle)
 
 
 def write(
@@ -218,15 +234,17 @@ def write(
     margin = max(rater.margin for rater in raters)
     threshold = config.threshold if question.how == "pointwise" else None
     rows, counts = label_rows(items, lines, config.write, margin=margin, threshold=threshold, by=config.decide)
-    unheard = sum(line["error"] is not None for mine in by_item.values() for line in mine)
+    unheard = Counter(line["error"] for mine in by_item.values() for line in mine if line["error"] is not None)
     told = f"{counts['labelled']} of {len(items)} items labelled, {counts['tied']} tied, {counts['failed']} failed"
     console.print(told)
     if unheard:
-        console.print(f"{unheard} questions had no answer; the same command asks them again")
+        (why, _), *_ = unheard.most_common(1)
+        told_why = f"{unheard.total()} questions had no answer (most often: {why}); the same command asks them again"
+        console.print(told_why, markup=False)
     kept = [line for mine in by_item.values() for line in mine]
     tokens = {name: sum(line[name] for line in kept) for name in ("prompt_tokens", "completion_tokens")}
     if any(tokens.values()):
-        console.print(f"paid for {tokens['prompt_tokens']} prompt and {tokens['completion_tokens']} completion tokens")
+        console.print(f"{tokens['prompt_tokens']} prompt and {tokens['completion_tokens']} completion tokens in all")
     if not rows:
         raise UserError(
             f"{output / VERDICTS}: the judge left nothing to train on ({told}): see what it says with "
@@ -234,4 +252,5 @@ def write(
         )
     file = output / f"{FILES[config.write]}.jsonl"
     write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    console.print(f"The labelled data are in {file}; whether to believe them: jaxalign judge audit {output}")
+    told = f"The labelled data are in {file}; whether to believe them: jaxalign judge audit {output}"
+    console.print(told, markup=False)

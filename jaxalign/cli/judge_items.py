@@ -19,6 +19,8 @@ from jaxalign.judges.panel import OPPOSITE, How, Item, draw
 HUMAN: dict[str, Verdict] = {"first": "first", "a": "first", "1": "first", "second": "second", "b": "second"}
 HUMAN |= {"2": "second", "tie": "tie"}
 SIDES = ("answer_a", "answer_b")
+FIELDS = {"prompt", "instruction", "input", "completions", "answer", "completion", "human", "by", *SIDES, *PAIR}
+FIELDS |= {f"{side}_by" for side in SIDES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +66,20 @@ class Read:
     alike: int
 
 
-def read_items(data: JudgeDataSection, how: How, seed: int) -> Read:
+def read_items(data: JudgeDataSection, how: How, seed: int, *, pairs: bool = True) -> Read:
     """Items out of a file, the answers of each in an order drawn by their content and ``seed``.
 
     That order keeps what is known of a pair (which one was chosen, which model comes first) out of the places in which
-    a judge sees the answers. Of more than two answers, every pair is an item where the judge compares pairs.
+    a judge sees the answers. With ``pairs``, of more than two answers every pair is an item where the judge compares
+    pairs.
 
     Raises:
         UserError: if the file is missing or broken, at the first bad row (``stop``), or if nothing is left to judge.
     """
+    if unknown := sorted(set(data.columns) - FIELDS):
+        raise UserError(
+            f"data.columns names {unknown[0]!r}, which is no field of ours: give {', '.join(sorted(FIELDS))}"
+        )
     rows = read_rows(data.path, split=data.split, name=data.name, data_dir=data.data_dir, streaming=True)
     items: list[Item] = []
     skipped: list[BadRow] = []
@@ -89,7 +96,7 @@ def read_items(data: JudgeDataSection, how: How, seed: int) -> Read:
             skipped.append(BadRow(row.file, row.number, *found))
             continue
         kept += size
-        for item in [found] if how != "pairwise" or len(found.answers) == 2 else _pairs(found):
+        for item in _pairs(found) if pairs and how == "pairwise" and len(found.answers) > 2 else [found]:
             if how != "pointwise" and len({text.strip() for text in item.answers}) < len(item.answers):
                 alike += 1
             else:

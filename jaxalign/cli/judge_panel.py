@@ -17,7 +17,7 @@ from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.shapes import LENGTHS
 from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.errors import UserError, first_line
-from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
+from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask, check_endpoint
 from jaxalign.judges.judge import Ask
 from jaxalign.judges.local import expected_scores, local_judge, local_ranker
 from jaxalign.judges.panel import How, Item, Rater, grading
@@ -83,6 +83,8 @@ def check_panel(panel: Sequence[JudgeSection], how: How) -> None:
             raise UserError(f"{where}.weight is {judge.weight:g}; give a finite number above 0.")
         if not 0 <= judge.margin < float("inf"):
             raise UserError(f"{where}.margin is {judge.margin:g}; give a finite number, 0 or more.")
+        if judge.endpoint is not None:
+            check_endpoint(judge.endpoint)
         if judge.margin and judge.reward is None and judge.score_function is None and how != "pointwise":
             raise UserError(f"{where}.margin is for scores; leave it at 0 for a judge that is asked for verdicts.")
     names = [name_of(judge) for judge in panel]
@@ -149,8 +151,9 @@ def _answering(name: str) -> Ask:
         except Exception as error:  # the user's code may raise anything
             raise UserError(f"judge {name}: it raised {type(error).__name__} ({first_line(error)}): mend it") from error
         for i, answer in enumerate(found):
-            if not (answer is None or isinstance(answer, (str, Reply))):
-                what = type(answer).__name__
+            text = answer.text if isinstance(answer, Reply) else answer
+            if not (text is None or isinstance(text, str)):
+                what = f"{'Reply of a ' if isinstance(answer, Reply) else ''}{type(text).__name__}"
                 raise UserError(
                     f"judge {name}, question {i + 1}: it returned a {what}: return a text for each question"
                 )

@@ -7,11 +7,21 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxalign.errors import UserError
 from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosity_bias
-from jaxalign.judges.bootstrap import DEFAULT, Bootstrap
+from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Interval, estimate, ratio
 from jaxalign.judges.pairwise import PairwiseReport, Verdict, combine_orders, pairwise_report
-from jaxalign.judges.raters import Agreement, Ceiling, RaterAgreement, agreement, blind_spots, human_ceiling
+from jaxalign.judges.raters import (
+    Agreement,
+    Ceiling,
+    RaterAgreement,
+    agreement,
+    annotator_agreement,
+    blind_spots,
+    human_ceiling,
+)
 from jaxalign.judges.raters import rater_agreement as between_raters
 from jaxalign.judges.reliability import Calibration, calibration
 from jaxalign.judges.warn import trust_warnings
@@ -34,6 +44,10 @@ class Verdicts:
         annotators: labels of single humans, by name.
         groups: what each pair is about.
         keys: what identifies each pair, to line up several judges.
+        combined: the verdict on each pair, naming responses, where it is more than both orders put together (a vote of
+            principles or judges).
+        ordered: whether there are verdicts of single orders; scores and votes have none.
+        labelled_only: whether these are the pairs that got a label: ties and failures are gone.
     """
 
     first_order: Sequence[Verdict | None]
@@ -46,10 +60,15 @@ class Verdicts:
     annotators: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     groups: Sequence[Hashable] | None = None
     keys: Sequence[Hashable] | None = None
+    combined: Sequence[Verdict | None] | None = None
+    ordered: bool = True
+    labelled_only: bool = False
 
     @property
     def winners(self) -> list[Verdict | None]:
         """The verdict of the orders that were asked about, naming responses."""
+        if self.combined is not None:
+            return list(self.combined)
         if not len(self.first_order):
             return []
         both = combine_orders(self.first_order, self.second_order)
@@ -76,6 +95,8 @@ class JudgeAudit:
     spots: dict[Hashable, Agreement] | None = None
     by_probability: Agreement | None = None
     """Of the side that the probability takes with the human labels, where there are probabilities."""
+    ordered: bool = True
+    """Whether single orders were asked about; of scores and votes, consistency and position bias mean nothing."""
     warnings: tuple[str, ...] = ()
 
 
@@ -118,10 +139,10 @@ def audit(columns: Mapping[str, Verdicts], *, policy: str | None = None, bootstr
     reports = {name: _pairwise(mine, bootstrap) for name, mine in columns.items()}
     judges = {}
     for name, mine in columns.items():
-        other = reports.get(policy) if policy not in (None, name) else None
-        judges[name] = _audit(mine, reports[name], other, bootstrap)
+        lead = _lead(mine, columns[policy], bootstrap) if policy is not None and policy != name else None
+        judges[name] = _audit(mine, reports[name], lead, bootstrap)
     first = next(iter(columns.values()))
-    humans = between_raters(first.annotators, bootstrap=bootstrap) if len(first.annotators) > 1 else None
+    humans = annotator_agreement(first.annotators, bootstrap=bootstrap) if len(first.annotators) > 1 else None
     return TrustReport(judges, _between(columns, bootstrap), humans)
 
 
@@ -134,8 +155,25 @@ def _pairwise(mine: Verdicts, bootstrap: Bootstrap) -> PairwiseReport | None:
     return pairwise_report(one, two, human, bootstrap=bootstrap)
 
 
+def _lead(mine: Verdicts, policy: Verdicts, bootstrap: Bootstrap) -> tuple[float, Interval] | None:
+    """How much more often a judge is right than the policy, on the pairs with a human label that both have judged."""
+    if mine.human is None:
+        return None
+    theirs = dict(zip(_keys(policy), policy.winners, strict=True))
+    rows = zip(_keys(mine), mine.winners, mine.human, strict=True)
+    gaps = [(won == truth) - (theirs[key] == truth) for key, won, truth in rows if truth is not None and key in theirs]
+    if not gaps:
+        return None
+    values, counts = np.unique(gaps, return_counts=True)
+    return estimate(ratio(values, np.ones(len(values))), counts, bootstrap, bounds=(-1, 1), span=2)
+
+
+def _keys(mine: Verdicts) -> Sequence[Hashable]:
+    return range(len(mine.first_order)) if mine.keys is None else mine.keys
+
+
 def _audit(
-    mine: Verdicts, report: PairwiseReport | None, policy: PairwiseReport | None, bootstrap: Bootstrap
+    mine: Verdicts, report: PairwiseReport | None, lead: tuple[float, Interval] | None, bootstrap: Bootstrap
 ) -> JudgeAudit:
     winners = mine.winners
     labelled = [i for i, label in enumerate(mine.human or ()) if label is not None]
@@ -157,20 +195,23 @@ def _audit(
         ceiling = human_ceiling(winners, mine.annotators, bootstrap=bootstrap)
     if mine.groups is not None and labelled:
         spots = blind_spots(judged, human, [mine.groups[i] for i in labelled], bootstrap=bootstrap)
-    warnings = ["Order: no pair was shown in both orders: position bias cannot be seen and not be averaged out."]
-    if report is not None:
-        warnings = trust_warnings(
-            report,
-            verbosity=verbosity,
-            own=own,
-            policy=policy,
-            ceiling=ceiling,
-            spots=spots,
-            probabilities=found,
+    warnings = trust_warnings(
+        report,
+        agreed=agreed,
+        verbosity=verbosity,
+        own=own,
+        lead=lead,
+        ceiling=ceiling,
+        spots=spots,
+        probabilities=found,
+    )
+    if mine.labelled_only:
+        warnings.insert(
+            0, "Labelled pairs only: ties and failures are gone from them, so audit the run they came from."
         )
     twice = len(winners) if mine.twice is None else sum(mine.twice)
     measured = (verbosity, own, found, ceiling, spots, by_probability)
-    return JudgeAudit(len(winners), twice, report, agreed, *measured, tuple(warnings))
+    return JudgeAudit(len(winners), twice, report, agreed, *measured, mine.ordered, tuple(warnings))
 
 
 def _between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgreement | None:
@@ -179,8 +220,7 @@ def _between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgre
         return None
     tables = {}
     for name, mine in columns.items():
-        keys = range(len(mine.first_order)) if mine.keys is None else mine.keys
-        tables[name] = dict(zip(keys, mine.winners, strict=True))
+        tables[name] = dict(zip(_keys(mine), mine.winners, strict=True))
     common = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
     if not common:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,15 +30,16 @@ class Favour:
     excess: float | None = None
     """bias minus the humans' bias on the same pairs, where there are human labels: what quality does not explain."""
     excess_ci: Interval | None = None
+    slope: float = np.nan
+    """Log-odds of preferring a response of the kind (for length: per unit that it is longer), ties aside, the human
+    labels held fixed where given. A judge that merely errs has an excess where humans favour the other kind; its slope
+    is 0."""
+    slope_ci: Interval = (np.nan, np.nan)
 
 
 @dataclass(frozen=True)
 class VerbosityBias(Favour):
-    """:class:`Favour` for the longer response, and how steeply verdicts follow the difference in length."""
-
-    slope: float = np.nan
-    """Log-odds of preferring a response per unit that it is longer, ties aside, human labels held fixed where given."""
-    slope_ci: Interval = (np.nan, np.nan)
+    """:class:`Favour` for the longer response."""
 
 
 def verbosity_bias(
@@ -75,7 +76,7 @@ def verbosity_bias(
     favoured = np.where(difference > 0, 1, np.where(difference < 0, -1, 0))
     favour = _favour(winners, favoured, human, "length_difference is 0 in every pair", bootstrap)
     slope = _slope(parse_labels("winners", winners), difference, human, bootstrap)
-    return VerbosityBias(**vars(favour), slope=slope[0], slope_ci=slope[1])
+    return VerbosityBias(**{**vars(favour), "slope": slope[0], "slope_ci": slope[1]})
 
 
 def self_preference(
@@ -104,7 +105,9 @@ def self_preference(
     """
     codes = parse_labels("own", own)
     favoured = np.select([codes == FIRST, (codes == TIE) | (codes == FAILURE)], [1, 0], -1)
-    return _favour(winners, favoured, human, "own names one response in no pair", bootstrap)
+    favour = _favour(winners, favoured, human, "own names one response in no pair", bootstrap)
+    slope = _slope(parse_labels("winners", winners), favoured.astype(np.float64), human, bootstrap)
+    return replace(favour, slope=slope[0], slope_ci=slope[1])
 
 
 def _favour(winners: Verdicts, favoured: Codes, human: Verdicts | None, nothing: str, bootstrap: Bootstrap) -> Favour:

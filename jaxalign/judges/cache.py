@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,19 @@ class Cache:
             self._connection.close()
             self._connection = None
 
-    def get(self, key: str) -> dict[str, Any] | None:
-        """The reply to a request, or None."""
+    def get(self, key: str, fields: Sequence[str]) -> dict[str, Any] | None:
+        """The reply to a request, or None if there is none that has no other than these fields."""
         if self._connection is None:
             return None
-        row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
-        return None if row is None else json.loads(row[0])
+        try:
+            row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path}: not a cache of ours ({error}): name another file") from None
+        try:
+            found = None if row is None else json.loads(row[0])
+        except (TypeError, ValueError):
+            return None
+        return found if isinstance(found, dict) and "text" in found and set(found) <= set(fields) else None
 
     def put(self, key: str, model: str, reply: Mapping[str, Any]) -> None:
         """Keeps a reply; it is on disk when this returns."""

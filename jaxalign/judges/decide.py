@@ -174,7 +174,7 @@ def _texts(item: Item, which: Sequence[int]) -> tuple[dict[str, Any], list[Any]]
 
 def _origin(lines: Lines) -> dict[str, Any]:
     """Where a label comes from: plain values for one judge, lists for a panel."""
-    names = ("judge", "principle", "prompt_hash", "first_order", "second_order", "probabilities")
+    names = ("judge", "principle", "prompt_hash", "first_order", "second_order", "orders", "probabilities")
     cost = {name: sum(line[name] for line in lines) for name in ("prompt_tokens", "completion_tokens")}
     if len(lines) == 1:
         return {name: lines[0][name] for name in names} | cost

@@ -7,11 +7,13 @@ cannot get into a configuration or a cache, and servers' messages, which may quo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import re
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -33,8 +35,8 @@ class Endpoint:
         model: its name at the endpoint
         base_url: of the API, such as http://127.0.0.1:8000/v1
         key_env: the environment variable that holds the key; null for a server that wants none
-        temperature: of sampling; 0 for the likeliest answer
-        max_tokens: longest answer
+        temperature: of sampling; 0 for the likeliest answer, null to leave it to the server
+        max_tokens: longest answer; null to leave it to the server
         top_logprobs: how many alternatives to return for each token, 0 for none
         options: further fields of the request's body
         concurrency: requests under way at once
@@ -48,8 +50,8 @@ class Endpoint:
     model: str
     base_url: str = "https://api.openai.com/v1"
     key_env: str | None = "OPENAI_API_KEY"
-    temperature: float = 0.0
-    max_tokens: int = 512
+    temperature: float | None = 0.0
+    max_tokens: int | None = 512
     top_logprobs: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 8
@@ -101,7 +103,7 @@ def ask(endpoint: Endpoint, questions: Sequence[Messages]) -> list[Reply]:
     >>> ask(Endpoint("any", key_env=None), [])
     []
     """
-    _check(endpoint)
+    check_endpoint(endpoint)
     key = _key(endpoint)
     if not questions:
         return []
@@ -112,7 +114,9 @@ def ask(endpoint: Endpoint, questions: Sequence[Messages]) -> list[Reply]:
         keys.append(request_key({"base_url": endpoint.base_url.rstrip("/"), **body}))
         bodies[keys[-1]] = body
     with Cache(endpoint.cache) as cache:
-        known = {name: Reply(**{**found, "cached": True}) for name in bodies if (found := cache.get(name))}
+        known = {
+            name: Reply(**{**found, "cached": True}) for name in bodies if (found := cache.get(name, Reply._fields))
+        }
         new = {name: body for name, body in bodies.items() if name not in known}
         if new:
             try:
@@ -128,12 +132,20 @@ async def _ask_all(
 ) -> None:
     import openai
 
-    gate, pace = asyncio.Semaphore(endpoint.concurrency), _pacer(endpoint.requests_per_minute)
+    gate, pace = asyncio.Semaphore(endpoint.concurrency), _pacer(endpoint.base_url, endpoint.requests_per_minute)
     client = openai.AsyncOpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0)
+
+    stopped = asyncio.Event()
 
     async def one(name: str, body: dict[str, Any]) -> None:
         async with gate:
-            reply = await _ask_one(client, endpoint, body, pace, key)
+            if stopped.is_set():
+                return
+            try:
+                reply = await _ask_one(client, endpoint, body, pace, key, stopped)
+            except BaseException:
+                stopped.set()
+                raise
         known[name] = reply
         if reply.text is not None:
             cache.put(name, endpoint.model, {k: v for k, v in reply._asdict().items() if k != "cached"})
@@ -141,15 +153,23 @@ async def _ask_all(
     async with client:
         tasks = [asyncio.create_task(one(name, body)) for name, body in bodies.items()]
         try:
-            await asyncio.gather(*tasks)
+            # Where one stops all, what is under way may still come in, and is paid for.
+            found = await asyncio.gather(*tasks, return_exceptions=True)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    if problems := [each for each in found if isinstance(each, BaseException)]:
+        raise problems[0]
 
 
 async def _ask_one(
-    client: Any, endpoint: Endpoint, body: dict[str, Any], pace: Callable[[], Awaitable[None]], key: str
+    client: Any,
+    endpoint: Endpoint,
+    body: dict[str, Any],
+    pace: Callable[[], Awaitable[None]],
+    key: str,
+    stopped: asyncio.Event,
 ) -> Reply:
     import openai
 
@@ -172,8 +192,11 @@ async def _ask_one(
             error, unreachable = "the server cannot be reached", True
         except (openai.OpenAIError, ValueError, TypeError, AttributeError, LookupError):
             error, unreachable = "the answer is not what the API promises", False
+        if stopped.is_set():
+            break
         if attempt < endpoint.retries:
-            await asyncio.sleep(min(wait, LONGEST_WAIT))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), min(wait, LONGEST_WAIT))
     if unreachable:
         raise _Stop("the server cannot be reached: start it or check base_url, then run again")
     return Reply(None, _without(error, key))
@@ -183,6 +206,8 @@ def _reply(completion: Any) -> Reply:
     """Raises what it likes if a server sent something else than a chat completion."""
     choice = completion.choices[0]
     text = choice.message.content
+    if text is None and choice.finish_reason:  # the model declined, or used up its tokens: an answer that says nothing
+        text = getattr(choice.message, "refusal", None) or ""
     if not isinstance(text, str):
         raise TypeError
     usage, logprobs = completion.usage, getattr(choice, "logprobs", None)
@@ -219,15 +244,18 @@ def _retry_after(header: str | None) -> float:
         return 0.0
 
 
-def _pacer(per_minute: float | None) -> Callable[[], Awaitable[None]]:
+_FOLLOWING: dict[str, float] = {}
+"""When the next request to an address may start: the limit holds over all calls of a process."""
+
+
+def _pacer(address: str, per_minute: float | None) -> Callable[[], Awaitable[None]]:
     """A function to await before each request, which spaces them evenly."""
-    following = 0.0
 
     async def pace() -> None:
-        nonlocal following
         if per_minute is not None:
-            now = asyncio.get_running_loop().time()
-            mine, following = max(now, following), max(now, following) + 60 / per_minute
+            now = time.monotonic()
+            mine = max(now, _FOLLOWING.get(address, 0.0))
+            _FOLLOWING[address] = mine + 60 / per_minute
             await asyncio.sleep(mine - now)
 
     return pace
@@ -259,9 +287,9 @@ def _body(endpoint: Endpoint, messages: Messages) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": endpoint.model,
         "messages": [dict(message) for message in messages],
-        "temperature": endpoint.temperature,
-        "max_tokens": endpoint.max_tokens,
     }
+    body |= {"temperature": endpoint.temperature} if endpoint.temperature is not None else {}
+    body |= {"max_tokens": endpoint.max_tokens} if endpoint.max_tokens is not None else {}
     if endpoint.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
     if endpoint.options:
@@ -269,21 +297,31 @@ def _body(endpoint: Endpoint, messages: Messages) -> dict[str, Any]:
     return body
 
 
-def _check(endpoint: Endpoint) -> None:
+def check_endpoint(endpoint: Endpoint) -> None:
+    """Raise for settings that make no sense; the sentence never repeats what may be a secret.
+
+    Raises:
+        UserError: naming the setting.
+    """
     try:
         import openai  # noqa: F401
     except ImportError:
         raise UserError("judging through an endpoint needs the openai package: pip install 'jaxalign[judge]'") from None
-    url = urlsplit(endpoint.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urlsplit(endpoint.base_url)
+        sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:  # half an IPv6 address, a port that is none
+        sound = False
+    if not sound:
         raise UserError("base_url: not an address: give one such as http://127.0.0.1:8000/v1")
     if url.username or url.password or url.query:  # not repeated here: they are secrets
         raise UserError(
             "base_url: it holds a user, password or query: put the key into the variable that key_env names"
         )
     for name, low in (("concurrency", 1), ("max_tokens", 1), ("retries", 0), ("backoff", 0), ("top_logprobs", 0)):
-        if getattr(endpoint, name) < low:
-            raise UserError(f"{name} is {getattr(endpoint, name)}: give at least {low}")
+        value = getattr(endpoint, name)
+        if value is not None and value < low:
+            raise UserError(f"{name} is {value}: give at least {low}")
     for name in ("timeout", "requests_per_minute"):
         value = getattr(endpoint, name)
         if value is not None and not value > 0:
@@ -301,11 +339,13 @@ def _key(endpoint: Endpoint) -> str:
         return "none"
     key = os.environ.get(endpoint.key_env, "").strip()
     if not key:
-        if not re.fullmatch(r"[A-Z_][A-Z0-9_]*", endpoint.key_env):  # not repeated here: it may be the key itself
+        if not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", endpoint.key_env):  # not repeated: it may be the key itself
             raise UserError("key_env: no such environment variable: give the name of the one that holds the key")
         raise UserError(
             f"{endpoint.key_env}: the environment variable is not set: put the key there, or set key_env=null"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{endpoint.key_env}: it holds characters that no key has: set it anew")
     return key
 
 

@@ -52,11 +52,13 @@ class Journal:
             UserError: if they cannot be written.
         """
         kept = [dict(line) for line in lines]
+        if not kept:
+            return
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as stream:
-                stream.write(text.encode("utf-8"))
+                stream.write(text.encode("utf-8", errors="replace"))  # a model may write half a character
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:

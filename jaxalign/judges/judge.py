@@ -14,7 +14,7 @@ from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
 from jaxalign.judges.pairwise import Verdict, combine_orders
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, render
 from jaxalign.judges.verdict import parse_score, parse_verdict
-from jaxalign.judges.votes import verdict_probability
+from jaxalign.judges.votes import score_expectation, verdict_probability
 
 Ask: TypeAlias = Callable[[Sequence[Messages]], list[Reply]]
 """Questions in, replies out: :func:`endpoint_judge` makes one, and any function of this kind is a judge."""
@@ -116,7 +116,10 @@ def judge_pairs(
     for principle, swapped_too in zip(principles, twice, strict=True):
         mine = tuple(replies[start : start + 1 + swapped_too])
         verdicts = [parse_verdict(reply.text) for reply in mine] + [None]
-        p = [verdict_probability(reply.logprobs) if reply.logprobs else None for reply in mine] + [None]
+        p = [
+            verdict_probability(reply.logprobs, said) if said is not None and reply.logprobs else None
+            for reply, said in zip(mine, verdicts, strict=False)
+        ] + [None]
         name = None if principle is None else principle.id
         judged.append(JudgedPair(verdicts[0], verdicts[1], mine, (p[0], p[1]), prompt_hash(questions[start]), name))
         start += len(mine)
@@ -142,7 +145,7 @@ def judge_scores(
     template: str | Path = POINTWISE,
     think: bool = False,
 ) -> list[float | None]:
-    """Asks for a score from 1 to 10 for each response.
+    """Asks for a score from 1 to 10 for each response: what the judge writes, or with log-probabilities expects.
 
     Args:
         judge: from questions to replies.
@@ -166,7 +169,18 @@ def judge_scores(
         [{"role": "user", "content": render(template, prompt=p, response=r, principle=text, think=think)}]
         for p, r in zip(prompts, responses, strict=True)
     ]
-    return [parse_score(reply.text) for reply in answers(judge, questions)]
+    return [read_score(reply) for reply in answers(judge, questions)]
+
+
+def read_score(reply: Reply) -> float | None:
+    """The score of an answer from 1 to 10: its expectation where there are log-probabilities, or as it is written.
+
+    >>> read_score(Reply("Score: 7")), read_score(Reply("7", logprobs=({"7": -0.6931, "8": -0.6931},)))
+    (7.0, 7.5)
+    """
+    written = parse_score(reply.text)
+    expected = score_expectation(reply.logprobs, written) if written is not None and reply.logprobs else None
+    return written if expected is None else expected
 
 
 def answers(judge: Ask, questions: Sequence[Messages]) -> list[Reply]:

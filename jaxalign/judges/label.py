@@ -57,7 +57,7 @@ def preference_rows(
     The choice is that of both orders (:func:`~jaxalign.judges.combine_orders`): ties, disagreements between the orders
     and failures make no row. Further columns: ``judge``, ``prompt_hash``, ``principle``, ``first_order``,
     ``second_order``, ``probability`` that the chosen one is better and ``label_smoothing``, at most ½ (both None
-    without log-probabilities), ``prompt_tokens`` and ``completion_tokens`` paid for, none for cached answers.
+    without log-probabilities), ``prompt_tokens`` and ``completion_tokens`` of the answers.
 
     Args:
         prompts, responses_first, responses_second, judged: one of each per pair, ``[n]``.
@@ -84,7 +84,6 @@ def preference_rows(
         sides = (responses_first[i], responses_second[i])
         p = pair.first_is_better
         p = p if p is None or verdict == "first" else 1 - p
-        paid = [reply for reply in pair.replies if not reply.cached]
         rows.append(
             {
                 "prompt": prompts[i],
@@ -97,8 +96,8 @@ def preference_rows(
                 "second_order": pair.second_order,
                 "probability": p,
                 "label_smoothing": None if p is None else min(0.5, 1 - p),
-                "prompt_tokens": sum(reply.prompt_tokens for reply in paid),
-                "completion_tokens": sum(reply.completion_tokens for reply in paid),
+                "prompt_tokens": sum(reply.prompt_tokens for reply in pair.replies),
+                "completion_tokens": sum(reply.completion_tokens for reply in pair.replies),
             }
         )
     counts = Counter(chosen)

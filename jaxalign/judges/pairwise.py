@@ -49,6 +49,8 @@ class PairwiseReport:
     kappa: float | None = None
     """Cohen's κ of the combined verdict and the human label."""
     kappa_ci: Interval | None = None
+    human_kinds: int = 0
+    """How many different human labels there are; κ tells nothing where it is 1."""
 
 
 def pairwise_report(
@@ -108,7 +110,8 @@ def pairwise_report(
         match = same(verdict, truth)[labelled]
         return estimate(ratio(match, np.ones(len(match))), counts[labelled], bootstrap, bounds=(0, 1))
 
-    return PairwiseReport(*report, *right(one), *right(back), *right(both), *cohen)
+    kinds = len(np.unique(truth[labelled]))
+    return PairwiseReport(*report, *right(one), *right(back), *right(both), *cohen, kinds)
 
 
 def combine_orders(first_order: Verdicts, second_order: Verdicts) -> list[Verdict | None]:

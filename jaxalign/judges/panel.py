@@ -11,12 +11,10 @@ from typing import Any, Literal, TypeAlias
 
 from jaxalign.data.kinds import Ranking
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import Ask, answers, judge_pairs, prompt_hash
+from jaxalign.judges.judge import Ask, answers, judge_pairs, prompt_hash, read_score
 from jaxalign.judges.pairwise import Verdict
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, draw_principle, render
 from jaxalign.judges.ranking import RANKING, judge_rankings
-from jaxalign.judges.verdict import parse_score
-from jaxalign.judges.votes import score_expectation
 
 How: TypeAlias = Literal["pairwise", "pointwise", "ranking"]
 Grade: TypeAlias = Callable[[Sequence[Messages]], list[tuple[float | None, Reply]]]
@@ -115,28 +113,31 @@ def grading(judge: Ask) -> Grade:
     """
 
     def grade(questions: Sequence[Messages]) -> list[tuple[float | None, Reply]]:
-        found = []
-        for reply in answers(judge, questions):
-            written = parse_score(reply.text)
-            expected = score_expectation(reply.logprobs) if written is not None and reply.logprobs else None
-            found.append((written if expected is None else expected, reply))
-        return found
+        return [(read_score(reply), reply) for reply in answers(judge, questions)]
 
     return grade
 
 
-def judge_items(rater: Rater, items: Sequence[Item], question: Question) -> list[dict[str, Any]]:
+def judge_items(
+    rater: Rater,
+    items: Sequence[Item],
+    question: Question,
+    done: Callable[[str, str | None], bool] = lambda key, principle: False,
+) -> list[dict[str, Any]]:
     """A line for each item and principle: what was asked of whom, what came back, what it cost.
 
-    Lines hold ``key``, ``judge``, ``principle``, ``weight``, ``prompt``, ``answers``, ``human``, ``by``,
+    Lines hold ``key``, ``judge``, ``how`` (``score`` of a rater that is not asked), ``principle``, ``weight``,
+    ``prompt``, ``answers``, ``human``, ``by``,
     ``prompt_hash``, ``first_order`` and ``second_order`` (of pairs; verdicts name the position shown), ``orders`` asked
     about, ``winner``, ``probability`` that the first answer is better, ``probabilities`` in each order, ``scores`` of
-    the answers, ``said``, ``error``, ``prompt_tokens``, ``completion_tokens``.
+    the answers, ``said``, ``error``, and the tokens of the answers (``prompt_tokens``, ``completion_tokens``: what they
+    cost when they were had, which for those out of the cache may have been in an earlier run).
 
     Args:
         rater: who judges.
         items: what.
         question: how; a rater that scores without a question is asked for its scores whatever it says.
+        done: of an item's key and a principle, whether it is judged already and makes no line.
 
     Returns:
         the lines, item by item.
@@ -149,14 +150,20 @@ def judge_items(rater: Rater, items: Sequence[Item], question: Question) -> list
     >>> line["first_order"], line["second_order"], line["winner"], line["scores"]
     ('first', 'second', 'first', [3.0, 2.0])
     """
-    if not items:
-        return []
     if rater.score is not None:
+        items = [item for item in items if not done(item.key, None)]
+        if not items:
+            return []
         rows = zip(items, rater.score(items), strict=True)
-        return [_line(rater, item, None) | _scored(rater, [float(s) for s in scores]) for item, scores in rows]
-    asked = [(item, principle) for item in items for principle in question.principles_for(item)]
+        return [_line(rater, item, None, "score") | _scored(rater, [float(s) for s in scores]) for item, scores in rows]
+    asked = [
+        (item, principle)
+        for item in items
+        for principle in question.principles_for(item)
+        if not done(item.key, None if principle is None else principle.id)
+    ]
     ask = {"pairwise": _ask_pairs, "pointwise": _ask_grades, "ranking": _ask_rankings}[question.how]
-    return ask(rater, asked, question)
+    return ask(rater, asked, question) if asked else []
 
 
 Asked: TypeAlias = Sequence[tuple[Item, Principle | None]]
@@ -176,7 +183,9 @@ def _ask_pairs(rater: Rater, asked: Asked, question: Question) -> list[dict[str,
     for (item, principle), pair in zip(asked, judged, strict=True):
         verdicts = {"first_order": pair.first_order, "second_order": pair.second_order, "winner": pair.winner}
         said = {"probability": pair.first_is_better, "probabilities": list(pair.probabilities), "scores": None}
-        lines.append(_line(rater, item, principle) | verdicts | said | _replied(pair.replies, pair.prompt_hash))
+        lines.append(
+            _line(rater, item, principle, question.how) | verdicts | said | _replied(pair.replies, pair.prompt_hash)
+        )
     return lines
 
 
@@ -197,7 +206,7 @@ def _ask_grades(rater: Rater, asked: Asked, question: Question) -> list[dict[str
         mine = graded[start : start + len(item.answers)]
         scored = _scored(rater, [score for score, _ in mine])
         replied = _replied([reply for _, reply in mine], prompt_hash(questions[start]))
-        lines.append(_line(rater, item, principle) | scored | replied)
+        lines.append(_line(rater, item, principle, question.how) | scored | replied)
         start += len(mine)
     return lines
 
@@ -224,7 +233,7 @@ def _ask_rankings(rater: Rater, asked: Asked, question: Question) -> list[dict[s
                     None if r is None else ("first" if r[0] == 0 else "second") for r in found.rankings
                 ]
                 scored |= {"first_order": first[0], "second_order": OPPOSITE[first[1]] if len(first) > 1 else None}
-            lines[i] = _line(rater, item, principle) | scored | _replied(found.replies, found.prompt_hash)
+            lines[i] = _line(rater, item, principle, question.how) | scored | _replied(found.replies, found.prompt_hash)
     return [lines[i] for i in range(len(asked))]
 
 
@@ -233,10 +242,11 @@ def _options(asked: Asked, question: Question) -> dict[str, Any]:
     return {"principles": principles, "template": question.template, "think": question.think}
 
 
-def _line(rater: Rater, item: Item, principle: Principle | None) -> dict[str, Any]:
+def _line(rater: Rater, item: Item, principle: Principle | None, how: str) -> dict[str, Any]:
     return {
         "key": item.key,
         "judge": rater.name,
+        "how": how,
         "principle": None if principle is None else principle.id,
         "weight": rater.weight * (1.0 if principle is None else principle.weight),
         "prompt": item.prompt,
@@ -267,12 +277,11 @@ def _scored(rater: Rater, scores: Sequence[float | None]) -> dict[str, Any]:
 
 
 def _replied(replies: Sequence[Reply], asked: str) -> dict[str, Any]:
-    paid = [reply for reply in replies if not reply.cached]
     return {
         "prompt_hash": asked,
         "orders": len(replies),
         "said": [reply.text for reply in replies],
         "error": next((reply.error for reply in replies if reply.text is None), None),
-        "prompt_tokens": sum(reply.prompt_tokens for reply in paid),
-        "completion_tokens": sum(reply.completion_tokens for reply in paid),
+        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+        "completion_tokens": sum(reply.completion_tokens for reply in replies),
     }

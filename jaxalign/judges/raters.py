@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -96,8 +96,8 @@ def agreement(labels_a: Labels, labels_b: Labels, *, bootstrap: Bootstrap = DEFA
 def rater_agreement(raters: Mapping[str, Labels], *, bootstrap: Bootstrap = DEFAULT) -> RaterAgreement:
     """Inter-rater agreement: accuracy and κ of :func:`agreement`, averaged over all pairs of raters.
 
-    Of judges it is the inter-judge agreement, of human annotators the human-human ceiling. Source for the mean of
-    pairwise kappas: Light 1971, https://doi.org/10.1037/h0031643.
+    Of judges it is the inter-judge agreement; for human annotators, who leave items out, see
+    :func:`annotator_agreement`. Source for the mean of pairwise kappas: Light 1971, https://doi.org/10.1037/h0031643.
 
     Args:
         raters: the labels of two raters or more by their names, ``[n]`` each.
@@ -113,29 +113,66 @@ def rater_agreement(raters: Mapping[str, Labels], *, bootstrap: Bootstrap = DEFA
     >>> round(result.accuracy, 3), result.pairs["ann", "cy"].accuracy
     (0.778, 1.0)
     """
+    return _between(raters, bootstrap, known=False)
+
+
+def annotator_agreement(annotators: Mapping[str, Labels], *, bootstrap: Bootstrap = DEFAULT) -> RaterAgreement:
+    """Human-human agreement: :func:`rater_agreement` of each two over the items that both have labelled.
+
+    An item that an annotator left out says nothing of how far annotators agree; a judge's failure, there, does.
+
+    Args:
+        annotators: the labels of two humans or more by their names, ``[n]`` each, None where there is none.
+        bootstrap: confidence, resamples and seed of the intervals.
+
+    Returns:
+        the means with intervals, and each pair's agreement; pairs without a common item are left out.
+
+    Raises:
+        UserError: if no two have labelled one item, or for what :func:`rater_agreement` refuses.
+
+    >>> result = annotator_agreement({"ann": [1, 2, None], "bob": [1, None, 2], "cy": [None, 2, 2]})
+    >>> result.accuracy, len(result.pairs)
+    (1.0, 3)
+    """
+    return _between(annotators, bootstrap, known=True)
+
+
+def _between(raters: Mapping[str, Labels], bootstrap: Bootstrap, *, known: bool) -> RaterAgreement:
     if len(raters) < 2:
         raise UserError(f"raters: there are {len(raters)}: give the labels of at least two")
     tables, _, counts = tabulate(raters)
     codes = dict(zip(raters, tables, strict=True))
     names = list(combinations(raters, 2))
+    if known:
+        names = [(a, b) for a, b in names if np.any(_both(codes[a], codes[b]))]
+    if not names:
+        raise UserError("annotators: no item was labelled by two of them: there is nothing to compare")
 
     def mean_kappa(weight: Floats) -> Floats:
-        return np.mean([kappa(codes[a], codes[b])(weight) for a, b in names], axis=0)
+        each = [kappa(codes[a], codes[b])(weight * _both(codes[a], codes[b]) if known else weight) for a, b in names]
+        return np.mean(each, axis=0)
 
-    accuracy = estimate(_mean_same([(codes[a], codes[b]) for a, b in names]), counts, bootstrap, bounds=(0, 1))
+    couples = [(codes[a], codes[b]) for a, b in names]
+    accuracy = estimate(_mean_same_known(couples) if known else _mean_same(couples), counts, bootstrap, bounds=(0, 1))
     kappas = estimate(mean_kappa, counts, bootstrap, bounds=(-1, 1))
-    pairs = {(a, b): agreement(raters[a], raters[b], bootstrap=bootstrap) for a, b in names}
+    pairs = {}
+    for a, b in names:
+        rows = zip(as_list(a, raters[a]), as_list(b, raters[b]), strict=True)
+        one, two = zip(*[row for row in rows if not known or None not in row], strict=True)
+        pairs[a, b] = agreement(one, two, bootstrap=bootstrap)
     return RaterAgreement(*accuracy, *kappas, pairs)
 
 
 def human_ceiling(judge: Labels, annotators: Mapping[str, Labels], *, bootstrap: Bootstrap = DEFAULT) -> Ceiling:
     """How far a judge is below what a further annotator would reach: gap = mean accuracy human-human - judge-human.
 
-    A judge at the ceiling cannot be told from an annotator by its accuracy: above it, agreement means nothing.
+    A judge at the ceiling cannot be told from an annotator by its accuracy: above it, agreement means nothing. Each
+    annotator counts on the items that they have labelled.
 
     Args:
-        judge: the judge's labels, ``[n]``.
-        annotators: the labels of two humans or more by their names, ``[n]`` each.
+        judge: the judge's labels, ``[n]``; None is a failure, and wrong.
+        annotators: the labels of two humans or more by their names, ``[n]`` each, None where there is none.
         bootstrap: confidence, resamples and seed of the intervals.
 
     Returns:
@@ -151,8 +188,12 @@ def human_ceiling(judge: Labels, annotators: Mapping[str, Labels], *, bootstrap:
     if len(annotators) < 2:
         raise UserError(f"annotators: there are {len(annotators)}: a ceiling needs the labels of at least two")
     (judged, *humans), _, counts = tabulate({"judge": judge, **{f"annotator {n}": v for n, v in annotators.items()}})
-    of_judge = _mean_same([(judged, human) for human in humans])
-    of_humans = _mean_same(list(combinations(humans, 2)))
+    couples = [(a, b) for a, b in combinations(humans, 2) if np.any(_both(a, b))]
+    if not couples:
+        raise UserError("annotators: no item was labelled by two of them: leave the ceiling out")
+    always = np.zeros_like(judged)  # a failure of the judge is no item that it left out
+    of_judge = _mean_same_known([(judged, human) for human in humans if np.any(human != FAILURE)], always)
+    of_humans = _mean_same_known(couples)
     gap = estimate(lambda w: of_humans(w) - of_judge(w), counts, bootstrap, bounds=(-1, 1), span=2)
     judges = estimate(of_judge, counts, bootstrap, bounds=(0, 1))
     return Ceiling(*judges, *estimate(of_humans, counts, bootstrap, bounds=(0, 1)), *gap)
@@ -223,6 +264,21 @@ def as_list(name: str, labels: Any) -> list[Any]:
 
 def _same(a: Codes, b: Codes) -> Any:
     return ratio((a == b) & (a != FAILURE), np.ones(len(a)))
+
+
+def _both(a: Codes, b: Codes) -> Any:
+    """Where both gave a label."""
+    return (a != FAILURE) & (b != FAILURE)
+
+
+def _mean_same_known(pairs: Sequence[tuple[Codes, Codes]], always: Codes | None = None) -> Callable[[Floats], Floats]:
+    """The mean over pairs of raters of how often they agree where both have labelled; ``always``: the first did."""
+    each = [ratio((a == b) & (a != FAILURE), _both(a if always is None else always, b).astype(float)) for a, b in pairs]
+
+    def statistic(weight: Floats) -> Floats:
+        return np.asarray(np.mean([one(weight) for one in each], axis=0))
+
+    return statistic
 
 
 def _mean_same(pairs: Sequence[tuple[Codes, Codes]]) -> Any:

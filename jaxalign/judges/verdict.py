@@ -10,12 +10,17 @@ _NOUN = r"(?:(?:the\s+)?(?:response|output|answer|assistant|option|completion|ca
 _WRAP = r"[\s\"'`*_(\[{]*"
 _UNWRAP = r"[\"'`*_)\]}]*"
 _TIE = r"(?:an?\s+)?(?:tied?|draw|equal(?:ly\s+good)?|both|neither)\b"
-_ONE = rf"(?:{_NOUN}?{_WRAP}(?P<label>a|b|1|2)\b|(?:the\s+)?(?P<place>first|second)\b(?:\s+{_NOUN})?)"
+_ONE = rf"(?:{_NOUN}?{_WRAP}(?P<label>a|b|[12](?!\.\s*\S))\b|(?:the\s+)?(?P<place>first|second)\b(?:\s+{_NOUN})?)"
 _CHOICE = rf"(?:(?P<tie>{_TIE})|{_ONE}){_UNWRAP}"
-# Behind the choice the line may end, or go on as a remark; "A or B", "A/B" and "a good try" are no choice.
+# Behind the choice the line may end, or go on as a remark; "A or B", "A/B", "A, but B …", "A is worse" and "a good try"
+# are no choice.
+_BEST = (
+    r"(?:(?:the|clearly|slightly|much|far|overall)\s+)*"
+    r"(?:better|best|preferred|preferable|winner|superior|stronger)\b"
+)
 _END = (
-    r"(?=\s*(?:[.;!}]|,(?!\s*(?:an?\s+tie|tie|b|2|second|response|or)\b)|[-–—(]\s|$"
-    r"|(?:(?:is|was)(?!\s+not\b)|wins|because|since|as)\b))"
+    r"(?=\s*(?:[.;!}]|,(?!\s*(?:an?\s+tie|tie|b|2|second|response|or|but|though|although)\b)|[-–—(]\s|$"
+    rf"|(?:(?:is|was)\s+{_BEST}|wins|because|since|as)\b))"
 )
 _MARK = (
     r"(?:final\s+(?:verdict|answer|choice|decision)|verdict|winner|preferred\s+response|better\s+response|judge?ment)"
@@ -28,7 +33,8 @@ _WHOLE = re.compile(rf"{_WRAP}{_CHOICE}(?:\s+(?:is|wins)(?:\s+(?:the\s+)?(?:bett
 _SCORE = re.compile(
     r"\b(?:final\s+)?(?:score|rating|grade)[\"'*_]*\s*(?:is\b|[:=])[:=]?[\s\"'`*_\[(]*(?P<rest>[^\n]*)", re.I
 )
-_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?!\s*(?:-|–|to\b|or\b)\s*\d)(?:\s*(?:/|out\s+of)\s*(\d+))?(?![\w/])")
+_NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?!\s*(?:-|–|to\b|or\b)\s*\d|,\d)(?:\s*(?:/|out\s+of)\s*(\d+))?(?![\w/])")
+_OUT_OF = re.compile(r"(?:/|\bout\s+of)\s*(\d+)")
 
 
 def parse_verdict(text: str | None) -> Verdict | None:
@@ -88,7 +94,7 @@ def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float 
     else:
         lines = [line.strip(" *_.`\"'") for line in text.splitlines() if line.strip()]
         number = _NUMBER.fullmatch(lines[-1]) if lines else None
-    if number is None or (number[2] is not None and float(number[2]) != high):
+    if number is None or any(float(whole) != high for whole in _OUT_OF.findall(number.string)):
         return None
     return float(number[1]) if low <= float(number[1]) <= high else None
 

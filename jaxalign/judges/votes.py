@@ -98,12 +98,19 @@ def soft_labels(first_order: Any, second_order: Any, *, one_order: bool = False)
 
 
 def verdict_probability(
-    logprobs: Sequence[Mapping[str, float]], *, first: str = "A", second: str = "B", least_mass: float = 0.5
+    logprobs: Sequence[Mapping[str, float]],
+    verdict: Verdict | None = None,
+    *,
+    first: str = "A",
+    second: str = "B",
+    least_mass: float = 0.5,
 ) -> float | None:
     """P(first) = p(A) / (p(A) + p(B)) at the last token of an answer that is one of the two labels.
 
     Args:
         logprobs: for every token of the answer, alternatives and their log-probabilities, the API's ``top_logprobs``.
+        verdict: what the answer says as a whole; a token that says otherwise ("A is wordy", behind "Verdict: B") is not
+            the one that chose. None takes the last label.
         first, second: the labels; white space around a token does not matter.
         least_mass: below this much probability on both labels together, the judge was not choosing between them.
 
@@ -113,8 +120,9 @@ def verdict_probability(
     >>> verdict_probability([{"Verdict": -0.01}, {":": -0.01}, {" A": -0.22314, " B": -1.60944}])
     0.8...
     """
+    wanted = {None: (first, second), "first": (first,), "second": (second,), "tie": ()}[verdict]
     for token in reversed(logprobs):
-        if not token or max(token, key=lambda name: token[name]).strip() not in (first, second):
+        if not token or max(token, key=lambda name: token[name]).strip() not in wanted:
             continue
         mass = [
             sum(math.exp(value) for name, value in token.items() if name.strip() == label) for label in (first, second)
@@ -124,7 +132,12 @@ def verdict_probability(
 
 
 def score_expectation(
-    logprobs: Sequence[Mapping[str, float]], *, low: int = 1, high: int = 10, least_mass: float = 0.5
+    logprobs: Sequence[Mapping[str, float]],
+    written: float | None = None,
+    *,
+    low: int = 1,
+    high: int = 10,
+    least_mass: float = 0.5,
 ) -> float | None:
     """Σ_s s p(s) / Σ_s p(s) over the scores among the alternatives at the last token that is a score.
 
@@ -132,6 +145,8 @@ def score_expectation(
 
     Args:
         logprobs: for every token of the answer, alternatives and their log-probabilities.
+        written: the score that the answer gives; a token that is another number (the "1" of a "10" in two tokens, one
+            in a remark) is not that score. None takes the last number.
         low, high: the scale.
         least_mass: below this much probability on scores together, the judge was not scoring.
 
@@ -140,10 +155,13 @@ def score_expectation(
 
     >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 7": -0.6931, " 8": -0.6931}])
     7.5
+    >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 1": -0.01}, {"0": -0.01}], written=10) is None
+    True
     """
     scale = {str(score): score for score in range(low, high + 1)}
     for token in reversed(logprobs):
-        if not token or max(token, key=lambda name: token[name]).strip() not in scale:
+        likeliest = max(token, key=lambda name: token[name]).strip() if token else ""
+        if likeliest not in scale or written not in (None, scale[likeliest]):
             continue
         mass = [(scale[name.strip()], math.exp(value)) for name, value in token.items() if name.strip() in scale]
         total = sum(p for _, p in mass)

@@ -109,9 +109,16 @@ def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, 
     file = write(tmp_path / "soft.jsonl", soft)
     run = tmp_path / "soft"
     assert main(flags(run, data__path=file, method__soft_labels=True, train__steps=1, data__holdout=19)) == 0
-    loss = read_jsonl(run / "metrics.jsonl")[0]["eval/loss"]
+    norms = {}
+    for doubt in (0.0, 0.25, 0.5):  # at policy = reference the gradient is that of doubt 0 times 1 - 2 doubt
+        write(file, [{**pair(i), "label_smoothing": doubt} for i in range(20)])
+        run = tmp_path / f"soft-{doubt}"
+        assert main(flags(run, data__path=file, method__soft_labels=True, train__steps=1)) == 0
+        (norms[doubt],) = (line["grad_norm"] for line in read_jsonl(run / "metrics.jsonl") if "grad_norm" in line)
+    assert norms[0.0] > 0
+    assert norms[0.25] == pytest.approx(norms[0.0] / 2, rel=1e-4)
+    assert norms[0.5] == pytest.approx(0, abs=1e-5 * norms[0.0])
     capsys.readouterr()
-    assert loss == pytest.approx(math.log(2), abs=1e-5)  # whatever the labels, where policy = reference
     assert "'label_smoothing' for method.soft_labels" in told(flags(tmp_path / "x", method__soft_labels=True))
     both = flags(tmp_path / "x", data__path=file, method__soft_labels=True, method__label_smoothing=0.1)
     assert "give one" in told(both)
@@ -180,6 +187,61 @@ def test_scores_rankings_and_binary_labels(tmp_path):
     assert main(judge(file, tmp_path / "f", *score, function=None)) == 0
     again, _ = read_records(Ranking, tmp_path / "f" / "rankings.jsonl")
     assert [r.ranked for r in again] == [r.ranked for r in rankings]
+
+
+def test_a_scorer_scores_each_answer_once_however_it_is_asked(tmp_path):
+    answers = [{"prompt": f"q{i}", "answer": "x" * (1 + (3 * k + i) % 7)} for i in range(4) for k in range(3)]
+    file = write(tmp_path / "answers.jsonl", answers)
+    score = ("--judge.score_function", "my_judges:brevity", "--write")
+    assert main(judge(file, tmp_path / "s", *score, "score", function=None)) == 0
+    assert len(read_jsonl(tmp_path / "s" / "scores.jsonl")) == 12
+    assert main(judge(file, tmp_path / "r", *score, "ranking", function=None)) == 0
+    assert [len(row["completions"]) for row in read_jsonl(tmp_path / "r" / "rankings.jsonl")] == [3] * 4
+
+
+def test_human_labels_that_come_later_reach_the_audit(pairs_file, tmp_path):
+    rows = [json.loads(line) for line in pairs_file.read_text().splitlines()]
+    names = {"chosen": "answer_a", "rejected": "answer_b"}
+    bare = [{names.get(name, name): value for name, value in row.items()} for row in rows]
+    file = write(tmp_path / "pairs.jsonl", bare)
+    assert main(judge(file, tmp_path / "run")) == 0
+    assert all(line["human"] is None for line in read_jsonl(tmp_path / "run" / "verdicts.jsonl"))
+    write(file, [{**row, "human": "a"} for row in bare])
+    assert main(judge(file, tmp_path / "run")) == 0
+    latest = {line["key"]: line for line in read_jsonl(tmp_path / "run" / "verdicts.jsonl")}
+    assert all(line["human"] in ("first", "second") for line in latest.values())
+
+
+def test_only_the_principle_without_an_answer_is_asked_again(pairs_file, tmp_path):
+    broken = {"now": True}
+
+    def behave(question, attempt):
+        return status(500) if broken["now"] and "Be brief" in question else "Verdict: A"
+
+    (tmp_path / "rules.yaml").write_text(
+        "- {id: kind, text: Be kind., weight: 1}\n- {id: brief, text: Be brief., weight: 1}\n"
+    )
+    with Server(behave) as server:
+        who = [
+            f"--judge.endpoint.{name}={value}"
+            for name, value in {"model": "m", "base_url": server.url, "key_env": "null", "retries": 0}.items()
+        ]
+        arguments = judge(pairs_file, tmp_path / "run", *who, "--constitution", tmp_path / "rules.yaml", function=None)
+        main(arguments)
+        (tmp_path / "run" / "cache.sqlite").unlink()  # so that every question is seen
+        server.asked.clear()
+        broken["now"] = False
+        main(arguments)
+        assert server.asked
+        assert all("Be brief" in question for question in server.asked)
+
+
+def test_a_secret_in_an_address_is_told_nowhere(pairs_file, tmp_path, told):
+    assert main(judge(pairs_file, tmp_path / "run")) == 0
+    who = ("--judge.endpoint.model", "m", "--judge.endpoint.base_url", "http://me:sk-SECRET@host/v1")
+    line = told(judge(pairs_file, tmp_path / "run", *who, function=None))
+    assert "it holds a user, password or query" in line
+    assert "SECRET" not in line
 
 
 def test_transcripts_and_chats_keep_their_format(tmp_path):
@@ -263,7 +325,9 @@ def test_unanswered_questions_are_asked_again(pairs_file, tmp_path, monkeypatch,
         who = [part for name, value in settings.items() for part in (f"--judge.endpoint.{name}", value)]
         arguments = judge(pairs_file, tmp_path / "run", *who, function=None)
         assert main(arguments) == 2  # ties only
-        assert "questions had no answer; the same command asks them again" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "questions had no answer (most often: the server said 500" in told
+        assert "the same command asks them again" in told
         broken["now"] = False
         assert main(arguments) == 2
         assert "no answer" not in capsys.readouterr().out

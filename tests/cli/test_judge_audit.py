@@ -80,7 +80,7 @@ def test_planted_faults_are_told(audited, tmp_path):
     rows = [*simulated(1, "good", first=0, long=0, right=0.9, failures=0)]
     rows += simulated(2, "bad", first=0.4, long=0.5, right=0.9, failures=0.1)
     file = write(tmp_path / "verdicts.jsonl", rows)
-    more = ("--annotators", '["ann", "bob"]', "--group", "topic", "--family", "us", "--policy", "good")
+    more = ("--annotators", '["ann", "bob"]', "--group", "topic", "--family", "{good: us, bad: us}", "--policy", "good")
     shown, report = audited(file, *more)
     good, bad = report["judges"]["good"], report["judges"]["bad"]
     assert bad["report"]["failures_ci"][0] < 0.1 < bad["report"]["failures_ci"][1]
@@ -128,6 +128,58 @@ def test_a_run_of_ours_and_its_labels_are_audited(audited, pairs_file, tmp_path,
         assert found["report"]["consistency"] == 1
         assert found["verbosity"]["wins"] == 0
         assert found["verbosity"]["excess"] == 0
+
+
+def test_what_an_audit_cannot_read_is_told(tmp_path, capsys):
+    def told(rows, *more):
+        file = write(tmp_path / "v.jsonl", rows)
+        assert main(["judge", "audit", str(file), "--picture", "false", *more]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    sound = {"first_order": "a", "second_order": "b"}
+    three = {**sound, "answers": ["x", "y", "z"]}
+    assert "its 2 rows are not of two answers each, and an audit is of pairs" in told([three] * 2)
+    assert "columns names 'humans', which is no field of ours" in told([sound], "--columns", "{humans: label}")
+    assert "family names 'me', and the judges are judge" in told([sound], "--family", "{me: us}")
+    assert "field 'key' is [1] where one text or number" in told([{**sound, "key": [1]}])
+    assert "field 'by' is 5 where a list" in told([{**sound, "by": 5}], "--family", "{judge: us}")
+
+
+def test_scores_votes_and_labelled_pairs_are_called_so(audited, tmp_path):
+    shared = {"answers": ["x", "yy"], "prompt": "p", "human": "first"}
+    scored = [
+        {**shared, "prompt": f"{i}", "judge": "s", "how": "score", "first_order": "a", "second_order": "b"}
+        for i in range(6)
+    ]
+    asked = [{**shared, "prompt": f"{i}", "judge": "[/x]", "first_order": "a", "second_order": "a"} for i in range(6)]
+    shown, report = audited(write(tmp_path / "v.jsonl", [*scored, *asked]), "--picture", "false")
+    assert "s: 6 pairs, one verdict each" in shown
+    assert "[/x]: 6 pairs, 6 in both orders" in shown
+    assert "panel (vote): 6 pairs, one verdict each" in shown
+    assert report["judges"]["panel (vote)"]["agreement"]["accuracy"] == 0, "first against a tie is a tie"
+    assert report["between_judges"]["accuracy"] == 0, "lined up by prompt and answers"
+    labelled = [
+        {"prompt": "p", "chosen": "x", "rejected": "y", "winner": "first", "first_order": "a", "second_order": "b"}
+    ]
+    shown, _ = audited(write(tmp_path / "p.jsonl", labelled), "--picture", "false")
+    assert "Labelled pairs only: ties and failures are gone" in shown
+
+
+def test_a_table_holds_numbers_as_text(audited, tmp_path):
+    file = tmp_path / "v.csv"
+    file.write_text("first_order,second_order,orders,probability,human\na,a,2,0.9,a\na,b,2,0.8,a\nb,,1,0.2,b\n")
+    _, report = audited(file, "--picture", "false")
+    found = report["judges"]["judge"]
+    assert (found["pairs"], found["in_both_orders"], found["report"]["consistency"]) == (3, 2, 0.5)
+    assert found["by_probability"]["accuracy"] == 1
+
+
+def test_the_verdict_of_several_principles_is_that_of_the_labels(audited, tmp_path):
+    shared = {"key": "k", "judge": "j", "human": "first"}
+    votes = [("a", "first", "second"), ("b", "first", "first"), ("c", "second", "second")]
+    rows = [{**shared, "principle": p, "first_order": one, "second_order": two} for p, one, two in votes]
+    _, report = audited(write(tmp_path / "v.jsonl", rows), "--picture", "false")
+    assert report["judges"]["j"]["agreement"]["accuracy"] == 0, "one for the first and two ties: a tie, as decide says"
 
 
 def test_pairs_in_one_order_are_no_failures(audited, tmp_path):

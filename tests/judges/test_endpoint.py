@@ -79,7 +79,6 @@ TRANSIENT = {
     "another JSON": raw('{"ok": true}'),
     "a list": raw("[]"),
     "no choices": {**completion("x"), "choices": []},
-    "no content": completion(None),
     "connection dropped": ("drop",),
 }
 
@@ -92,7 +91,7 @@ def test_a_passing_fault_is_retried(settings, fault):
     assert server.asked["a"] == 3
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "broken JSON", "no content"])
+@pytest.mark.parametrize("fault", ["429", "500", "broken JSON"])
 def test_a_lasting_fault_is_no_answer_and_is_asked_again_next_time(settings, fault):
     bad = True
     with Server(lambda question, attempt: TRANSIENT[fault] if bad and question == "b" else "fine") as server:
@@ -286,6 +285,68 @@ def test_it_works_where_a_loop_is_running(settings):
             asyncio.run(notebook(settings(strict, cache=None)))
 
 
+def test_an_answer_that_says_nothing_is_one_and_paid_once(settings):
+    declined = completion(None)
+    declined["choices"][0]["message"]["refusal"] = "I would rather not."
+    with Server(lambda question, attempt: declined if question == "a" else completion(None)) as server:
+        endpoint = settings(server)
+        for cached in (False, True):
+            replies = ask(endpoint, questions("a", "b"))
+            assert [(reply.text, reply.error, reply.cached) for reply in replies] == [
+                ("I would rather not.", None, cached),
+                ("", None, cached),
+            ]
+    assert server.asked == {"a": 1, "b": 1}
+
+
+def test_what_is_under_way_when_all_stops_is_kept(settings):
+    def behave(question, attempt):
+        if question == "b":
+            return status(401)
+        time.sleep(0.5)
+        return "fine"
+
+    with Server(behave) as server:
+        endpoint = settings(server, concurrency=3)
+        with pytest.raises(UserError, match="was refused"):
+            ask(endpoint, questions("a", "b", "c", "d", "e"))
+        asked = dict(server.asked)
+        assert asked == {"a": 1, "b": 1, "c": 1}, "nothing more was begun"
+        assert [reply.cached for reply in ask(endpoint, questions("a", "c"))] == [True, True]
+
+
+def test_the_rate_limit_holds_over_calls(settings):
+    with Server(lambda question, attempt: "fine") as server:
+        endpoint = settings(server, requests_per_minute=300)
+        began = time.monotonic()
+        for name in "abcd":
+            ask(endpoint, questions(name))
+        assert time.monotonic() - began > 0.55, "three waits of a fifth of a second"
+
+
+def test_a_file_that_is_no_cache_of_ours(settings, tmp_path):
+    with Server(lambda question, attempt: "fine") as server:
+        endpoint = settings(server, cache=str(tmp_path / "c.sqlite"))
+        ask(endpoint, questions("a"))
+        with sqlite3.connect(tmp_path / "c.sqlite") as database:
+            database.execute("UPDATE replies SET reply = '{'")
+        assert [reply.cached for reply in ask(endpoint, questions("a"))] == [False], "cut off: asked again"
+        with sqlite3.connect(tmp_path / "other.sqlite") as database:
+            database.execute("CREATE TABLE replies (name TEXT)")
+        with pytest.raises(UserError, match="not a cache of ours"):
+            ask(settings(server, cache=str(tmp_path / "other.sqlite")), questions("a"))
+
+
+def test_temperature_and_length_can_be_left_to_the_server(settings):
+    with Server(lambda question, attempt: "fine") as server:
+        ask(settings(server, temperature=None, max_tokens=None), questions("a"))
+        ask(settings(server), questions("b"))
+    assert [sorted(body) for body in server.bodies] == [
+        ["messages", "model"],
+        ["max_tokens", "messages", "model", "temperature"],
+    ]
+
+
 def test_a_missing_key_is_told_before_anything_is_asked(settings, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with Server(lambda question, attempt: "fine") as server:
@@ -299,6 +360,9 @@ def test_a_missing_key_is_told_before_anything_is_asked(settings, monkeypatch):
     ("changes", "words"),
     [
         ({"base_url": "ftp://x"}, "base_url: not an address"),
+        ({"base_url": "http://[::1"}, "base_url: not an address"),
+        ({"base_url": "http://localhost:abc/v1"}, "base_url: not an address"),
+        ({"base_url": "http://localhost:99999/v1"}, "base_url: not an address"),
         ({"base_url": f"https://me:{KEY}@host/v1"}, "base_url: it holds a user, password or query"),
         ({"base_url": f"https://host/v1?key={KEY}"}, "base_url: it holds a user, password or query"),
         ({"concurrency": 0}, "concurrency is 0: give at least 1"),

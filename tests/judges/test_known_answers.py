@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.judges import (
     Bootstrap,
     agreement,
+    annotator_agreement,
     blind_spots,
     calibration,
     combine_orders,
@@ -210,7 +211,7 @@ def test_the_example_of_the_documentation_runs(capsys):
     text = (Path(__file__).parents[2] / "docs" / "judges.md").read_text(encoding="utf-8")
     example = re.search(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)[1]
     exec(compile(example, "docs/judges.md", "exec"), {})
-    assert "no better than luck" in capsys.readouterr().out
+    assert "not shown to be better than luck" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -247,21 +248,62 @@ def test_a_good_judge_raises_no_warning():
     back = ["second", "first"] * 50
     report = pairwise_report(human, back, human)
     even = verbosity_bias(human, [1, 1, -1, -1] * 25, human)
-    weak = pairwise_report(["first"] * 100, ["second"] * 100, human)
-    assert trust_warnings(report, verbosity=even, policy=weak) == []
+    assert trust_warnings(report, verbosity=even, lead=(0.5, (0.4, 0.6))) == []
+
+
+def test_judges_that_err_are_not_called_biased():
+    """Where humans prefer what is shorter, coin flips and noisy copies of humans look biased beside them."""
+    random = np.random.default_rng(0)
+    longer = random.normal(size=400)
+    human = ["second" if d > 0 else "first" for d in longer]
+    own = ["first" if d > 0 else "second" for d in longer]
+    flips = [("first", "second")[i] for i in random.integers(2, size=400)]
+    noisy = [h if random.random() < 0.8 else f for h, f in zip(human, flips, strict=True)]
+    report = pairwise_report(human, [{"first": "second", "second": "first"}[h] for h in human], human)
+    for judge in (flips, noisy):
+        length, family = verbosity_bias(judge, longer, human), self_preference(judge, own, human)
+        assert length.excess_ci[0] > 0.1
+        assert family.excess_ci[0] > 0.1
+        assert trust_warnings(report, verbosity=length, own=family) == []
+    likes = [
+        "first" if d > 0 or (h == "first" and random.random() < 0.5) else "second"
+        for d, h in zip(longer, human, strict=True)
+    ]
+    told = " ".join(trust_warnings(report, verbosity=verbosity_bias(likes, longer, flips)))
+    assert "Verbosity bias: the longer response is favoured beyond what the human labels explain" in told
+
+
+def test_labels_of_one_kind_say_nothing_of_luck():
+    report = pairwise_report(["first"] * 50, ["second"] * 50, ["first"] * 50)
+    (told,) = trust_warnings(report)
+    assert told.startswith("Human labels: all are the same")
+
+
+def test_annotators_who_leave_items_out_do_not_disagree():
+    random = np.random.default_rng(0)
+    truth = random.integers(2, size=300)
+    people = {f"p{k}": [None if i % 3 == k else int(t) for i, t in enumerate(truth)] for k in range(3)}
+    assert annotator_agreement(people).accuracy == 1
+    assert annotator_agreement(people).kappa == pytest.approx(1)
+    ceiling = human_ceiling([int(t) for t in truth], people)
+    assert (ceiling.judge, ceiling.human, ceiling.gap) == (1, 1, 0)
+    half = human_ceiling([int(t) if i % 2 else None for i, t in enumerate(truth)], people)
+    assert half.judge == pytest.approx(0.5), "a judge's failure is wrong"
+    with pytest.raises(UserError, match="no item was labelled by two of them"):
+        annotator_agreement({"a": [1, None], "b": [None, 1]})
 
 
 def test_warnings_name_each_fault():
     human = ["first", "second"] * 100
     report = pairwise_report(["first"] * 180 + [None] * 20, ["first"] * 200, human)
-    longer = verbosity_bias(["first"] * 200, [1] * 200, human)
+    longer = verbosity_bias(["first"] * 100 + ["second"] * 100, [1] * 100 + [-1] * 100, human)
     family = self_preference(["first"] * 200, ["first"] * 200)
     ceiling = human_ceiling(human, {"a": human, "b": human})
     spots = blind_spots(["first"] * 180 + ["tie"] * 20, human, ["law"] * 180 + ["maths"] * 20)
     able = pairwise_report(human, ["second", "first"] * 100, human)
     sure = calibration([0.99] * 200, [1, 0] * 100)
     told = trust_warnings(
-        report, verbosity=longer, own=family, policy=report, ceiling=ceiling, probabilities=sure
+        report, verbosity=longer, own=family, lead=(0.0, (-0.1, 0.1)), ceiling=ceiling, probabilities=sure
     ) + trust_warnings(able, spots=spots)
     titles = [sentence.partition(":")[0] for sentence in told]
     assert titles == [

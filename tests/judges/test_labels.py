@@ -61,12 +61,12 @@ def test_rows_are_read_back_by_the_data_layer(tmp_path):
     assert one["prompt_hash"] != two["prompt_hash"]
 
 
-def test_cached_answers_cost_nothing():
+def test_a_label_costs_what_its_answers_did_when_they_were_had():
     def cached(questions):
         return [reply._replace(cached=True) for reply in longer(questions)]
 
     row = preference_rows(PROMPTS, FIRST, SECOND, judge_pairs(cached, PROMPTS, FIRST, SECOND), judge="x").rows[0]
-    assert (row["prompt_tokens"], row["completion_tokens"]) == (0, 0)
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (10, 4)
 
 
 def test_one_verdict_for_each_principle_and_a_vote_by_weight():

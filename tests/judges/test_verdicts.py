@@ -32,6 +32,7 @@ VERDICTS = {
         "B is longer. But A is right.\n\nVerdict: A", "Verdict: B\nNo, I was wrong.\nVerdict: A",
         "<think>Verdict: B</think>Verdict: A", "Response A is better", "A is the better response.",
         "Verdict: A, because it answers.", "Verdict: A - it answers", "My final answer is A", "Verdict: 1",
+        "Verdict: 1.", "Verdict: A is clearly better than B.", "Verdict: A was better",
         "Verdict: the first response", "Verdict: A or B?\nVerdict: A", "1",
     ],
     "second": ["B", "Verdict: B", "[[B]]", "Verdict: Response (B)", "Output (b)", "The second response is better.",
@@ -43,6 +44,9 @@ VERDICTS = {
         "Verdict:", "Verdict: unclear", "Verdict: a good try by both", "<think>Verdict: A",
         "Both have merits. A good day!",
         "A is not better", "Response A and Response B", "Verdict: AB", "As an AI, I have no preference.", "[[D]]",
+        "Verdict: A is worse than B", "A is inferior to B", "Verdict: A was the weaker one",
+        "Verdict: A, but B is better",
+        "Verdict:\n1. Response A is rude.\n2. Response B is better.",
         "Verdict: A\nVerdict: unclear", "A\nB or A", "12", "Verdict: 10", "Verdict: better", "Verdict: A is not better",
     ],
 }  # fmt: skip
@@ -69,6 +73,7 @@ def test_any_answer_is_a_verdict_or_a_failure(text):
         ('{"score": 3}', 3), ("I give 2 of 3 points.\nScore: 4", 4), ("Score: 3\nScore: 5", 5), ("score is 10.", 10),
         ("<think>Score: 2</think>\nScore: 6", 6), ("7/10", 7), ("", None), (None, None), ("Score: N", None),
         ("Score: 0", None), ("Score: 11", None), ("Score: -3", None), ("Score: 70/100", None), ("Score: 7/100", None),
+        ("Score: 8 (out of 100)", None), ("Score: 1,000", None), ("Score: 4 stars out of 5", None),
         ("Score: 1-10", None), ("Score: 6 or 7", None), ("about 7 I think", None), ("It has 3 errors.", None),
     ],
 )  # fmt: skip
@@ -185,6 +190,9 @@ def test_log_probabilities_of_the_verdict():
     logs = [{"Verdict": 0.0}, {" B": math.log(0.6), "A": math.log(0.2), " A": math.log(0.1), " tie": math.log(0.1)}]
     assert verdict_probability(logs) == pytest.approx(0.3 / 0.9)
     assert verdict_probability([]) is None
+    behind = [{"B": math.log(0.9), "A": math.log(0.1)}, {"\n": -0.1}, {"A": math.log(0.9), "B": math.log(0.1)}]
+    assert verdict_probability(behind, "second") == pytest.approx(0.1), "a remark on A is not the verdict"
+    assert verdict_probability(behind, "tie") is None
     assert verdict_probability([{" tie": -0.1, "A": -3.0}]) is None
     assert verdict_probability([{"A": math.log(0.2), "B": math.log(0.1)}]) is None  # most of the mass lies elsewhere
     judged = judge_pairs(lambda q: [Reply("Verdict: B", logprobs=tuple(logs))] * 2, ["p"], ["r"], ["s"])
@@ -218,3 +226,10 @@ def test_votes():
             panel_vote(panel, weights)
     with pytest.raises(UserError, match="no judge"):
         panel_vote({})
+
+
+def test_a_ten_in_two_tokens_is_ten():
+    halves = Reply("Score: 10", logprobs=({"Score: ": 0.0}, {"1": -0.05, "2": -3.0}, {"0": -0.01}))
+    assert judge_scores(lambda questions: [halves], ["p"], ["r"]) == [10]
+    whole = Reply("Score: 10", logprobs=({"10": math.log(0.5), "8": math.log(0.5)},))
+    assert judge_scores(lambda questions: [whole], ["p"], ["r"]) == [pytest.approx(9)]
