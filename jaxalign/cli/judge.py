@@ -27,7 +27,7 @@ from jaxalign.judges.panel import TEMPLATES, Item, Question, Rater, judge_items
 from jaxalign.judges.prompts import load_constitution
 from jaxalign.paths import resolve_path, write_whole
 
-TASKS = {"audit": "jaxalign.cli.judge_audit"}
+TASKS = {"audit": "jaxalign.cli.judge_audit", "revise": "jaxalign.cli.judge_revise"}
 VERDICTS, CACHE = "verdicts.jsonl", "cache.sqlite"
 FILES = {"preference": "preferences", "binary": "labels", "score": "scores", "ranking": "rankings"}
 # What may change between a run and its resumption: none of it changes a verdict.
@@ -37,7 +37,8 @@ ENDPOINT_FREE = ("concurrency", "requests_per_minute", "timeout", "retries", "ba
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Label answers with AI judges; `jaxalign judge audit RUN` then says whether to believe them.
+    """Label answers with AI judges; `jaxalign judge audit RUN` then says whether to believe them, and
+    `jaxalign judge revise` has a judge rewrite answers by principles.
 
     The same command goes on where a stopped run was: every verdict is kept as soon as it was had.
 
@@ -143,13 +144,13 @@ def check(config: Config, panel: Sequence[JudgeSection]) -> None:
         raise UserError("write=binary needs a winner or scores: ask with how=pairwise or how=pointwise.")
 
 
-def fingerprint(template: str, constitution: str | None) -> dict[str, str]:
+def fingerprint(template: str, constitution: str | None, *, name: str = "template") -> dict[str, str]:
     """Hashes of the files that say what is asked: verdicts on other words must not be mixed with these."""
-    files = {"template": template} | ({"constitution": constitution} if constitution is not None else {})
+    files = {name: template} | ({"constitution": constitution} if constitution is not None else {})
     found = {}
-    for name, path in files.items():
+    for what, path in files.items():
         try:
-            found[name] = hashlib.sha256(resolve_path(path).read_bytes()).hexdigest()
+            found[what] = hashlib.sha256(resolve_path(path).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from None
     return found

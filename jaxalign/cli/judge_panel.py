@@ -13,14 +13,18 @@ from rich.console import Console
 from jaxalign import loop
 from jaxalign.cli.config import MeshSection, ModelSection
 from jaxalign.cli.models import check_trees, open_mesh, open_model
+from jaxalign.cli.sampling import answers
 from jaxalign.data.batches import evaluation_batches
+from jaxalign.data.kinds import Prompt
+from jaxalign.data.messages import Message
 from jaxalign.data.shapes import LENGTHS
-from jaxalign.data.tokenize import tokenize_completions
+from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts
 from jaxalign.errors import UserError, first_line
 from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask, check_endpoint
 from jaxalign.judges.judge import Ask
 from jaxalign.judges.local import expected_scores, local_judge, local_ranker
 from jaxalign.judges.panel import How, Item, Rater, grading
+from jaxalign.keys import stream
 from jaxalign.methods import reward
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.rewards.call import compute_rewards, load_reward
@@ -133,6 +137,49 @@ def open_rater(judge: JudgeSection, *, cache: str, template: str, console: Conso
         rank=functools.partial(local_ranker, model, params, tokenizer),
         **common,
     )
+
+
+def open_writer(judge: JudgeSection, *, cache: str, max_new_tokens: int, seed: int, console: Console) -> Ask:
+    """A judge that is asked for text: an endpoint, a function, or a model of ours, which samples its likeliest tokens.
+
+    Args:
+        judge: which.
+        cache: where an endpoint's answers are kept if its own settings name no file.
+        max_new_tokens: longest answer of a model of ours.
+        seed: of its sampling, which at temperature 0 changes nothing.
+        console: where to tell about models.
+
+    Raises:
+        UserError: as :func:`open_rater`; also for a judge that only scores.
+    """
+    if judge.endpoint is not None:
+        endpoint = dataclasses.replace(judge.endpoint, cache=judge.endpoint.cache or cache)
+        ask(endpoint, [])
+        return functools.partial(ask, endpoint)
+    if judge.function is not None:
+        return _answering(judge.function)
+    if judge.model is None:
+        raise UserError("a judge that only scores cannot write; give judge.model, judge.endpoint or judge.function.")
+    section = ModelSection(judge.model, dtype=judge.dtype, remat="none")
+    tokenizer = load_tokenizer(section.path)
+    model, params = open_model(section, open_mesh(MeshSection()), console)
+    if model.config.num_scores:
+        raise UserError(f"{section.path}: it is a reward model, which cannot write.")
+
+    def write(questions: Sequence[Messages]) -> list[Reply]:
+        chats = [tuple(Message(each["role"], each["content"]) for each in question) for question in questions]
+        plain = tokenizer.chat_template is None
+        records = [Prompt(chat[-1].content, "text") if plain else Prompt(chat, "chat") for chat in chats]
+        room = model.config.max_position_embeddings - max_new_tokens
+        prompts, _ = tokenize_prompts(records, tokenizer, max_length=max(1, room))
+        ids = [prompt for prompt, _ in prompts]
+        key = stream(seed, "samples")
+        texts = answers(model, params, tokenizer, ids, max_new_tokens=max_new_tokens, key=key, temperature=0.0)
+        lengths = [len(tokenizer(text)["input_ids"]) for text in texts]
+        rows = zip(texts, ids, lengths, strict=True)
+        return [Reply(text, prompt_tokens=len(prompt), completion_tokens=count) for text, prompt, count in rows]
+
+    return write
 
 
 def _asked(judge: Ask, common: dict[str, Any]) -> Rater:

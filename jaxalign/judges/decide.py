@@ -115,7 +115,7 @@ def _by_winner(item: Item, lines: Lines, found: Decision, write: Write) -> tuple
         return [], "tied"
     best = 0 if found.winner == "first" else 1
     if write == "binary":
-        rows = [_answer(item, k) | {"label": k == best} | _origin(lines) for k in (best, 1 - best)]
+        rows = [answer_row(item, k) | {"label": k == best} | _origin(lines) for k in (best, 1 - best)]
         return rows, "labelled"
     p = found.probability if found.probability is None or best == 0 else 1 - found.probability
     return [_pair(item, lines, best, 1 - best, p) | {"winner": found.winner}], "labelled"
@@ -126,7 +126,7 @@ def _by_score(item: Item, lines: Lines, found: Decision, threshold: float | None
     rows = []
     for k, score in known:
         label = {} if threshold is None else {"label": score >= threshold}
-        rows.append(_answer(item, k) | label | {"score": score} | _origin(lines))
+        rows.append(answer_row(item, k) | label | {"score": score} | _origin(lines))
     return rows, "labelled" if rows else "failed"
 
 
@@ -155,7 +155,8 @@ def _pair(item: Item, lines: Lines, best: int, worst: int, p: float | None) -> d
     return {**prompt, "chosen": chosen, "rejected": rejected} | doubt | {"human": item.human} | _origin(lines)
 
 
-def _answer(item: Item, k: int) -> dict[str, Any]:
+def answer_row(item: Item, k: int) -> dict[str, Any]:
+    """An answer with its prompt, written as the record's format has them."""
     prompt, (text,) = _texts(item, [k])
     return {**prompt, "completion": text}
 

@@ -38,6 +38,13 @@ class Revision:
     principle: str
     critique: str | None
     revision: str | None
+    replies: tuple[Reply, ...] = ()
+    """What both were read from; one, if there was no critique to revise by."""
+
+    @property
+    def error(self) -> str | None:
+        """Why a question had no answer, if one had none; it is worth asking again."""
+        return next((reply.error for reply in self.replies if reply.text is None), None)
 
     def row(self) -> dict[str, str] | None:
         """The pair of prompt and completion to fine-tune on, if there is a revision."""
@@ -173,15 +180,20 @@ def critique_and_revise(
     same_number(prompts, drafts, principles)
     items = list(zip(prompts, drafts, principles, strict=True))
     ask = [_question(critique, prompt=p, response=d, principle=rule.text) for p, d, rule in items]
-    critiques = [_text(reply) for reply in answers(judge, ask)]
+    criticised = answers(judge, ask)
+    critiques = [_text(reply) for reply in criticised]
     known = [i for i, text in enumerate(critiques) if text is not None]
     ask = [
         _question(revise, prompt=p, response=d, principle=rule.text, critique=critiques[i])
         for i, (p, d, rule) in enumerate(items)
         if i in set(known)
     ]
-    revised = dict(zip(known, (_revision(reply) for reply in answers(judge, ask)), strict=True))
-    return [Revision(p, d, rule.id, critiques[i], revised.get(i)) for i, (p, d, rule) in enumerate(items)]
+    revised = dict(zip(known, answers(judge, ask) if ask else [], strict=True))
+    found = []
+    for i, (p, d, rule) in enumerate(items):
+        replies = (criticised[i], *([revised[i]] if i in revised else []))
+        found.append(Revision(p, d, rule.id, critiques[i], _revision(revised[i]) if i in revised else None, replies))
+    return found
 
 
 def _question(template: str | Path, **values: Any) -> Messages:
