@@ -9,7 +9,7 @@ Every seed pretrains and fine-tunes a model of the testbed. From there:
 - strong: PPO at no price of KL and for four times as many iterations;
 - near and far: DPO held to the start by β = 3, 1, 0.1 and 0.03 (as it is: 0.3).
 
-    PYTHONPATH=. python tests/campaigns/alignment.py --output docs/campaign --seeds 5
+    PYTHONPATH=. python tests/campaigns/alignment.py --output runs/alignment --seeds 5
 
 A finished (seed, study, method) is a line of results.jsonl, and the same command does what is missing; then claims.md
 (each statement, what was found, over seeds) and the figures are written anew from all lines.
