@@ -149,7 +149,7 @@ def fit(
         options: of the batches.
         steps: optimiser steps of the whole run.
         kept: the run's checkpoints.
-      counts: of examples, and of what was cut or left out of them, to be among the metrics.
+        counts: of examples, and of what was cut or left out of them, to be among the metrics.
         schedule: the learning rate, to report it.
         frozen: see ``loop.make_step``.
         fixed: likewise.

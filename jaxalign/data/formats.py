@@ -24,6 +24,7 @@ from jaxalign.data.messages import Message, messages, misordered, not_a_string, 
 Format = Literal["text", "transcript", "chat", "instruction"]
 FORMATS = ("text", "transcript", "chat", "instruction")
 ASSISTANT = "\n\nAssistant:"
+ANSWERS = ("chosen", "completion", "completions")  # fields whose (first) answer may hold its prompt
 CONVERSATIONS = ("messages", "conversations")  # fields that hold a whole chat
 
 PromptText: TypeAlias = str | tuple[Message, ...]
@@ -111,8 +112,10 @@ def prompt_only(value: Mapping[str, Any], expected: str | None) -> tuple[PromptT
     elif value.get("instruction") is not None:
         text = _instruction_prompt(value)
         found = text if isinstance(text, Problem) else (text, "instruction")
-    elif side := next((field for field in ("chosen", "completion", "completions") if value.get(field)), None):
-        answer = value[side][0] if side == "completions" and isinstance(value[side], list) else value[side]
+    elif side := next((field for field in ANSWERS if value.get(field) is not None), None):
+        answer = value[side]
+        if side == "completions" and isinstance(answer, list) and answer:
+            answer = answer[0]
         answered = replies(value, {side: answer}, expected, needs)
         found = answered if isinstance(answered, Problem) else (answered.prompt, answered.format)
     else:
