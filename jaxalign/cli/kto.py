@@ -174,7 +174,7 @@ def run(config: Config) -> None:
 
     if held:
         found = separate(model, union(params, fixed), held, options, beta=section.beta, frozen=frozen)
-        tell_separation(job, found)
+        tell_separation(job, found, by_length(held))
     model, params = training.save(job, model, params, fixed, tokenizer)
     answered["after"] = training.sample(job, model, params, tokenizer, prompts)
     runs.write_samples(job.output, answered)
@@ -272,7 +272,13 @@ def separate(
     return separation(rewards.tolist(), labels, [tree.prompt_key for tree in held])
 
 
-def tell_separation(job: training.Run, found: Separation) -> None:
+def by_length(held: Sequence[Tree]) -> Separation:
+    """How well their lengths in tokens alone tell the answers apart: what implicit rewards may owe to length."""
+    labels = [bool(tree.extras["label"][0]) for tree in held]
+    return separation([float(tree.num_targets) for tree in held], labels, [tree.prompt_key for tree in held])
+
+
+def tell_separation(job: training.Run, found: Separation, length: Separation) -> None:
     """A line about it, and the same in a file; only the line where there is one kind of answers."""
     if not (found.liked and found.others):
         kind = "liked" if found.liked else "not liked"
@@ -282,6 +288,7 @@ def tell_separation(job: training.Run, found: Separation) -> None:
     job.console.print(
         f"held-out answers: a liked one has a higher implicit reward than another one with probability "
         f"{found.auc:.3f} [{low:.3f}, {high:.3f}] (AUC; {found.liked} liked, {found.others} not, of {found.prompts} "
-        "prompts; 0.5 before training)"
+        f"prompts; 0.5 before training; by length alone {length.auc:.3f} [{length.auc_ci[0]:.3f}, {length.auc_ci[1]:.3f}])"
     )
-    write_whole(job.output / SEPARATION, json.dumps(dataclasses.asdict(found), indent=2) + "\n")
+    told = {**dataclasses.asdict(found), "length_auc": length.auc, "length_auc_ci": length.auc_ci}
+    write_whole(job.output / SEPARATION, json.dumps(told, indent=2) + "\n")
