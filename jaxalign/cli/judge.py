@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,8 @@ def run(config: Config) -> None:
         both_orders=config.both_orders,
         seed=config.seed,
     )
-    settings = {**runs.settings(config), "asked": fingerprint(template, config.constitution)}
+    files = {"template": template} | ({} if config.constitution is None else {"constitution": config.constitution})
+    settings = {**runs.settings(config), "asked": fingerprint(files)}
     check_resumable(output, settings)
     journal = Journal(output / VERDICTS)
     pairs = config.how == "pairwise" and config.write in ("preference", "binary")
@@ -144,9 +145,8 @@ def check(config: Config, panel: Sequence[JudgeSection]) -> None:
         raise UserError("write=binary needs a winner or scores: ask with how=pairwise or how=pointwise.")
 
 
-def fingerprint(template: str, constitution: str | None, *, name: str = "template") -> dict[str, str]:
+def fingerprint(files: Mapping[str, str]) -> dict[str, str]:
     """Hashes of the files that say what is asked: verdicts on other words must not be mixed with these."""
-    files = {name: template} | ({"constitution": constitution} if constitution is not None else {})
     found = {}
     for what, path in files.items():
         try:

@@ -21,10 +21,10 @@ from jaxalign.cli.judge_panel import JudgeSection, check_panel, name_of, open_wr
 from jaxalign.errors import UserError
 from jaxalign.judges.decide import answer_row
 from jaxalign.judges.journal import Journal
-from jaxalign.judges.judge import Ask, prompt_hash
+from jaxalign.judges.judge import Ask
 from jaxalign.judges.label import CRITIQUE, REVISE, Revision, critique_and_revise
 from jaxalign.judges.panel import Item
-from jaxalign.judges.prompts import CONSTITUTION, Principle, draw_principle, load_constitution, render
+from jaxalign.judges.prompts import CONSTITUTION, Principle, draw_principle, load_constitution
 from jaxalign.paths import write_whole
 
 VERDICTS, REVISIONS = "verdicts.jsonl", "revisions.jsonl"
@@ -81,7 +81,7 @@ def run(config: Config) -> None:
     check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
     principles = load_constitution(config.constitution)
-    asked = fingerprint(config.critique, config.constitution) | fingerprint(config.revise, None, name="revise")
+    asked = fingerprint({"critique": config.critique, "revise": config.revise, "constitution": config.constitution})
     settings = {**runs.settings(config), "asked": asked}
     check_resumable(output, settings)
     journal = Journal(output / VERDICTS)
@@ -139,8 +139,6 @@ def rewrite(
 
 def _line(config: Config, draft: Draft, rounds: Sequence[Revision]) -> dict[str, Any]:
     replies = [reply for revision in rounds for reply in revision.replies]
-    text = {rule.id: rule.text for rule in load_constitution(config.constitution)}[rounds[0].principle]
-    question = render(config.critique, prompt=rounds[0].prompt, response=rounds[0].draft, principle=text)
     return {
         "key": draft.key,
         "judge": name_of(config.judge),
@@ -150,7 +148,7 @@ def _line(config: Config, draft: Draft, rounds: Sequence[Revision]) -> dict[str,
         "principles": [revision.principle for revision in rounds],
         "critiques": [revision.critique for revision in rounds],
         "revisions": [revision.revision for revision in rounds],
-        "prompt_hash": prompt_hash([{"role": "user", "content": question}]),
+        "prompt_hash": rounds[0].prompt_hash,
         "error": next((revision.error for revision in rounds if revision.error is not None), None),
         "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
         "completion_tokens": sum(reply.completion_tokens for reply in replies),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import Ask, JudgedPair, answers, judge_scores, same_number
+from jaxalign.judges.judge import Ask, JudgedPair, answers, judge_scores, prompt_hash, same_number
 from jaxalign.judges.prompts import POINTWISE, Principle, render
 
 CRITIQUE = "jaxalign:assets/judge/critique.txt"
@@ -40,6 +40,8 @@ class Revision:
     revision: str | None
     replies: tuple[Reply, ...] = ()
     """What both were read from; one, if there was no critique to revise by."""
+    prompt_hash: str = ""
+    """Of what was asked for the critique."""
 
     @property
     def error(self) -> str | None:
@@ -180,6 +182,7 @@ def critique_and_revise(
     same_number(prompts, drafts, principles)
     items = list(zip(prompts, drafts, principles, strict=True))
     ask = [_question(critique, prompt=p, response=d, principle=rule.text) for p, d, rule in items]
+    hashes = [prompt_hash(question) for question in ask]
     criticised = answers(judge, ask)
     critiques = [_text(reply) for reply in criticised]
     known = [i for i, text in enumerate(critiques) if text is not None]
@@ -192,7 +195,8 @@ def critique_and_revise(
     found = []
     for i, (p, d, rule) in enumerate(items):
         replies = (criticised[i], *([revised[i]] if i in revised else []))
-        found.append(Revision(p, d, rule.id, critiques[i], _revision(revised[i]) if i in revised else None, replies))
+        revision = _revision(revised[i]) if i in revised else None
+        found.append(Revision(p, d, rule.id, critiques[i], revision, replies, hashes[i]))
     return found
 
 
