@@ -3,7 +3,7 @@
 ``jaxalign.judges.local``, which needs a model, is imported as a module; the rest is NumPy.
 """
 
-from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosity_bias
+from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
 from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.judges.endpoint import Endpoint, Reply, ask
 from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge_scores
@@ -43,7 +43,6 @@ __all__ = [
     "Reply",
     "Revision",
     "SoftLabels",
-    "VerbosityBias",
     "agreement",
     "annotator_agreement",
     "ask",

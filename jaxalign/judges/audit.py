@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bias import Favour, VerbosityBias, self_preference, verbosity_bias
+from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
 from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Interval, estimate, ratio
 from jaxalign.judges.pairwise import PairwiseReport, Verdict, combine_orders, pairwise_report
 from jaxalign.judges.raters import (
@@ -88,7 +88,7 @@ class JudgeAudit:
     """Of the pairs shown in both orders."""
     agreement: Agreement | None
     """Of the verdicts of all pairs with the human labels."""
-    verbosity: VerbosityBias | None = None
+    verbosity: Favour | None = None
     own: Favour | None = None
     calibration: Calibration | None = None
     ceiling: Ceiling | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,14 +37,9 @@ class Favour:
     slope_ci: Interval = (np.nan, np.nan)
 
 
-@dataclass(frozen=True)
-class VerbosityBias(Favour):
-    """:class:`Favour` for the longer response."""
-
-
 def verbosity_bias(
     winners: Verdicts, length_difference: Any, human: Verdicts | None = None, *, bootstrap: Bootstrap = DEFAULT
-) -> VerbosityBias:
+) -> Favour:
     """Win rate of the longer response, and the slope b of logit P(first wins) = a + b·Δlength (+ c·human).
 
     Ties and failures are in every denominator, but not in the slope: given that there is no tie, Davidson's model of
@@ -74,9 +69,7 @@ def verbosity_bias(
     if difference.ndim != 1 or not np.isfinite(difference).all():
         raise UserError("length_difference: it holds something not finite: give one number for each pair")
     favoured = np.where(difference > 0, 1, np.where(difference < 0, -1, 0))
-    favour = _favour(winners, favoured, human, "length_difference is 0 in every pair", bootstrap)
-    slope = _slope(parse_labels("winners", winners), difference, human, bootstrap)
-    return VerbosityBias(**{**vars(favour), "slope": slope[0], "slope_ci": slope[1]})
+    return _favour(winners, favoured, difference, human, "length_difference is 0 in every pair", bootstrap)
 
 
 def self_preference(
@@ -105,13 +98,14 @@ def self_preference(
     """
     codes = parse_labels("own", own)
     favoured = np.select([codes == FIRST, (codes == TIE) | (codes == FAILURE)], [1, 0], -1)
-    favour = _favour(winners, favoured, human, "own names one response in no pair", bootstrap)
-    slope = _slope(parse_labels("winners", winners), favoured.astype(np.float64), human, bootstrap)
-    return replace(favour, slope=slope[0], slope_ci=slope[1])
+    return _favour(winners, favoured, favoured, human, "own names one response in no pair", bootstrap)
 
 
-def _favour(winners: Verdicts, favoured: Codes, human: Verdicts | None, nothing: str, bootstrap: Bootstrap) -> Favour:
-    """``favoured``: 1 if the first response is of the kind, -1 if the second, 0 to leave the pair out."""
+def _favour(
+    winners: Verdicts, favoured: Codes, difference: Any, human: Verdicts | None, nothing: str, bootstrap: Bootstrap
+) -> Favour:
+    """``favoured``: 1 if the first response is of the kind, -1 if the second, 0 to leave the pair out; ``difference``:
+    by how much it is more of it than the second."""
     verdicts, truth = _columns(winners, favoured, human)
     kept = favoured != 0
     if not kept.any():
@@ -125,11 +119,12 @@ def _favour(winners: Verdicts, favoured: Codes, human: Verdicts | None, nothing:
     losses = estimate(ratio(judged == -1, every), counts, bootstrap, bounds=(0, 1))
     bias = estimate(ratio(judged, every), counts, bootstrap, bounds=(-1, 1), span=2)
     favour = (int(counts.sum()), *wins, *losses, *bias)
+    slope = _slope(verdicts, np.asarray(difference, np.float64), human, bootstrap)
     if not known.any():
-        return Favour(*favour)
+        return Favour(*favour, None, None, *slope)
     known = known == 1
     gap = estimate(ratio((judged - said)[known], every[known]), counts[known], bootstrap, bounds=(-2, 2), span=4)
-    return Favour(*favour, *gap)
+    return Favour(*favour, *gap, *slope)
 
 
 def _slope(verdicts: Codes, difference: Floats, human: Verdicts | None, bootstrap: Bootstrap) -> tuple[float, Interval]:

@@ -15,6 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.judges.bootstrap import DEFAULT, FAILURE, Bootstrap, Codes, Floats, Interval, estimate, kappa, ratio
 
 Labels: TypeAlias = Sequence[Hashable]
+Mask: TypeAlias = Callable[[Codes, Codes], Any]
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def rater_agreement(raters: Mapping[str, Labels], *, bootstrap: Bootstrap = DEFA
     >>> round(result.accuracy, 3), result.pairs["ann", "cy"].accuracy
     (0.778, 1.0)
     """
-    return _between(raters, bootstrap, known=False)
+    return _between(raters, bootstrap, lambda a, b: np.ones(len(a), bool))
 
 
 def annotator_agreement(annotators: Mapping[str, Labels], *, bootstrap: Bootstrap = DEFAULT) -> RaterAgreement:
@@ -135,32 +136,28 @@ def annotator_agreement(annotators: Mapping[str, Labels], *, bootstrap: Bootstra
     >>> result.accuracy, len(result.pairs)
     (1.0, 3)
     """
-    return _between(annotators, bootstrap, known=True)
+    return _between(annotators, bootstrap, _both)
 
 
-def _between(raters: Mapping[str, Labels], bootstrap: Bootstrap, *, known: bool) -> RaterAgreement:
+def _between(raters: Mapping[str, Labels], bootstrap: Bootstrap, counted: Mask) -> RaterAgreement:
+    """``counted``: of two raters' codes, the outcomes that say something of their agreement."""
     if len(raters) < 2:
         raise UserError(f"raters: there are {len(raters)}: give the labels of at least two")
-    tables, _, counts = tabulate(raters)
-    codes = dict(zip(raters, tables, strict=True))
-    names = list(combinations(raters, 2))
-    if known:
-        names = [(a, b) for a, b in names if np.any(_both(codes[a], codes[b]))]
-    if not names:
+    tables, outcomes, counts = tabulate(raters)
+    places = [(i, j) for i, j in combinations(range(len(raters)), 2) if np.any(counted(tables[i], tables[j]))]
+    if not places:
         raise UserError("annotators: no item was labelled by two of them: there is nothing to compare")
+    couples = [(tables[i], tables[j], counted(tables[i], tables[j])) for i, j in places]
 
     def mean_kappa(weight: Floats) -> Floats:
-        each = [kappa(codes[a], codes[b])(weight * _both(codes[a], codes[b]) if known else weight) for a, b in names]
-        return np.mean(each, axis=0)
+        return np.mean([kappa(a, b)(weight * mask) for a, b, mask in couples], axis=0)
 
-    couples = [(codes[a], codes[b]) for a, b in names]
-    accuracy = estimate(_mean_same_known(couples) if known else _mean_same(couples), counts, bootstrap, bounds=(0, 1))
+    accuracy = estimate(_mean_same(couples), counts, bootstrap, bounds=(0, 1))
     kappas = estimate(mean_kappa, counts, bootstrap, bounds=(-1, 1))
-    pairs = {}
-    for a, b in names:
-        rows = zip(as_list(a, raters[a]), as_list(b, raters[b]), strict=True)
-        one, two = zip(*[row for row in rows if not known or None not in row], strict=True)
-        pairs[a, b] = agreement(one, two, bootstrap=bootstrap)
+    names, pairs = list(raters), {}
+    for (i, j), (_, _, mask) in zip(places, couples, strict=True):
+        kept = [(row[i], row[j]) for row, n, yes in zip(outcomes, counts, mask, strict=True) if yes for _ in range(n)]
+        pairs[names[i], names[j]] = agreement(*zip(*kept, strict=True), bootstrap=bootstrap)
     return RaterAgreement(*accuracy, *kappas, pairs)
 
 
@@ -188,12 +185,12 @@ def human_ceiling(judge: Labels, annotators: Mapping[str, Labels], *, bootstrap:
     if len(annotators) < 2:
         raise UserError(f"annotators: there are {len(annotators)}: a ceiling needs the labels of at least two")
     (judged, *humans), _, counts = tabulate({"judge": judge, **{f"annotator {n}": v for n, v in annotators.items()}})
-    couples = [(a, b) for a, b in combinations(humans, 2) if np.any(_both(a, b))]
+    couples = [(a, b, _both(a, b)) for a, b in combinations(humans, 2) if np.any(_both(a, b))]
     if not couples:
         raise UserError("annotators: no item was labelled by two of them: leave the ceiling out")
-    always = np.zeros_like(judged)  # a failure of the judge is no item that it left out
-    of_judge = _mean_same_known([(judged, human) for human in humans if np.any(human != FAILURE)], always)
-    of_humans = _mean_same_known(couples)
+    # A failure of the judge is no item that it left out.
+    of_judge = _mean_same([(judged, human, human != FAILURE) for human in humans if np.any(human != FAILURE)])
+    of_humans = _mean_same(couples)
     gap = estimate(lambda w: of_humans(w) - of_judge(w), counts, bootstrap, bounds=(-1, 1), span=2)
     judges = estimate(of_judge, counts, bootstrap, bounds=(0, 1))
     return Ceiling(*judges, *estimate(of_humans, counts, bootstrap, bounds=(0, 1)), *gap)
@@ -271,16 +268,7 @@ def _both(a: Codes, b: Codes) -> Any:
     return (a != FAILURE) & (b != FAILURE)
 
 
-def _mean_same_known(pairs: Sequence[tuple[Codes, Codes]], always: Codes | None = None) -> Callable[[Floats], Floats]:
-    """The mean over pairs of raters of how often they agree where both have labelled; ``always``: the first did."""
-    each = [ratio((a == b) & (a != FAILURE), _both(a if always is None else always, b).astype(float)) for a, b in pairs]
-
-    def statistic(weight: Floats) -> Floats:
-        return np.asarray(np.mean([one(weight) for one in each], axis=0))
-
-    return statistic
-
-
-def _mean_same(pairs: Sequence[tuple[Codes, Codes]]) -> Any:
-    match = np.mean([(a == b) & (a != FAILURE) for a, b in pairs], axis=0)
-    return ratio(match, np.ones(len(match)))
+def _mean_same(couples: Sequence[tuple[Codes, Codes, Any]]) -> Callable[[Floats], Floats]:
+    """The mean over pairs of raters of how often they agree, each where its mask counts."""
+    each = [ratio(mask & (a == b) & (a != FAILURE), mask) for a, b, mask in couples]
+    return lambda weight: np.asarray(np.mean([one(weight) for one in each], axis=0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from jaxalign.judges.bias import Favour, VerbosityBias
+from jaxalign.judges.bias import Favour
 from jaxalign.judges.bootstrap import Interval
 from jaxalign.judges.pairwise import PairwiseReport
 from jaxalign.judges.raters import Agreement, Ceiling
@@ -15,7 +15,7 @@ def trust_warnings(
     report: PairwiseReport | None,
     *,
     agreed: Agreement | None = None,
-    verbosity: VerbosityBias | None = None,
+    verbosity: Favour | None = None,
     own: Favour | None = None,
     lead: tuple[float, Interval] | None = None,
     ceiling: Ceiling | None = None,
