@@ -284,11 +284,11 @@ def tell_separation(job: training.Run, found: Separation, length: Separation) ->
         kind = "liked" if found.liked else "not liked"
         job.console.print(f"held-out answers: all {found.liked + found.others} are {kind}, so none can be told apart")
         return
-    low, high = found.auc_ci
+    (low, high), (short, long) = found.auc_ci, length.auc_ci
     job.console.print(
         f"held-out answers: a liked one has a higher implicit reward than another one with probability "
         f"{found.auc:.3f} [{low:.3f}, {high:.3f}] (AUC; {found.liked} liked, {found.others} not, of {found.prompts} "
-        f"prompts; 0.5 before training; by length alone {length.auc:.3f} [{length.auc_ci[0]:.3f}, {length.auc_ci[1]:.3f}])"
+        f"prompts; 0.5 before training; by length alone {length.auc:.3f} [{short:.3f}, {long:.3f}])"
     )
     told = {**dataclasses.asdict(found), "length_auc": length.auc, "length_auc_ci": length.auc_ci}
     write_whole(job.output / SEPARATION, json.dumps(told, indent=2) + "\n")

@@ -17,7 +17,7 @@ def test_there_are_notebooks():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path):
-    """A minute or a few on two free cores; the limit, of a cell, is for one that hangs and not for a machine that is shared."""
+    """Minutes on two cores; the limit, of a cell, is for one that hangs and not for a machine that is shared."""
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
 
