@@ -139,11 +139,18 @@ def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[flo
         return math.nan, math.nan, math.nan
     if len(mine) == 1:
         return mine[0]["value"], *mine[0]["ci"]
+    return student(np.array([each["value"] for each in mine]))
+
+
+def student(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of one value for each seed, with Student's 95 % interval, which one value does not have."""
     from scipy.stats import t  # type: ignore[import-untyped]  # takes a second to import
 
-    values = np.array([each["value"] for each in mine])
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, math.nan, math.nan
     half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return float(values.mean()), float(values.mean()) - half, float(values.mean()) + half
+    return mean, mean - half, mean + half
 
 
 def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, console: Console) -> None:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxalign.cli.compare import across, run_seed, write_table
+from jaxalign.cli.compare import across, run_seed, student, write_table
 from jaxalign.compare import arms, figures
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.paths import write_whole
@@ -57,6 +57,11 @@ def studies(setting: Setting) -> dict[str, Study]:
         "strong": Study({"iterations": 4 * setting.iterations, "price": 0.0}, ("ppo",)),
         **{f"beta {beta}": Study({"beta": beta}, ("dpo",)) for beta in BETAS if beta != setting.beta},
     }
+
+
+def study_of(beta: float) -> str:
+    """The study in which DPO has this β."""
+    return BASE if beta == Setting().beta else f"beta {beta}"
 
 
 def runs(start: Start, done: set[tuple[str, str]], console: Console) -> Iterator[Line]:
@@ -94,13 +99,8 @@ def over_seeds(values: Sequence[float]) -> Found:
     >>> print(over_seeds([1.0, 2.0, 3.0]))
     +2.00 [-0.48, +4.48], 3 of 3 above 0
     """
-    from scipy.stats import t  # type: ignore[import-untyped]
-
     found = np.asarray(values, float)
-    if len(found) < 2:
-        return Found(*map(float, (found.mean(), np.nan, np.nan)), int((found > 0).sum()), len(found))
-    half = float(t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
-    return Found(float(found.mean()), found.mean() - half, found.mean() + half, int((found > 0).sum()), len(found))
+    return Found(*student(found), int((found > 0).sum()), len(found))
 
 
 def value(lines: Sequence[Line], seed: int, study: str, method: str, figure: str = "gold") -> float:
@@ -120,7 +120,7 @@ def claims(lines: Sequence[Line], seeds: Sequence[int]) -> dict[str, Found]:
         return v(study, method) - v(BASE, "sft")
 
     def far(v: Callable[..., float], beta: float, figure: str) -> float:
-        return v(BASE if beta == Setting().beta else f"beta {beta}", "dpo", figure)
+        return v(study_of(beta), "dpo", figure)
 
     found = {
         f"gold: {method} - sft": each(lambda v, m=method: gain(v, BASE, m)) for method in arms.ARMS if method != "sft"
@@ -178,11 +178,10 @@ def tax_figure(lines: Sequence[Line], seeds: Sequence[int], path: Path) -> None:
     for axis, (figure, label) in zip(
         whole.subplots(1, 2), (("gold", "gold reward gained"), ("perplexity", "tax (nats a token)")), strict=True
     ):
-        ways = [[("kl", BASE if b == Setting().beta else f"beta {b}", "dpo") for b in BETAS]]
         for seed in seeds:
             zero = value(lines, seed, BASE, "sft", figure)
-            kl = [value(lines, seed, study, method, "kl") for _, study, method in ways[0]]
-            paid = [value(lines, seed, study, method, figure) - zero for _, study, method in ways[0]]
+            kl = [value(lines, seed, study_of(beta), "dpo", "kl") for beta in BETAS]
+            paid = [value(lines, seed, study_of(beta), "dpo", figure) - zero for beta in BETAS]
             axis.plot(
                 kl,
                 paid,
