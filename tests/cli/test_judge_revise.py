@@ -1,6 +1,5 @@
 """``jaxalign judge revise``: drafts criticised and rewritten, resumable, in the format of their rows, fit for sft."""
 
-import json
 import sys
 from collections import Counter
 
@@ -8,6 +7,7 @@ import pytest
 
 from jaxalign.cli import main
 from jaxalign.data.records import Demonstration, read_records
+from tests.cli.test_judge import read_jsonl, write
 from tests.judges.server import Server, status
 
 WRITERS = """
@@ -34,15 +34,6 @@ def writers(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield
     sys.modules.pop("my_writers", None)
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def read_jsonl(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def revise(file, output, *more, who=("--judge.function", "my_writers:kind")):
