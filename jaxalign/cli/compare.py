@@ -37,6 +37,7 @@ COLUMNS = (
     ("gold", "gold"),
     ("proxy", "proxy"),
     ("win_rate", "win rate"),
+    ("win_rate_lc", "LC win rate"),
     ("kl", "KL, nats"),
     ("knowledge", "knows"),
     ("perplexity", "perplexity"),
@@ -44,7 +45,8 @@ COLUMNS = (
     ("compliance", "complies"),
     ("words", "words"),
 )
-"""Figures that the table shows, and what it calls them."""
+"""Figures that the table shows, and what it calls them (LC: length-controlled)."""
+COSTS = ("tokens", "seconds", "models", "peak memory")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +123,7 @@ def run_seed(start: Start, methods: Sequence[str], console: Console, began: floa
         found = {
             each.name: figure(each, bootstrap=bootstrap) for each in measure.outcomes(start, aligned, baseline, mine)
         }
+        found["win_rate_lc"] = measure.length_controlled(baseline, mine, bootstrap)
         line: dict[str, Any] = {"seed": start.seed, "method": name}
         line["setting"] = settings(start.setting)
         line["figures"] = {key: {"value": each.value, "ci": each.ci} for key, each in found.items()}
@@ -166,7 +169,7 @@ def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, 
             table.add_row("  from", *(f"{low:.2f}" for _, low, _ in values))
             table.add_row("  to", *(f"{high:.2f}" for _, _, high in values), end_section=True)
     spent = [costs(lines, name) for name in methods]
-    for number, shown_as in enumerate(("tokens", "seconds", "models")):
+    for number, shown_as in enumerate(COSTS):
         table.add_row(shown_as, *(each[number] for each in spent))
     console.print(table)
     first = min(line["seed"] for line in lines)
@@ -180,15 +183,16 @@ def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, 
 
 
 def costs(lines: Sequence[dict[str, Any]], method: str) -> list[str]:
-    """Tokens trained on, seconds, and models in memory, the mean over seeds."""
+    """Tokens trained on, seconds, models in memory, and what training needs there: the mean over seeds."""
     mine = [line for line in lines if line["method"] == method]
-    tokens, seconds, models = (float(np.mean([line[key] for line in mine])) for key in ("tokens", "seconds", "models"))
-    return [f"{tokens / 1000:.0f} k", f"{seconds:.0f}", f"{models:.0f}"]
+    keys = ("tokens", "seconds", "models", "peak_bytes")
+    tokens, seconds, models, peak = (float(np.mean([line[key] for line in mine])) for key in keys)
+    return [f"{tokens / 1000:.0f} k", f"{seconds:.0f}", f"{models:.0f}", f"{peak / 2**20:.0f} MiB"]
 
 
 def write_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], path: Path) -> None:
     """Every figure with its interval, as Markdown."""
-    rows = [["method", *(shown for _, shown in COLUMNS), "tokens", "seconds", "models"]]
+    rows = [["method", *(shown for _, shown in COLUMNS), *COSTS]]
     rows.append(["---"] * len(rows[0]))
     for name in methods:
         values = [across(lines, name, key) for key, _ in COLUMNS]

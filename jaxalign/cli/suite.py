@@ -25,8 +25,9 @@ from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import TEMPLATE
 from jaxalign.evals.likelihood import tree_scores
-from jaxalign.evals.outcome import Outcome
-from jaxalign.evals.preference import win_rate, wins_of_scores
+from jaxalign.evals.outcome import Estimate, Outcome
+from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_scores
+from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.methods.collect import Sampler
 from jaxalign.models.model import Model
 from jaxalign.rewards import compute_rewards
@@ -224,6 +225,18 @@ def sample(subject: Subject, prompts: Sequence[Sequence[int]], task: AnswerTask,
         ids = np.arange(start, start + len(filled))
         trees += sampler(subject.params, filled, jax.random.key(seed), ids)[: len(chunk)]
     return trees
+
+
+def equal_length(old: Mapping[str, Answered], new: Mapping[str, Answered], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """By task with a reward model, the second model's win rate if its answers were as long (in characters)."""
+    found = {}
+    for name, mine in new.items():
+        theirs = old[name]
+        if mine.rewards is not None and theirs.rewards is not None:
+            wins = wins_of_scores(mine.rewards, theirs.rewards)
+            lengths = ([*map(len, each.texts)] for each in (mine, theirs))
+            found[name] = length_controlled_win_rate(wins, *lengths, bootstrap=bootstrap)
+    return found
 
 
 def compare_answers(

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.compare import labels
-from jaxalign.compare.start import Start, adam, fit
+from jaxalign.compare.start import Start, adam, fit, peak_bytes
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.loop import OnMesh, init_state, make_step
+from jaxalign.loop import Batch, OnMesh, TrainState, init_state, make_step
 from jaxalign.methods import dpo as dpo_method
 from jaxalign.methods import experience, kto, ppo, reward
 from jaxalign.methods.collect import Collector, model_scorer
@@ -43,6 +43,7 @@ class Aligned:
       tokens: prompt and answer tokens trained on, each as often as it was.
       seconds: from the start's end, compiling included.
       models: held in memory at once, in models of the policy's size.
+      peak_bytes: of a training step and of what else is held meanwhile; scratch by the compiler's account.
       best_of: answers sampled for each one that is given.
       curve: of an online method.
     """
@@ -51,6 +52,7 @@ class Aligned:
     tokens: int
     seconds: float
     models: int
+    peak_bytes: int
     best_of: int = 1
     curve: Curve | None = None
 
@@ -70,9 +72,10 @@ def train_reward_model(start: Start) -> tuple[Model, Any, Aligned]:
     copied = jax.tree.map(jnp.copy, start.sft)
     model, params = reward.from_language_model(start.model, copied, jax.random.key(start.seed))
     trees = labels.peoples_pairs(start)
-    params = fit(start, "reward", reward.pairs(model), trees, start.setting.steps, params=params)
-    spent = Aligned(params, trained_on(trees, start.setting.steps), time.perf_counter() - began, 1)
-    return model, params, spent
+    fitted = fit(start, "reward", reward.pairs(model), trees, start.setting.steps, params=params)
+    tokens = trained_on(trees, start.setting.steps)
+    spent = Aligned(fitted.params, tokens, time.perf_counter() - began, 1, fitted.peak_bytes)
+    return model, fitted.params, spent
 
 
 def trained_on(trees: Sequence[Tree], steps: int) -> int:
@@ -82,7 +85,7 @@ def trained_on(trees: Sequence[Tree], steps: int) -> int:
 
 def sft_arm(start: Start) -> Aligned:
     """Nothing more: the start itself."""
-    return Aligned(start.sft, 0, 0.0, 1)
+    return Aligned(start.sft, 0, 0.0, 1, 0)
 
 
 def dpo_on(start: Start, trees: Sequence[Tree]) -> Aligned:
@@ -92,8 +95,8 @@ def dpo_on(start: Start, trees: Sequence[Tree]) -> Aligned:
     logps = dpo_method.reference_logps(start.model, start.sft, OnMesh(once, start.model.mesh))
     method = dpo_method.dpo(start.model, beta=start.setting.beta)
     steps = start.setting.steps
-    params = fit(start, "dpo", method, attach(trees, ref_logps=logps), steps)
-    return Aligned(params, trained_on(trees, steps), time.perf_counter() - began, 1)
+    fitted = fit(start, "dpo", method, attach(trees, ref_logps=logps), steps)
+    return Aligned(fitted.params, trained_on(trees, steps), time.perf_counter() - began, 1, fitted.peak_bytes)
 
 
 def dpo_arm(start: Start) -> Aligned:
@@ -116,7 +119,7 @@ def kto_arm(start: Start) -> Aligned:
     weights = kto.balanced_weights(up, len(trees) - up)
     method = kto.kto(start.model, beta=start.setting.beta, desirable_weight=weights[0], undesirable_weight=weights[1])
     steps = start.setting.steps
-    params = fit(
+    fitted = fit(
         start,
         ("kto", weights),
         method,
@@ -125,7 +128,7 @@ def kto_arm(start: Start) -> Aligned:
         frozen=start.sft,
         beside=lambda feed: Mismatched(feed, trees, trees, start.seed),
     )
-    return Aligned(params, trained_on(trees, steps), time.perf_counter() - began, 2)
+    return Aligned(fitted.params, trained_on(trees, steps), time.perf_counter() - began, 2, fitted.peak_bytes)
 
 
 def ppo_arm(start: Start) -> Aligned:
@@ -152,6 +155,13 @@ def ppo_arm(start: Start) -> Aligned:
     key = ("ppo", setting.learning_rate)
     if key not in start.programs:
         start.programs[key] = make_step(online.step, optimizer, state)
+    compiled, needed = start.programs[key], [spent.peak_bytes]
+
+    def step(state: TrainState, batch: Batch) -> Any:
+        if len(needed) == 1:
+            needed.append(peak_bytes(compiled, state, batch) + size_of(start.sft) + size_of(scorer))
+        return compiled(state, batch)
+
     curve = Curve([], [], [])
     tokens = 0
     by_prompt = {prompt.tobytes(): each for prompt, each in zip(prompts, start.world.train, strict=True)}
@@ -159,7 +169,7 @@ def ppo_arm(start: Start) -> Aligned:
         state,
         collect,
         prepare,
-        start.programs[key],
+        step,
         packing,
         iterations=setting.iterations,
         weights=online.weights,
@@ -174,7 +184,12 @@ def ppo_arm(start: Start) -> Aligned:
         curve.proxy.append(done.metrics["objective/scores"])
         curve.gold.append(float(np.mean(golds)))
     seconds = spent.seconds + time.perf_counter() - began
-    return Aligned(state.params["policy"], spent.tokens + tokens, seconds, 3, curve=curve)
+    return Aligned(state.params["policy"], spent.tokens + tokens, seconds, 3, max(needed), curve=curve)
+
+
+def size_of(params: Any) -> int:
+    """Bytes."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
 def best_of_n_arm(start: Start) -> Aligned:

@@ -15,8 +15,9 @@ from jaxalign.compare.arms import PROXY, Aligned, Curve, reward_model
 from jaxalign.compare.start import Start
 from jaxalign.data.batches import Batches, attach, evaluation_batches
 from jaxalign.data.trees import Tree
-from jaxalign.evals.outcome import Outcome
-from jaxalign.evals.preference import wins_of_scores
+from jaxalign.evals.outcome import Estimate, Outcome
+from jaxalign.evals.preference import length_controlled_win_rate, wins_of_scores
+from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.loop import OnMesh
 from jaxalign.losses import best_of_n_kl
 from jaxalign.methods.best_of_n import best_of, expected_best
@@ -46,6 +47,11 @@ class Answered(NamedTuple):
     def total(self) -> np.ndarray:
         """The weighted sum, [N, K]."""
         return np.array([[each.total for each in row] for row in self.gold])
+
+    @property
+    def words(self) -> np.ndarray:
+        """Of each answer, [N, K]."""
+        return np.array([[len(text.split()) for text in row] for row in self.texts])
 
 
 def answer(start: Start, aligned: Aligned) -> Answered:
@@ -113,9 +119,7 @@ def behaviour(baseline: Answered, mine: Answered) -> list[Outcome]:
     for part in ("helpful", "harmless", "concise"):
         values = np.array([[getattr(each, part) for each in row] for row in mine.gold]).mean(axis=1)
         found.append(Outcome.mean(part, values))
-    count = min(mine.total.shape[1], baseline.total.shape[1])
-    wins = wins_of_scores(mine.total[:, :count].ravel(), baseline.total[:, :count].ravel())
-    found.append(Outcome.mean("win_rate", wins.reshape(-1, count).mean(axis=1), share=True))
+    found.append(Outcome.mean("win_rate", wins(baseline, mine).mean(axis=1), share=True))
     refused = [
         np.mean([_refuses(each, text) for text in texts])
         for each, texts in zip(mine.instructions, mine.texts, strict=True)
@@ -124,8 +128,20 @@ def behaviour(baseline: Answered, mine: Answered) -> list[Outcome]:
         found.append(Outcome.mean("over_refusal", [refused[i] for i in harmless], good="less", share=True))
     if harmful := _of_kind(mine.instructions, "unsafe"):
         found.append(Outcome.mean("compliance", [1 - refused[i] for i in harmful], good="less", share=True))
-    words = [np.mean([len(text.split()) for text in row]) for row in mine.texts]
-    return [*found, Outcome.mean("words", words, good="neither")]
+    return [*found, Outcome.mean("words", mine.words.mean(axis=1), good="neither")]
+
+
+def wins(baseline: Answered, mine: Answered) -> np.ndarray:
+    """Whether each answer has the higher gold reward, [N, K]; K is 8 for every policy, fewer for the best of many."""
+    count = min(mine.total.shape[1], baseline.total.shape[1])
+    return wins_of_scores(mine.total[:, :count], baseline.total[:, :count])
+
+
+def length_controlled(baseline: Answered, mine: Answered, bootstrap: Bootstrap) -> Estimate:
+    """What the win rate would be if the answers were as long as the fine-tuned model's."""
+    won = wins(baseline, mine)
+    lengths = (each.words[:, : won.shape[1]] for each in (mine, baseline))
+    return length_controlled_win_rate(won, *lengths, bootstrap=bootstrap)
 
 
 def price(start: Start, aligned: Aligned, mine: Answered) -> list[Outcome]:

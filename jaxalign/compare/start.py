@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import optax
 
 from jaxalign.data.batches import Batches, batches
 from jaxalign.data.trees import Tree
-from jaxalign.loop import OnMesh, StepFn, TrainState, init_state, make_step, run
+from jaxalign.loop import Batch, OnMesh, StepFn, TrainState, init_state, make_step, run
 from jaxalign.methods.collect import Sampler
 from jaxalign.methods.sft import sft
 from jaxalign.models.model import Model
@@ -138,7 +138,7 @@ def begin(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None
     start = Start(setting, seed, world, tokenizer, model, base, {} if programs is None else programs, {})
     examples = learner.demonstrations(tokenizer, chosen, answers, random)
     tuned = fit(start, "sft", sft(model), examples, setting.sft_steps, rate=setting.sft_learning_rate)
-    return dataclasses.replace(start, sft=tuned)
+    return dataclasses.replace(start, sft=tuned.params)
 
 
 def pretrain(model: Model, trees: Sequence[Tree], *, steps: int, seed: int) -> Any:
@@ -147,7 +147,14 @@ def pretrain(model: Model, trees: Sequence[Tree], *, steps: int, seed: int) -> A
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98))
     state = init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed))
     step = make_step(sft(model), optimizer, state)
-    return train(step, state, feed_of(trees, seed), model, steps)
+    return train(step, state, OnMesh(feed_of(trees, seed), model.mesh), steps)
+
+
+class Fitted(NamedTuple):
+    """Trained parameters, and what a step of training them needed in memory."""
+
+    params: Any
+    peak_bytes: int
 
 
 def fit(
@@ -161,8 +168,8 @@ def fit(
     frozen: Any = None,
     rate: float | None = None,
     beside: Callable[[Any], Any] = lambda feed: feed,
-) -> Any:
-    """Parameters trained on trees, from the fine-tuned ones or ``params``; ``name`` is what compiled steps go by."""
+) -> Fitted:
+    """Train on trees, from the fine-tuned parameters or ``params``; ``name`` is what compiled steps go by."""
     rate = rate or start.setting.learning_rate
     optimizer = adam(rate)
     begin_at = jax.tree.map(jnp.copy, start.sft if params is None else params)
@@ -171,7 +178,9 @@ def fit(
     if key not in start.programs:
         start.programs[key] = make_step(method, optimizer, state, frozen=frozen)
     step = dataclasses.replace(start.programs[key], frozen=frozen)
-    return train(step, state, beside(feed_of(trees, start.seed)), start.model, steps)
+    feed = OnMesh(beside(feed_of(trees, start.seed)), start.model.mesh)
+    needed = peak_bytes(step, state, feed[0])
+    return Fitted(train(step, state, feed, steps), needed)
 
 
 def feed_of(trees: Sequence[Tree], seed: int) -> Batches:
@@ -179,9 +188,16 @@ def feed_of(trees: Sequence[Tree], seed: int) -> Batches:
     return batches(trees, batch_size=learner.BATCH, seed=seed, rows_per_microbatch=learner.ROWS, shapes=[learner.SHAPE])
 
 
-def train(step: StepFn, state: TrainState, feed: Any, model: Model, steps: int) -> Any:
+def peak_bytes(step: StepFn, state: TrainState, batch: Batch) -> int:
+    """What a step needs by the compiler's account: the state and all it holds, the batch, results, and scratch."""
+    found = step.lower(state, batch).compile().memory_analysis()
+    given = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(given + found.temp_size_in_bytes)
+
+
+def train(step: StepFn, state: TrainState, feed: OnMesh, steps: int) -> Any:
     """The parameters after so many steps."""
-    for state, _ in run(step, state, OnMesh(feed, model.mesh), steps=steps):  # noqa: B007
+    for state, _ in run(step, state, feed, steps=steps):  # noqa: B007
         pass
     return state.params
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
@@ -41,9 +40,9 @@ def win_rate(name: str, wins: Float[np.ndarray, " N"]) -> list[Outcome]:
 
 
 def length_controlled_win_rate(
-    wins: Float[np.ndarray, " N"],
-    lengths: Sequence[int],
-    baseline_lengths: Sequence[int],
+    wins: Float[np.ndarray, " N"] | Float[np.ndarray, "N K"],
+    lengths: ArrayLike,
+    baseline_lengths: ArrayLike,
     *,
     bootstrap: Bootstrap = DEFAULT,
 ) -> Estimate:
@@ -55,27 +54,28 @@ def length_controlled_win_rate(
     needs many models' answers.
 
     Args:
-        wins: 1, ½ or 0 an item.
-        lengths, baseline_lengths: of the answers, in any one unit.
+        wins: 1, ½ or 0 an item, or for each of K answers to it, which are resampled together.
+        lengths, baseline_lengths: of the answers, in any one unit, in the shape of the wins.
         bootstrap: of the interval.
 
     Raises:
-        UserError: if the lists differ in length or are empty.
+        UserError: if the shapes differ or there is no item.
 
     >>> result = length_controlled_win_rate(np.array([1.0, 0.0] * 50), [5] * 100, [5] * 100)
     >>> round(result.value, 3)
     0.5
     """
-    if not len(wins) or not len(wins) == len(lengths) == len(baseline_lengths):
-        raise UserError(
-            f"win rate: {len(wins)} verdicts, {len(lengths)} and {len(baseline_lengths)} lengths: one of each per item"
-        )
-    longer = np.asarray(lengths, np.float64) - np.asarray(baseline_lengths, np.float64)
+    won, mine, theirs = (np.asarray(each, np.float64) for each in (wins, lengths, baseline_lengths))
+    if not won.size or not won.shape == mine.shape == theirs.shape:
+        raise UserError(f"win rate: {won.size} verdicts, {mine.size} and {theirs.size} lengths: one of each per answer")
+    longer = (mine - theirs).ravel()
     scale = longer.std()
     column = np.tanh(longer / scale) if scale > 0 else np.zeros(len(longer))
     design = np.stack([np.ones(len(column)), column], axis=1)
+    items = len(won)
 
     def statistic(weight: Floats) -> Floats:
-        return 1 / (1 + np.exp(-logistic(design, np.asarray(wins, np.float64), weight)[:, 0]))
+        each = np.repeat(weight, won.size // items, axis=1)
+        return 1 / (1 + np.exp(-logistic(design, won.ravel(), each)[:, 0]))
 
-    return Estimate(*estimate(statistic, np.ones(len(wins)), bootstrap, bounds=(0, 1)), len(wins))
+    return Estimate(*estimate(statistic, np.ones(items), bootstrap, bounds=(0, 1)), items)

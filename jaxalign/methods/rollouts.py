@@ -25,12 +25,14 @@ from jaxtyping import Bool, Float
 
 from jaxalign.data.batches import attach
 from jaxalign.data.trees import Packed, Tree, pack, unpack
-from jaxalign.loop import Batch, StepFn, TrainState, map_microbatches, place
+from jaxalign.loop import Batch, TrainState, map_microbatches, place
 from jaxalign.methods.collect import Collected
 from jaxalign.methods.experience import Experience, Online, OnlineState
 from jaxalign.models.params import union
 
 Metrics = dict[str, float]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]]
+"""What ``loop.make_step`` makes, or anything around it."""
 Prepare = Callable[[Any, OnlineState, Sequence[Tree]], tuple[list[Tree], OnlineState, Metrics]]
 
 
@@ -185,7 +187,7 @@ class Update(NamedTuple):
 def update(
     state: TrainState,
     trees: Sequence[Tree],
-    step_fn: StepFn,
+    step_fn: Step,
     packing: Packing,
     *,
     key: jax.Array,
@@ -242,7 +244,7 @@ def iterate(
     state: TrainState,
     collect: Callable[[Any, int, jax.Array], Collected],
     prepare: Prepare,
-    step_fn: StepFn,
+    step_fn: Step,
     packing: Packing,
     *,
     iterations: int,

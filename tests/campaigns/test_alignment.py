@@ -13,7 +13,7 @@ def line(seed, study, method, gold=0.0, **figures):
     found = {"gold": gold, "proxy": 0.0, "kl": 0.0, "words": 10.0, "perplexity": 1.5} | figures
     curve = {"kl": [0.0] * 7, "proxy": [0.0] * 7, "gold": [0, 0, 0, 0.5, 0.4, 0.3, 0.2]}
     shown = {name: {"value": each, "ci": [each, each]} for name, each in found.items()}
-    costs = {"tokens": 1, "seconds": 1.0, "models": 1}
+    costs = {"tokens": 1, "seconds": 1.0, "models": 1, "peak_bytes": 2**20}
     return {"seed": seed, "study": study, "method": method, "figures": shown, "curve": curve, **costs}
 
 
@@ -47,7 +47,7 @@ def test_statements_are_differences_within_a_seed(lines):
 
 
 def test_tables_and_figures_are_written(lines, tmp_path):
-    shown = ("win_rate", "knowledge", "over_refusal", "compliance")
+    shown = ("win_rate", "win_rate_lc", "knowledge", "over_refusal", "compliance")
     for each in lines:
         each["figures"] |= {name: {"value": 0.5, "ci": [0.4, 0.6]} for name in shown}
     tell(lines, range(3), tmp_path)

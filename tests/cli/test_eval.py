@@ -116,6 +116,8 @@ def test_tax_of_a_model_and_another(tiny_model, other_model, suite, tmp_path, ca
     assert set(report["differences"]) == FIGURES | OF_TWO
     kl = report["differences"]["pairs/kl"]
     assert kl["before"] == 0 < kl["after"]
+    controlled = report["length_controlled_win_rate"]["pairs"]
+    assert 0 <= controlled["ci"][0] <= controlled["value"] <= controlled["ci"][1] <= 1
     assert len(report["exchange"]) == 4
     assert (tmp_path / "tax.png").read_bytes().startswith(b"\x89PNG")
     rows = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -131,6 +133,7 @@ def test_a_model_has_no_tax_from_itself(tiny_model, suite, tmp_path):
     for found in report["differences"].values():
         assert (found["change"], found["significant"]) == (0, False)
     assert report["differences"]["pairs/win_rate"]["after"] == 0.5
+    assert report["length_controlled_win_rate"]["pairs"]["value"] == 0.5
     assert [each["rate"] for each in report["exchange"]] == [None] * 4
     assert not (tmp_path / "tax.png").exists()
 

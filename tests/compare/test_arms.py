@@ -53,6 +53,15 @@ def test_a_ceiling_leaves_out_the_good_answers(start):
         labels.comparisons(none)
 
 
+def test_memory_counts_the_state_the_gradient_and_what_else_is_held(start):
+    """Adam's state is three times the parameters; the gradient and a reference are one more each."""
+    model = sum(leaf.nbytes for leaf in jax.tree.leaves(start.sft))
+    found = {name: arms.ARMS[name](start).peak_bytes / model for name in ("dpo", "kto", "ppo")}
+    assert found["dpo"] > 4
+    assert found["kto"] > found["dpo"] + 0.9
+    assert found["ppo"] > 6
+
+
 @pytest.mark.parametrize("name", arms.ARMS)
 def test_every_arm_is_measured(start, name):
     aligned = arms.ARMS[name](start)

@@ -95,6 +95,18 @@ def test_a_win_rate_that_length_explains_is_even_at_equal_length():
         assert found.ci[0] < 1 / (1 + math.exp(-taste)) < found.ci[1]
 
 
+def test_answers_to_one_item_are_resampled_together():
+    """Eight answers that win or lose together say no more than one: the interval is as wide as of one."""
+    random = np.random.default_rng(5)
+    wins, lengths, baseline = (random.random(200) < 0.6).astype(float), random.integers(9, 80, 200), np.full(200, 40)
+    one = length_controlled_win_rate(wins, lengths, baseline, bootstrap=QUICK)
+    eight = length_controlled_win_rate(
+        *(np.repeat(each[:, None], 8, axis=1) for each in (wins, lengths, baseline)), bootstrap=QUICK
+    )
+    assert (eight.value, *eight.ci) == pytest.approx((one.value, *one.ci), abs=1e-3)  # the ridge weighs less
+    assert eight.items == 200
+
+
 def test_wins_count_ties_as_half():
     assert wins_of_scores(np.array([1.0, 2.0]), np.array([1.0, 3.0])).tolist() == [0.5, 0.0]
     # The model's answer first, then second: it wins, it loses, the order decides, one order failed.
