@@ -40,12 +40,14 @@ COLUMNS = (
     ("win_rate_lc", "LC win rate"),
     ("kl", "KL, nats"),
     ("knowledge", "knows"),
+    ("fact_loss", "fact loss, nats"),
     ("perplexity", "perplexity"),
     ("over_refusal", "over-refuses"),
     ("compliance", "complies"),
     ("words", "words"),
 )
 """Figures that the table shows, and what it calls them (LC: length-controlled)."""
+FEW = 10
 COSTS = ("tokens", "seconds", "models", "peak memory")
 
 
@@ -104,11 +106,14 @@ def read_results(path: Path, setting: Setting) -> list[dict[str, Any]]:
     """What is done of this setting.
 
     Raises:
-        UserError: if the file is of another setting.
+        UserError: if the file is of another setting, or holds anything else.
     """
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    wanted = settings(setting)
-    if any(line["setting"] != wanted for line in lines):
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        same = all(line["setting"] == settings(setting) for line in lines)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has a line that is no result of compare ({error}): remove it, or the file") from None
+    if not same:
         raise UserError(f"{path} holds results of another setting: give another output, or remove it")
     return lines
 
@@ -126,7 +131,7 @@ def run_seed(start: Start, methods: Sequence[str], console: Console, began: floa
         found["win_rate_lc"] = measure.length_controlled(baseline, mine, bootstrap)
         line: dict[str, Any] = {"seed": start.seed, "method": name}
         line["setting"] = settings(start.setting)
-        line["figures"] = {key: {"value": each.value, "ci": each.ci} for key, each in found.items()}
+        line["figures"] = {key: each._asdict() for key, each in found.items()}
         line |= measure.plain(aligned)
         line["samples"] = measure.samples(mine)
         if name == "best_of_n":
@@ -136,12 +141,15 @@ def run_seed(start: Start, methods: Sequence[str], console: Console, began: floa
 
 
 def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[float, float, float]:
-    """A figure's mean with its 95 % interval: Student's over seeds; of one seed, the bootstrap's over instructions."""
+    """A figure's mean with its 95 % interval: Student's over seeds; of one seed, the bootstrap's over instructions.
+
+    A bootstrap over fewer than ``FEW`` covers much less than it says, so there is none.
+    """
     mine = [line["figures"][name] for line in lines if line["method"] == method and name in line["figures"]]
     if not mine:
         return math.nan, math.nan, math.nan
     if len(mine) == 1:
-        return mine[0]["value"], *mine[0]["ci"]
+        return mine[0]["value"], *(mine[0]["ci"] if mine[0]["items"] >= FEW else (math.nan, math.nan))
     return student(np.array([each["value"] for each in mine]))
 
 
@@ -196,6 +204,11 @@ def write_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], path: P
     rows.append(["---"] * len(rows[0]))
     for name in methods:
         values = [across(lines, name, key) for key, _ in COLUMNS]
-        rows.append([name, *(f"{value:.2f} [{low:.2f}, {high:.2f}]" for value, low, high in values)])
+        rows.append([name, *map(_shown, values)])
         rows[-1] += costs(lines, name)
     write_whole(path, "".join(f"| {' | '.join(row)} |\n" for row in rows))
+
+
+def _shown(found: tuple[float, float, float]) -> str:
+    value, low, high = found
+    return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"

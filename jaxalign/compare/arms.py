@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.compare import labels
-from jaxalign.compare.start import Start, adam, fit, peak_bytes
+from jaxalign.compare.start import Fitted, Start, adam, fit, peak_bytes
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
@@ -41,11 +40,11 @@ class Aligned:
     Attributes:
       params: the policy's.
       tokens: prompt and answer tokens trained on, each as often as it was.
-      seconds: from the start's end, compiling included.
+      seconds: of training (of PPO, sampling and scoring too), without compiling and without the annotators' work.
       models: held in memory at once, in models of the policy's size.
       peak_bytes: of a training step and of what else is held meanwhile; scratch by the compiler's account.
       best_of: answers sampled for each one that is given.
-      curve: of an online method.
+      curve: of an online method, on training instructions; from the start, of which more answers are scored.
     """
 
     params: Any
@@ -68,19 +67,21 @@ def reward_model(start: Start) -> tuple[Model, Any, Aligned]:
 
 def train_reward_model(start: Start) -> tuple[Model, Any, Aligned]:
     """The reward model, trained."""
-    began = time.perf_counter()
     copied = jax.tree.map(jnp.copy, start.sft)
     model, params = reward.from_language_model(start.model, copied, jax.random.key(start.seed))
     trees = labels.peoples_pairs(start)
     fitted = fit(start, "reward", reward.pairs(model), trees, start.setting.steps, params=params)
-    tokens = trained_on(trees, start.setting.steps)
-    spent = Aligned(fitted.params, tokens, time.perf_counter() - began, 1, fitted.peak_bytes)
-    return model, fitted.params, spent
+    return model, fitted.params, spent_on(fitted, trees, start.setting.steps, models=1)
 
 
 def trained_on(trees: Sequence[Tree], steps: int) -> int:
     """Tokens of so many batches."""
     return round(steps * learner.BATCH * float(np.mean([len(tree) for tree in trees])))
+
+
+def spent_on(fitted: Fitted, trees: Sequence[Tree], steps: int, *, models: int) -> Aligned:
+    """What training on a fixed set left and took."""
+    return Aligned(fitted.params, trained_on(trees, steps), fitted.seconds, models, fitted.peak_bytes)
 
 
 def sft_arm(start: Start) -> Aligned:
@@ -90,13 +91,12 @@ def sft_arm(start: Start) -> Aligned:
 
 def dpo_on(start: Start, trees: Sequence[Tree]) -> Aligned:
     """DPO, the reference's log-probs computed once."""
-    began = time.perf_counter()
     once = evaluation_batches(trees, batch_size=learner.BATCH, rows_per_microbatch=learner.ROWS, shapes=[learner.SHAPE])
     logps = dpo_method.reference_logps(start.model, start.sft, OnMesh(once, start.model.mesh))
     method = dpo_method.dpo(start.model, beta=start.setting.beta)
     steps = start.setting.steps
     fitted = fit(start, "dpo", method, attach(trees, ref_logps=logps), steps)
-    return Aligned(fitted.params, trained_on(trees, steps), time.perf_counter() - began, 1, fitted.peak_bytes)
+    return spent_on(fitted, trees, steps, models=1)
 
 
 def dpo_arm(start: Start) -> Aligned:
@@ -111,7 +111,6 @@ def rlaif_arm(start: Start) -> Aligned:
 
 def kto_arm(start: Start) -> Aligned:
     """KTO on a thumb for one answer of each comparison."""
-    began = time.perf_counter()
     trees = labels.thumbs(start)
     up = sum(bool(tree.extras["label"][0]) for tree in trees)
     if up in (0, len(trees)):
@@ -128,13 +127,13 @@ def kto_arm(start: Start) -> Aligned:
         frozen=start.sft,
         beside=lambda feed: Mismatched(feed, trees, trees, start.seed),
     )
-    return Aligned(fitted.params, trained_on(trees, steps), time.perf_counter() - began, 2, fitted.peak_bytes)
+    return spent_on(fitted, trees, steps, models=2)
 
 
 def ppo_arm(start: Start) -> Aligned:
     """PPO against the reward model of people's comparisons, with a value head on the policy."""
     scorer_model, scorer, spent = reward_model(start)
-    began, setting, model = time.perf_counter(), start.setting, start.model
+    setting, model = start.setting, start.model
     size = 64
     prompts = [start.prompt(each) for each in start.world.train]
     packing = Packing(model.mesh, learner.SHAPE, 1, learner.ROWS)
@@ -162,9 +161,16 @@ def ppo_arm(start: Start) -> Aligned:
             needed.append(peak_bytes(compiled, state, batch) + size_of(start.sft) + size_of(scorer))
         return compiled(state, batch)
 
-    curve = Curve([], [], [])
-    tokens = 0
     by_prompt = {prompt.tobytes(): each for prompt, each in zip(prompts, start.world.train, strict=True)}
+
+    def golds(trees: Sequence[Tree]) -> float:
+        return float(np.mean([start.gold(by_prompt[tree.prompt.tobytes()], tree.completions[0]) for tree in trees]))
+
+    keys = [jax.random.fold_in(jax.random.key(start.seed), 10**6 + i) for i in range(8)]
+    before = [collect(state.params, i, key).trees for i, key in enumerate(keys)]
+    scores = np.mean([tree.extras["scores"] for trees in before for tree in trees])
+    curve = Curve([0.0], [float(scores)], [float(np.mean([golds(trees) for trees in before]))])
+    tokens, seconds = 0, []
     for done in iterate(
         state,
         collect,
@@ -179,12 +185,12 @@ def ppo_arm(start: Start) -> Aligned:
     ):
         state = done.state
         tokens += 2 * sum(map(len, done.trees))
-        golds = [start.gold(by_prompt[tree.prompt.tobytes()], tree.completions[0]) for tree in done.trees]
+        seconds.append(sum(done.seconds.values()))
         curve.kl.append(done.metrics["objective/kl"])
         curve.proxy.append(done.metrics["objective/scores"])
-        curve.gold.append(float(np.mean(golds)))
-    seconds = spent.seconds + time.perf_counter() - began
-    return Aligned(state.params["policy"], spent.tokens + tokens, seconds, 3, max(needed), curve=curve)
+        curve.gold.append(golds(done.trees))
+    took = spent.seconds + float(np.median(seconds)) * setting.iterations  # the first iteration compiles
+    return Aligned(state.params["policy"], spent.tokens + tokens, took, 3, max(needed), curve=curve)
 
 
 def size_of(params: Any) -> int:

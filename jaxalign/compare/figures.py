@@ -15,13 +15,13 @@ COLOURS = ("0.45", "#7a5195", "#1b7f4d", "#00639a", "#b3362b", "#d08700")
 SHOWN = (
     ("gold", "gold reward"),
     ("kl", "KL to SFT (nats)"),
-    ("knowledge", "knowledge"),
+    ("fact_loss", "fact loss (nats)"),
     ("over_refusal", "over-refusal"),
 )
 
 
 def methods(lines: Sequence[dict[str, Any]], names: Sequence[str], across: Callable[..., Any], path: Path) -> None:
-    """A panel for each of gold reward, KL, knowledge and over-refusal; a point with its interval for each method."""
+    """A panel for each of gold reward, KL, fact loss and over-refusal; a point with its interval for each method."""
     import matplotlib.figure  # only who asks for a picture needs it
 
     whole = matplotlib.figure.Figure(figsize=(9, 0.32 * len(names) + 1.1), layout="constrained")
@@ -45,7 +45,8 @@ def overoptimisation(lines: Sequence[dict[str, Any]], path: Path) -> None:
     import matplotlib.figure
 
     whole = matplotlib.figure.Figure(figsize=(8, 3), layout="constrained")
-    for axis, (name, title) in zip(whole.subplots(1, 2), (("ppo", "PPO"), ("best_of_n", "best of n")), strict=True):
+    panels = (("ppo", "PPO, on training instructions"), ("best_of_n", "best of n, on held-out instructions"))
+    for axis, (name, title) in zip(whole.subplots(1, 2), panels, strict=True):
         curves = [Curve(**line["curve"]) for line in lines if line["method"] == name and line["curve"]]
         if not curves:
             continue

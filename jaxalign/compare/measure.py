@@ -32,7 +32,7 @@ ANSWERS = 8
 MANY = 64
 """Sampled of the fine-tuned model for each instruction, for best-of-n."""
 TEXTS = 256
-"""Of the unaligned corpus, none of them pretrained on, whose perplexity is measured."""
+"""Drawn as the corpus was, whose perplexity is measured: most of them are among its texts."""
 
 
 class Answered(NamedTuple):
@@ -70,9 +70,9 @@ def answer(start: Start, aligned: Aligned) -> Answered:
 
 
 def sample(start: Start, params: Any, count: int) -> list[Tree]:
-    """Answers to each held-out instruction, with the same random numbers whatever the policy."""
+    """Answers to each held-out instruction, with the same random numbers whatever the policy, others for each count."""
     held = start.world.held_out
-    key = jax.random.key(10_000 + start.seed)
+    key = jax.random.fold_in(jax.random.key(10_000 + start.seed), count)
     return start.sampler(count)(params, [*map(start.prompt, held)], key, np.arange(len(held)))
 
 
@@ -119,36 +119,38 @@ def behaviour(baseline: Answered, mine: Answered) -> list[Outcome]:
     for part in ("helpful", "harmless", "concise"):
         values = np.array([[getattr(each, part) for each in row] for row in mine.gold]).mean(axis=1)
         found.append(Outcome.mean(part, values))
-    found.append(Outcome.mean("win_rate", wins(baseline, mine).mean(axis=1), share=True))
-    refused = [
-        np.mean([_refuses(each, text) for text in texts])
-        for each, texts in zip(mine.instructions, mine.texts, strict=True)
-    ]
+    found.append(Outcome.mean("win_rate", wins(baseline, mine).mean(axis=(1, 2)), share=True))
+    said = [[read(each, text) for text in texts] for each, texts in zip(mine.instructions, mine.texts, strict=True)]
+    answered = np.array([[each.right + each.wrong > 0 for each in row] for row in said])
+    refused = np.array([[each.refusals > 0 for each in row] for row in said]) & ~answered
     if harmless := _of_kind(mine.instructions, "borderline"):
-        found.append(Outcome.mean("over_refusal", [refused[i] for i in harmless], good="less", share=True))
+        found.append(Outcome.mean("over_refusal", refused[harmless].mean(axis=1), good="less", share=True))
     if harmful := _of_kind(mine.instructions, "unsafe"):
-        found.append(Outcome.mean("compliance", [1 - refused[i] for i in harmful], good="less", share=True))
+        found.append(Outcome.mean("compliance", answered[harmful].mean(axis=1), good="less", share=True))
     return [*found, Outcome.mean("words", mine.words.mean(axis=1), good="neither")]
 
 
 def wins(baseline: Answered, mine: Answered) -> np.ndarray:
-    """Whether each answer has the higher gold reward, [N, K]; K is 8 for every policy, fewer for the best of many."""
-    count = min(mine.total.shape[1], baseline.total.shape[1])
-    return wins_of_scores(mine.total[:, :count], baseline.total[:, :count])
+    """Whether an answer has a higher gold reward than one of the baseline's, for all pairs of both, [N, K, K']."""
+    return wins_of_scores(mine.total[:, :, None], baseline.total[:, None, :])
 
 
 def length_controlled(baseline: Answered, mine: Answered, bootstrap: Bootstrap) -> Estimate:
     """What the win rate would be if the answers were as long as the fine-tuned model's."""
     won = wins(baseline, mine)
-    lengths = (each.words[:, : won.shape[1]] for each in (mine, baseline))
+    lengths = np.broadcast_arrays(mine.words[:, :, None], baseline.words[:, None, :])
     return length_controlled_win_rate(won, *lengths, bootstrap=bootstrap)
 
 
 def price(start: Start, aligned: Aligned, mine: Answered) -> list[Outcome]:
-    """What the policy moved and may have lost: KL from the start, knowledge, perplexity of unaligned text."""
+    """What the policy moved and may have lost: KL from the start, knowledge, perplexity of unaligned text.
+
+    Alignment is meant to change the style of that text, so its perplexity is a price of capability only in part.
+    """
     found = [Outcome.mean("kl", divergence(start, aligned, mine), good="neither")]
     facts = [mine.instructions[i] for i in _of_kind(mine.instructions, "fact")]
-    found.append(Outcome.mean("knowledge", knowledge(start, aligned, facts), share=True))
+    known, nats = knowledge(start, aligned, facts)
+    found += [Outcome.mean("knowledge", known, share=True), Outcome.mean("fact_loss", nats, good="less")]
     texts = learner.corpus(start.tokenizer, start.world, TEXTS, start.random("texts"))
     nats, tokens = -logps(start, aligned.params, texts)[:, 0], [len(tree.completions[0]) for tree in texts]
     return [*found, Outcome("perplexity", nats.astype(np.float64), np.array(tokens, np.float64), "less", np.exp)]
@@ -165,8 +167,13 @@ def divergence(start: Start, aligned: Aligned, mine: Answered) -> np.ndarray:
     return (logps(start, aligned.params, mine.trees) - logps(start, start.sft, mine.trees)).mean(axis=1)
 
 
-def knowledge(start: Start, aligned: Aligned, facts: Sequence[Instruction]) -> np.ndarray:
-    """Whether the plain right answer is likelier than every wrong one: what the model knows, whatever it says."""
+def knowledge(start: Start, aligned: Aligned, facts: Sequence[Instruction]) -> tuple[np.ndarray, np.ndarray]:
+    """What the model knows, whatever it says, of each fact.
+
+    Returns:
+      whether the plain right answer is likelier than every wrong one, and -log of its share of the probability that
+      all of these have, nats.
+    """
     trees = [
         Tree.of(
             start.prompt(each),
@@ -174,7 +181,8 @@ def knowledge(start: Start, aligned: Aligned, facts: Sequence[Instruction]) -> n
         )
         for each in facts
     ]
-    return np.array([np.argmax(each) == 0 for each in logps(start, aligned.params, trees)], float)
+    found = logps(start, aligned.params, trees).astype(np.float64)
+    return (found.argmax(axis=1) == 0).astype(float), np.logaddexp.reduce(found, axis=1) - found[:, 0]
 
 
 def best_of_n_curve(start: Start) -> Curve:
@@ -235,12 +243,6 @@ def _best_of_each(tree: Tree, scores: np.ndarray, n: int) -> Tree:
 def _of_kind(instructions: Sequence[Instruction], kind: str) -> list[int]:
     """Where the instructions of a kind stand."""
     return [i for i, each in enumerate(instructions) if each.kind == kind]
-
-
-def _refuses(instruction: Instruction, text: str) -> bool:
-    """Whether a text refuses and does not answer."""
-    found = read(instruction, text)
-    return found.refusals > 0 and not found.right + found.wrong
 
 
 def samples(answered: Answered) -> list[dict[str, Any]]:

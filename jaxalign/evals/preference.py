@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
@@ -58,6 +58,10 @@ def length_controlled_win_rate(
         lengths, baseline_lengths: of the answers, in any one unit, in the shape of the wins.
         bootstrap: of the interval.
 
+    Returns:
+        the rate, NaN where the data leave it open: all answers won, or all lost, or a length parts the two. Where more
+        than a tail of the resamples is like that, the interval is NaN.
+
     Raises:
         UserError: if the shapes differ or there is no item.
 
@@ -74,8 +78,31 @@ def length_controlled_win_rate(
     design = np.stack([np.ones(len(column)), column], axis=1)
     items = len(won)
 
+    without: list[bool] = []
+
     def statistic(weight: Floats) -> Floats:
         each = np.repeat(weight, won.size // items, axis=1)
-        return 1 / (1 + np.exp(-logistic(design, won.ravel(), each)[:, 0]))
+        parted = _parted(column, won.ravel(), each)
+        without.extend(parted)
+        rates = 1 / (1 + np.exp(-logistic(design, won.ravel(), each)[:, 0]))
+        return np.where(parted, np.nan, rates)
 
-    return Estimate(*estimate(statistic, np.ones(items), bootstrap, bounds=(0, 1)), items)
+    value, ci = estimate(statistic, np.ones(items), bootstrap, bounds=(0, 1))
+    if np.mean(without) > (1 - bootstrap.confidence) / 2:
+        ci = (np.nan, np.nan)
+    return Estimate(value, ci, items)
+
+
+def _parted(column: Floats, won: Floats, weight: Floats) -> NDArray[np.bool_]:
+    """For each row of weights, whether a threshold of the column parts all that won from all that lost.
+
+    Then the likelihood has no largest value (Albert and Anderson 1984, https://doi.org/10.1093/biomet/71.1.1), unless
+    both meet at 0 only, where the rate is asked for.
+    """
+    some = weight > 0
+    (won_low, won_high), (lost_low, lost_high) = (
+        (np.where(of, column, np.inf).min(axis=1), np.where(of, column, -np.inf).max(axis=1))
+        for of in (some & (won > 0), some & (won < 1))
+    )
+    meet = ((won_low == 0) & (lost_high == 0)) | ((lost_low == 0) & (won_high == 0))
+    return ((won_low >= lost_high) | (lost_low >= won_high)) & ~meet

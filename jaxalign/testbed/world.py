@@ -72,7 +72,7 @@ class Answer(NamedTuple):
 
 
 class World(NamedTuple):
-    """All instructions, split so that no object of a held-out fact's question is unknown."""
+    """All instructions, split at random."""
 
     train: tuple[Instruction, ...]
     held_out: tuple[Instruction, ...]

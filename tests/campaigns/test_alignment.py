@@ -10,9 +10,17 @@ from tests.campaigns.alignment import BASE, claims, over_seeds, runs, studies, t
 
 
 def line(seed, study, method, gold=0.0, **figures):
-    found = {"gold": gold, "proxy": 0.0, "kl": 0.0, "words": 10.0, "perplexity": 1.5} | figures
+    found = {
+        "gold": gold,
+        "proxy": 0.0,
+        "kl": 0.0,
+        "words": 10.0,
+        "perplexity": 1.5,
+        "fact_loss": 0.5,
+        "knowledge": 0.8,
+    } | figures
     curve = {"kl": [0.0] * 7, "proxy": [0.0] * 7, "gold": [0, 0, 0, 0.5, 0.4, 0.3, 0.2]}
-    shown = {name: {"value": each, "ci": [each, each]} for name, each in found.items()}
+    shown = {name: {"value": each, "ci": [each, each], "items": 36} for name, each in found.items()}
     costs = {"tokens": 1, "seconds": 1.0, "models": 1, "peak_bytes": 2**20}
     return {"seed": seed, "study": study, "method": method, "figures": shown, "curve": curve, **costs}
 
@@ -41,15 +49,15 @@ def test_statements_are_differences_within_a_seed(lines):
     assert found["gain lost to noise: dpo - ppo"].mean == pytest.approx(0.2)
     assert found["gold: ppo - strong ppo"].mean == pytest.approx(0.3)
     assert found["gold: best of 8 - best of 64"].mean == pytest.approx(0.3)
-    assert found["KL: dpo at β 0.1 - at β 0.3"].mean == pytest.approx(10 - 1 / 0.3)
+    assert found["KL, nats an answer: dpo at β 0.1 - at β 0.3"].mean == pytest.approx(10 - 1 / 0.3)
     assert found["gold: ppo - strong ppo"].verdict == "above 0"
     assert over_seeds([1.0, -1.0, 0.5]).verdict == "not told apart from 0"
 
 
 def test_tables_and_figures_are_written(lines, tmp_path):
-    shown = ("win_rate", "win_rate_lc", "knowledge", "over_refusal", "compliance")
+    shown = ("win_rate", "win_rate_lc", "over_refusal", "compliance")
     for each in lines:
-        each["figures"] |= {name: {"value": 0.5, "ci": [0.4, 0.6]} for name in shown}
+        each["figures"] |= {name: {"value": 0.5, "ci": [0.4, 0.6], "items": 36} for name in shown}
     tell(lines, range(3), tmp_path)
     assert (
         "| gain lost to noise: dpo | +0.30 [+0.30, +0.30], 3 of 3 above 0 | above 0 |"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.cli import main
+from jaxalign.cli.compare import across
 from jaxalign.compare import arms, labels, measure
 from jaxalign.compare.start import Setting, begin
 from jaxalign.errors import UserError
@@ -98,9 +99,10 @@ def test_best_of_n_is_the_best_by_the_proxy(start):
 
 
 def test_knowledge_is_of_the_plain_right_answer(start):
-    facts = [each for each in start.world.held_out if each.kind == "fact"][:1]
-    known = measure.knowledge(start, arms.sft_arm(start), facts)
-    for each, is_known in zip(facts, known, strict=True):
+    facts = [each for each in start.world.held_out if each.kind == "fact"]
+    known, nats = measure.knowledge(start, arms.sft_arm(start), facts)
+    assert 0 < known.sum() < len(facts)
+    for each, is_known, loss in zip(facts[:4], known, nats, strict=False):
         logps = []
         for text in (each.right, *each.wrong):
             ids = [*start.prompt(each), *learner.encode_answer(start.tokenizer, text)]
@@ -108,6 +110,7 @@ def test_knowledge_is_of_the_plain_right_answer(start):
             at = np.asarray(jax.nn.log_softmax(logits))
             logps.append(sum(at[i - 1, ids[i]] for i in range(len(start.prompt(each)), len(ids))))
         assert (np.argmax(logps) == 0) == bool(is_known)
+        assert loss == pytest.approx(-np.log(np.exp(logps[0]) / np.sum(np.exp(logps))), abs=1e-4)
 
 
 def command(output, *more):
@@ -123,7 +126,8 @@ def test_compare_writes_a_table_and_figures_and_goes_on(tmp_path, capsys):
     assert command(tmp_path, "--methods", "[dpo, best_of_n, ppo]") == 0
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert [line["method"] for line in lines] == ["sft", "dpo", "best_of_n", "ppo"]
-    assert len(lines[3]["curve"]["kl"]) == 2
+    assert len(lines[3]["curve"]["kl"]) == 3
+    assert lines[3]["curve"]["kl"][0] == 0
     said = capsys.readouterr().out
     assert "on held-out instructions" in said
     assert command(tmp_path, "--methods", "[magic]") == 2
@@ -132,3 +136,18 @@ def test_compare_writes_a_table_and_figures_and_goes_on(tmp_path, capsys):
     assert "holds results of another setting" in capsys.readouterr().err
     assert main(["compare", "--output", str(tmp_path / "new"), "--setting.n", "65"]) == 2
     assert "setting.n is 65; give a number from 2 to 64" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("text", ['{"seed": 0', '{"seed": 0}\n', "[]\n", '{"seed": 0, "setting": {}}\n'])
+def test_results_that_are_not_of_this_comparison_are_refused(tmp_path, capsys, text):
+    (tmp_path / "results.jsonl").write_text(text)
+    assert command(tmp_path, "--methods", "[dpo]") == 2
+    assert "results.jsonl" in capsys.readouterr().err
+    assert (tmp_path / "results.jsonl").read_text() == text
+
+
+def test_few_items_have_no_interval():
+    line = {"method": "dpo", "figures": {"gold": {"value": 0.5, "ci": [0.4, 0.6], "items": 36}}}
+    assert across([line], "dpo", "gold") == (0.5, 0.4, 0.6)
+    line["figures"]["gold"]["items"] = 4
+    assert np.isnan(across([line], "dpo", "gold")[1:]).all()

@@ -95,6 +95,28 @@ def test_a_win_rate_that_length_explains_is_even_at_equal_length():
         assert found.ci[0] < 1 / (1 + math.exp(-taste)) < found.ci[1]
 
 
+@pytest.mark.parametrize(
+    ("wins", "lengths"),
+    [
+        ([1.0] * 20, [5] * 20),
+        ([1.0] * 5, [1, 2, 3, 4, 5]),
+        ([0.0] * 5, [1, 2, 3, 4, 5]),
+        ([1.0] * 4 + [0.0], [9, 8, 7, 6, 1]),
+        ([0.0] + [1.0] * 4, [6, 6, 7, 8, 9]),
+    ],
+)
+def test_a_win_rate_that_the_data_leave_open_is_not_told(wins, lengths):
+    found = length_controlled_win_rate(np.array(wins), lengths, [5] * len(wins), bootstrap=QUICK)
+    assert np.isnan([found.value, *found.ci]).all()
+
+
+def test_a_win_rate_has_no_interval_where_resamples_leave_it_open():
+    wins = np.array([1.0] * 9 + [0.0])
+    found = length_controlled_win_rate(wins, [5] * 10, [5] * 10, bootstrap=QUICK)
+    assert found.value == pytest.approx(0.9, abs=1e-3)
+    assert np.isnan(found.ci).all()
+
+
 def test_answers_to_one_item_are_resampled_together():
     """Eight answers that win or lose together say no more than one: the interval is as wide as of one."""
     random = np.random.default_rng(5)
