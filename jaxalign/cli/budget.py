@@ -40,6 +40,8 @@ class BudgetSection:
 def check(section: BudgetSection) -> None:
     """Raise for a budget that cannot be kept, before anything is read."""
     if not section.max_tax:
+        if section.suite != tasks.SuiteSection():
+            raise UserError("budget.suite measures what nothing limits; give budget.max_tax too, or leave it away.")
         return
     for name, allowed in section.max_tax.items():
         if not 0 <= allowed < math.inf:
@@ -47,12 +49,10 @@ def check(section: BudgetSection) -> None:
     if section.every < 1:
         raise UserError(f"budget.every is {section.every}; give a number of steps, 1 or more.")
     tasks.check(section.suite)
-    named = [*section.suite.perplexity, *section.suite.choices, *section.suite.answers]
+    known = tasks.figures_of(section.suite)
     for name in section.max_tax:
-        if name.split("/")[0] not in named:
-            raise UserError(
-                f"budget.max_tax: {name} is of no task; figures are named task/figure, tasks are {', '.join(named)}."
-            )
+        if name not in known:
+            raise UserError(f"budget.max_tax: {name} is no figure of budget.suite; those are {', '.join(known)}.")
 
 
 class Budget:

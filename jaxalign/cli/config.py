@@ -183,12 +183,13 @@ class SamplesSection:
     temperature: float = 0.0
 
 
-def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None:
+def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix: str = "") -> None:
     """Raise for the first number that is not finite or outside its range; null is in every range, [] in none.
 
     Args:
-        config: a command's configuration.
+        config: a command's configuration, or a part of it.
         ranges: "section.key" → least and largest value.
+        prefix: where the part is, for the sentence.
 
     Raises:
         UserError: naming the key, its value and the range.
@@ -200,7 +201,7 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]]) -> None
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
             limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
-            raise UserError(f"{key} is {list(value) if isinstance(value, tuple) else value}; give {limits}.")
+            raise UserError(f"{prefix}{key} is {list(value) if isinstance(value, tuple) else value}; give {limits}.")
 
 
 def check_best(best: str, measured: Iterable[str]) -> None:

@@ -22,13 +22,13 @@ from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import write_whole
 
-TASKS = {"tax": "jaxalign.cli.eval_tax"}
+TASKS = {"tax": "jaxalign.cli.eval_tax", "wins": "jaxalign.cli.eval_wins"}
 RANGES = {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure a model on a suite of tasks. (jaxalign eval tax measures two, and what changed.)
+    """Measure a model on a suite of tasks. (eval tax measures two, and what changed; eval wins counts verdicts.)
 
     Args:
         model: which model
@@ -65,8 +65,8 @@ def run(config: Config) -> None:
     figures = {each.name: evals.figure(each, bootstrap=bootstrap) for each in outcomes}
     tell(outcomes, figures, config.confidence, console)
     if output is not None:
-        plain = {name: each._asdict() for name, each in figures.items()}
-        write_whole(output / "eval.json", json.dumps(plain, indent=2) + "\n")
+        plain = {name: each.plain() for name, each in figures.items()}
+        write_whole(output / "eval.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
         write_answers(output / "answers.jsonl", {"answer": answered}, subject)
         console.print(f"The figures are in {output / 'eval.json'}.")
 

@@ -75,7 +75,7 @@ def run(config: Config) -> None:
     old, old_answers = tasks.measure(config.suite, before, **options)
     console.print("after:", style="bold")
     new, new_answers = tasks.measure(config.suite, after, **options)
-    ours, theirs = tasks.compare_answers(config.suite, before, after, old_answers, new_answers)
+    ours, theirs = tasks.compare_answers(config.suite, before, old_answers, new_answers)
     bootstrap = Bootstrap(config.confidence, config.resamples, config.seed)
     controlled = tasks.equal_length(old_answers, new_answers, bootstrap)
     report = evals.tax(
@@ -89,7 +89,7 @@ def run(config: Config) -> None:
     for name, found in controlled.items():
         shown = f"{single.number(found.value)} {single.interval(found.ci)}"
         console.print(f"{name}/win_rate if both answered at the same length: {shown}", markup=False)
-    plain = report.plain() | {"length_controlled_win_rate": {name: each._asdict() for name, each in controlled.items()}}
+    plain = report.plain() | {"length_controlled_win_rate": {name: each.plain() for name, each in controlled.items()}}
     write_whole(output / REPORT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
     single.write_answers(output / ANSWERS, {"before": old_answers, "after": new_answers}, before)
     console.print(f"The report is in {output / REPORT}", end="" if config.picture else ".\n")

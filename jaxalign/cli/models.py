@@ -64,7 +64,7 @@ def check_tokens(model: Model, texts: Iterable[Sequence[int] | np.ndarray]) -> N
         )
 
 
-def check_trees(model: Model, trees: Sequence[Tree], max_length: int) -> None:
+def check_trees(model: Model, trees: Sequence[Tree], max_length: int, setting: str = "data.max_length") -> None:
     """Raise if examples may be longer than the model has positions for, or have tokens that it does not know.
 
     Raises:
@@ -73,6 +73,6 @@ def check_trees(model: Model, trees: Sequence[Tree], max_length: int) -> None:
     check_tokens(model, (text for tree in trees for text in (tree.prompt, *tree.completions)))
     if max_length > model.config.max_position_embeddings:
         raise UserError(
-            f"data.max_length is {max_length}, and the model was made for {model.config.max_position_embeddings} "
-            "positions (max_position_embeddings); lower data.max_length to that."
+            f"{setting} is {max_length}, and the model was made for {model.config.max_position_embeddings} "
+            "positions (max_position_embeddings); lower it to that."
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign import evals
-from jaxalign.cli.config import ModelSection
+from jaxalign.cli.config import ModelSection, check_ranges
 from jaxalign.cli.generate import encode
 from jaxalign.cli.models import check_tokens, check_trees, open_model
 from jaxalign.cli.sampling import WIDTH, end_ids
@@ -23,18 +24,24 @@ from jaxalign.data.records import Demonstration, read_records
 from jaxalign.data.tokenize import tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.evals.choices import TEMPLATE
+from jaxalign.evals.choices import TEMPLATE, check_template
 from jaxalign.evals.likelihood import tree_scores
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_scores
 from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.methods.collect import Sampler
 from jaxalign.models.model import Model
+from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.rewards import compute_rewards
 from jaxalign.rollout import Sampling
 
 BATCH = 8
 """Prompts answered at a time."""
+RANGES: dict[str, dict[str, tuple[float, float]]] = {
+    "perplexity": {"limit": (1, math.inf), "max_length": (2, math.inf)},
+    "choices": {"limit": (1, math.inf)},
+    "answers": {"limit": (1, math.inf), "max_new_tokens": (1, math.inf), "temperature": (0, math.inf)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +129,15 @@ class Subject(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """What a model answered to a task's prompts, and what a reward model thinks of it (None without one)."""
+    """What a model answered to a task's prompts, and what a reward model thinks of it (None without one).
+
+    ``logps`` are its own log-probs of its answers, where they are samples of the policy (temperature 1).
+    """
 
     trees: list[Tree]
     texts: list[str]
     rewards: np.ndarray | None = None
+    logps: np.ndarray | None = None
 
 
 def check(suite: SuiteSection) -> None:
@@ -136,13 +147,16 @@ def check(suite: SuiteSection) -> None:
         raise UserError("suite: there is no task; give suite.perplexity, suite.choices or suite.answers.")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"suite: {', '.join(sorted(twice))} names two tasks; give each a name of its own.")
-    for name in (*suite.capabilities, *suite.gains):
-        if name.split("/")[0] not in names:
-            raise UserError(f"suite: {name} is of no task; figures are named task/figure, and tasks are {names}.")
+    if unknown := [name for name in (*suite.capabilities, *suite.gains) if name not in figures_of(suite)]:
+        raise UserError(f"suite: {unknown[0]} is no figure of it; those are {', '.join(figures_of(suite))}.")
+    for kind, tasks in (("perplexity", suite.perplexity), ("choices", suite.choices), ("answers", suite.answers)):
+        for name, each in tasks.items():
+            check_ranges(each, RANGES[kind], f"suite.{kind}.{name}.")
     for texts in suite.perplexity.values():
         read_records(Demonstration, texts.path)
     for choices in suite.choices.values():
         read_choices(choices)
+        check_template(choices.template)
     for task in suite.answers.values():
         for row in read_items(task.path, task.limit):
             prompt_of(row)
@@ -150,6 +164,21 @@ def check(suite: SuiteSection) -> None:
                 is_safe(row, task.safe)
         if task.score is not None:
             load_function(task.score)
+
+
+def figures_of(suite: SuiteSection) -> list[str]:
+    """The names of a suite's figures; those of two models only are the last of each task."""
+    found = [f"{name}/perplexity" for name in suite.perplexity]
+    for name in suite.choices:
+        found += [f"{name}/{what}" for what in ("accuracy", "accuracy_per_byte", "brier")]
+    for name, task in suite.answers.items():
+        sampled, scored = task.temperature == 1, task.reward is not None
+        found += [f"{name}/words", f"{name}/distinct_2"]
+        found += [f"{name}/entropy_per_token"] * sampled
+        found += [f"{name}/over_refusal", f"{name}/unsafe_answered"] * (task.safe is not None)
+        found += [f"{name}/score"] * (task.score is not None) + [f"{name}/reward"] * scored
+        found += [f"{name}/kl", f"{name}/kl_per_token"] * sampled + [f"{name}/win_rate"] * scored
+    return found
 
 
 def measure(
@@ -198,13 +227,22 @@ def measure_answers(
         outcomes += evals.refusals(name, [is_safe(row, task.safe) for row in rows], said)
     if task.score is not None:
         scores = compute_rewards(load_function(task.score), texts, said, values, name=name)
-        outcomes.append(Outcome.mean(f"{name}/score", scores))
+        outcomes.append(Outcome.mean(f"{name}/score", scores, share=bool(np.all((scores >= 0) & (scores <= 1)))))
+    logps = None
+    if task.temperature == 1:
+        logps = np.concatenate(evals.tree_logps(subject.model, subject.params, trees)).astype(np.float64)
+        outcomes.append(Outcome(f"{name}/entropy_per_token", -logps, lengths(trees), "neither"))
     rewards = None
     if task.reward is not None:
         judge = scorers[task.reward]
         rewards = np.concatenate(tree_scores(judge.model, judge.params, trees))
         outcomes.append(Outcome.mean(f"{name}/reward", rewards))
-    return outcomes, Answered(trees, said, rewards)
+    return outcomes, Answered(trees, said, rewards, logps)
+
+
+def lengths(trees: Sequence[Tree]) -> np.ndarray:
+    """Tokens of the answers."""
+    return np.array([len(tree.completions[0]) for tree in trees], np.float64)
 
 
 def sample(subject: Subject, prompts: Sequence[Sequence[int]], task: AnswerTask, seed: int) -> list[Tree]:
@@ -234,13 +272,13 @@ def equal_length(old: Mapping[str, Answered], new: Mapping[str, Answered], boots
         theirs = old[name]
         if mine.rewards is not None and theirs.rewards is not None:
             wins = wins_of_scores(mine.rewards, theirs.rewards)
-            lengths = ([*map(len, each.texts)] for each in (mine, theirs))
-            found[name] = length_controlled_win_rate(wins, *lengths, bootstrap=bootstrap)
+            letters = ([*map(len, each.texts)] for each in (mine, theirs))
+            found[name] = length_controlled_win_rate(wins, *letters, bootstrap=bootstrap)
     return found
 
 
 def compare_answers(
-    suite: SuiteSection, before: Subject, after: Subject, old: Mapping[str, Answered], new: Mapping[str, Answered]
+    suite: SuiteSection, before: Subject, old: Mapping[str, Answered], new: Mapping[str, Answered]
 ) -> tuple[list[Outcome], list[Outcome]]:
     """What only two models together have: KL(after ‖ before), and the win rate of the second.
 
@@ -250,14 +288,11 @@ def compare_answers(
     """
     ours: list[Outcome] = []
     theirs: list[Outcome] = []
-    for name, task in suite.answers.items():
-        trees = new[name].trees
-        if task.temperature == 1:
-            policy, reference = (
-                np.concatenate(evals.tree_logps(each.model, each.params, trees)) for each in (after, before)
-            )
-            kl, none = (policy - reference).astype(np.float64), np.zeros(len(trees))
-            tokens = np.array([len(tree.completions[0]) for tree in trees], np.float64)
+    for name in suite.answers:
+        trees, policy = new[name].trees, new[name].logps
+        if policy is not None:
+            kl = policy - np.concatenate(evals.tree_logps(before.model, before.params, trees))
+            none, tokens = np.zeros(len(trees)), lengths(trees)
             ours += [
                 Outcome.mean(f"{name}/kl", none, good="neither"),
                 Outcome(f"{name}/kl_per_token", none, tokens, "neither"),
@@ -280,6 +315,8 @@ def open_scorers(suite: SuiteSection, subject: Subject, mesh: Any, console: Cons
         model, params = open_model(ModelSection(path=path), mesh, console)
         if not model.config.num_scores:
             raise UserError(f"{path} is no reward model; train one with jaxalign reward.")
+        if load_tokenizer(path).get_vocab() != subject.tokenizer.get_vocab():
+            raise UserError(f"{path} has another tokenizer than the model it is to score; give one that shares it.")
         found[path] = Subject(model, params, subject.tokenizer)
     return found
 
@@ -290,7 +327,7 @@ def text_trees(name: str, task: TextTask, subject: Subject) -> list[Tree]:
     if not records[: task.limit]:
         raise UserError(f"{name}: {task.path} has no texts; give a file with at least one.")
     trees, _ = tokenize_sft(records[: task.limit], subject.tokenizer, max_length=task.max_length)
-    check_trees(subject.model, trees, task.max_length)
+    check_trees(subject.model, trees, task.max_length, f"suite.perplexity.{name}.max_length")
     return trees
 
 

@@ -10,7 +10,7 @@ from jaxalign.evals.outcome import Difference, Estimate, Outcome, difference, fi
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate
 from jaxalign.evals.refusal import is_refusal, refusals
 from jaxalign.evals.tax import Exchange, Tax, tax
-from jaxalign.evals.text import diversity, verbosity
+from jaxalign.evals.text import distinct_n, diversity, ngram_entropy, verbosity
 
 __all__ = [
     "Choice",
@@ -20,11 +20,13 @@ __all__ = [
     "Outcome",
     "Tax",
     "difference",
+    "distinct_n",
     "diversity",
     "figure",
     "is_refusal",
     "length_controlled_win_rate",
     "multiple_choice",
+    "ngram_entropy",
     "parse_choice",
     "perplexity",
     "refusals",

@@ -35,6 +35,7 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
     goal, sol1, sol2, label (or a file of labels)           PIQA
     sentence_good, sentence_bad                             BLiMP
     question, mc1_targets: {choices, labels} or {text: 0}   TruthfulQA
+    question, choices: {text, label}, answerKey             ARC
     prompt or question, choices, label or answer            anything else
     ======================================================  ====================
 
@@ -62,7 +63,11 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
         prompt, right = row.get("question", ""), marks.index(1)
     elif "choices" in row:
         prompt, choices = row.get("prompt", row.get("question", "")), row["choices"]
-        choices = choices.get("text", []) if isinstance(choices, Mapping) else choices  # ARC's {text, label}
+        if isinstance(choices, Mapping):
+            letters, choices = choices.get("label"), choices.get("text", [])
+            if not isinstance(letters, list) or row.get("answerKey") not in letters:
+                return Problem("label", "answerKey must be one of the choices' labels")
+            right = letters.index(row["answerKey"])
     else:
         return Problem("fields", "it has no choices: expected goal, sol1 and sol2, or sentence_good, or choices")
     if right is None:
@@ -94,7 +99,9 @@ def multiple_choice(
         template: around the prompt.
 
     Returns:
-        ``name/accuracy`` and ``name/accuracy_per_byte``.
+        ``name/accuracy`` and ``name/accuracy_per_byte``; ``name/brier``, how well the choices' shares of their
+        probability are calibrated and how sharp: Σ_k (p_k - y_k)², 0 at best (Brier 1950,
+        https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2).
 
     Raises:
         UserError: for a template without ``{prompt}``, or an item that is too long.
@@ -104,16 +111,28 @@ def multiple_choice(
     right = [int(np.argmax(each)) == item.label for each, item in zip(logps, items, strict=True)]
     sizes = [np.array([len(text.encode()) for text in item.choices]) for item in items]
     per_byte = [int(np.argmax(each / size)) == item.label for each, size, item in zip(logps, sizes, items, strict=True)]
+    brier = [_brier(each, item.label) for each, item in zip(logps, items, strict=True)]
     return [
         Outcome.mean(f"{name}/accuracy", right, share=True),
         Outcome.mean(f"{name}/accuracy_per_byte", per_byte, share=True),
+        Outcome.mean(f"{name}/brier", brier, good="less"),
     ]
+
+
+def _brier(logps: np.ndarray, label: int) -> float:
+    shares = np.exp(logps - np.logaddexp.reduce(logps))
+    return float(np.sum((shares - np.eye(len(shares))[label]) ** 2))
+
+
+def check_template(template: str) -> None:
+    """Raise for one without ``{prompt}``."""
+    if "{prompt}" not in template:
+        raise UserError(f"template {template!r} does not hold {{prompt}}: say where the prompt goes")
 
 
 def choice_trees(tokenizer: Any, items: Sequence[Choice], template: str = TEMPLATE) -> list[Tree]:
     """The items as prompt trees: what is scored."""
-    if "{prompt}" not in template:
-        raise UserError(f"template {template!r} does not hold {{prompt}}: say where the prompt goes")
+    check_template(template)
     encoder = Encoder(tokenizer)
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     trees = []

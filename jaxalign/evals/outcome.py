@@ -67,6 +67,14 @@ class Estimate(NamedTuple):
     ci: Interval
     items: int
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON can hold it: what the data leave open is null."""
+        return {
+            "value": self.value if math.isfinite(self.value) else None,
+            "ci": self.ci if all(map(math.isfinite, self.ci)) else None,
+            "items": self.items,
+        }
+
 
 class Difference(NamedTuple):
     """After minus before on the same items; ``significant``: its interval excludes 0."""

@@ -10,7 +10,7 @@ from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.judges.bias import logistic
 from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Floats, estimate
-from jaxalign.judges.pairwise import FIRST, TIE, Verdicts, combine_orders, parse_labels
+from jaxalign.judges.pairwise import FIRST, TIE, Verdicts, parse_labels
 
 
 def wins_of_scores(scores: Float[np.ndarray, " N"], baseline: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
@@ -22,15 +22,15 @@ def wins_of_scores(scores: Float[np.ndarray, " N"], baseline: Float[np.ndarray, 
     return (np.sign(np.asarray(scores) - np.asarray(baseline)) + 1) / 2
 
 
-def wins_of_verdicts(first_order: Verdicts, second_order: Verdicts) -> Float[np.ndarray, " N"]:
-    """The same of a judge asked in both orders, the first of which showed the model's answer first.
+def wins_of_verdicts(winners: Verdicts) -> Float[np.ndarray, " N"]:
+    """The same of a judge's verdicts on both orders (``judges.combine_orders``), where the model's answer is the first.
 
     A verdict that changes with the order is a tie; a failure is one too: it favours nobody.
 
-    >>> wins_of_verdicts(["first", "first", "tie"], ["second", "first", None])
-    array([1. , 0.5, 0.5])
+    >>> wins_of_verdicts(["first", "second", "tie", None])
+    array([1. , 0. , 0.5, 0.5])
     """
-    codes = parse_labels("verdicts", combine_orders(first_order, second_order))
+    codes = parse_labels("verdicts", winners)
     return np.where(codes == FIRST, 1.0, np.where((codes == TIE) | (codes < 0), 0.5, 0.0))
 
 

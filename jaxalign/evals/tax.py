@@ -19,7 +19,7 @@ from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Interval
 
 
 class Exchange(NamedTuple):
-    """What a unit of a gain cost of a capability; the interval is by resampling both, apart from each other."""
+    """What a unit of a gain cost of a capability; the interval is by resampling both."""
 
     paid: str
     gained: str
@@ -90,11 +90,10 @@ def tax(
 def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, confidence: float) -> Exchange:
     """The ratio of two changes from their resampled values, of which the first of each is the measured one.
 
-    Where the gain may be zero or of either sign (its interval holds 0), a rate means nothing and is NaN.
+    Where nothing was gained, or it may be so (the interval is not above 0), a rate means nothing and is NaN.
     """
     tail = (1 - confidence) / 2
-    low, high = np.quantile(gained[1:], [tail, 1 - tail])
-    if low <= 0 <= high:
+    if not np.quantile(gained[1:], tail) > 0 or not np.isfinite(lost).all():
         return Exchange(paid, bought, math.nan, (math.nan, math.nan))
     rates = lost[1:] / gained[1:]
     interval = np.quantile(rates, [tail, 1 - tail])
@@ -104,17 +103,21 @@ def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, 
 def _rate(
     old: Mapping[str, Outcome], new: Mapping[str, Outcome], paid: str, gained: str, bootstrap: Bootstrap
 ) -> Exchange:
-    change: Callable[[str, int], np.ndarray] = lambda name, seed: _changes(old[name], new[name], bootstrap, seed)  # noqa: E731
+    change: Callable[[str], np.ndarray] = lambda name: _changes(old[name], new[name], bootstrap)  # noqa: E731
     sign = {"more": 1.0, "less": -1.0, "neither": 1.0}
-    lost = -sign[old[paid].good] * change(paid, 1)
-    return exchange_rate(lost, sign[old[gained].good] * change(gained, 2), paid, gained, bootstrap.confidence)
+    lost = -sign[old[paid].good] * change(paid)
+    return exchange_rate(lost, sign[old[gained].good] * change(gained), paid, gained, bootstrap.confidence)
 
 
-def _changes(old: Outcome, new: Outcome, bootstrap: Bootstrap, seed: int) -> np.ndarray:
-    """The change of a figure, measured and then resampled; of a figure that is an exponential, of its logarithm."""
+def _changes(old: Outcome, new: Outcome, bootstrap: Bootstrap) -> np.ndarray:
+    """The change of a figure, measured and then resampled; of a figure that is an exponential, of its logarithm.
+
+    Figures of as many items are resampled alike: those of one task have the same items; others are none the worse.
+    """
     count = len(old.totals)
-    drawn = np.random.default_rng((bootstrap.seed, seed)).multinomial(
+    drawn = np.random.default_rng((bootstrap.seed, count)).multinomial(
         count, np.full(count, 1 / count), size=bootstrap.resamples
     )
     weight = np.concatenate([np.ones((1, count)), drawn])
-    return weight @ new.totals / (weight @ new.counts) - weight @ old.totals / (weight @ old.counts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return weight @ new.totals / (weight @ new.counts) - weight @ old.totals / (weight @ old.counts)

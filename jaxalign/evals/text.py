@@ -30,7 +30,7 @@ def diversity(name: str, answers: Sequence[str], n: int = 2) -> list[Outcome]:
     distinct, total = (np.array([f(each) for each in grams], np.float64) for f in (_distinct, len))
     if not total.any():  # no answer has n words: nothing repeats
         distinct = total = np.ones(len(grams))
-    return [Outcome(f"{name}/distinct_{n}", distinct, total, "more")]
+    return [Outcome(f"{name}/distinct_{n}", distinct, total, "more", share=True)]
 
 
 def distinct_n(answers: Sequence[str], n: int) -> float:

@@ -84,11 +84,13 @@ def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected)
 
 
 def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
-    assert "texts/magic is no figure that can get worse; those are texts/perplexity" in told(
+    assert "texts/magic is no figure of budget.suite; those are texts/perplexity" in told(
         flags(tmp_path / "a", **{**budget(rejected, 1.0), "budget.max_tax": '{"texts/magic": 1.0}'})
     )
-    assert "other/accuracy is of no task" in told(
+    assert "other/accuracy is no figure of budget.suite" in told(
         flags(tmp_path / "b", **{**budget(rejected, 1.0), "budget.max_tax": '{"other/accuracy": 1.0}'})
     )
     assert "give a finite number, 0 or more" in told(flags(tmp_path / "c", **budget(rejected, -1.0)))
     assert "budget.every is 0" in told(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
+    unlimited = budget(rejected, 1.0) | {"budget.max_tax": "{}"}
+    assert "budget.suite measures what nothing limits" in told(flags(tmp_path / "e", **unlimited))

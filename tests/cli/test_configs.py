@@ -15,7 +15,9 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 def command_of(config: Path) -> str:
     """The command that the file's heading gives."""
-    (line, *_) = [line for line in config.read_text().splitlines() if f"--config configs/{config.name}" in line]
+    heading = config.read_text().replace("\\\n#", " ")
+    given = f"--{'suite' if config.stem.startswith('suite') else 'config'} configs/{config.name}"
+    (line, *_) = [line for line in heading.splitlines() if given in line]
     words = line.removeprefix("#").split()
     return words[words.index("jaxalign") + 1]
 
@@ -47,28 +49,27 @@ def scorer(flags, tmp_path_factory) -> Path:
     return run / "model"
 
 
-def shrunk_tax(config: Path, tiny_model, data_for, scorer, output) -> list[str]:
+def shrunk_suite(config: Path, tiny_model, data_for, scorer, output) -> list[str]:
     """The suite on files of its own, of a model against itself."""
-    settings = yaml.safe_load(config.read_text())
+    suite = yaml.safe_load(config.read_text())
     folder = output.parent
     (folder / "labels.lst").write_text("0\n" * 12)
     (folder / "xstest.csv").write_text("prompt,label\n" + "why?,safe\nhow?,unsafe\n" * 2)
     rows = "".join(json.dumps({"goal": "go", "sol1": "left", "sol2": "right"}) + "\n" for _ in range(12))
     (folder / "piqa.jsonl").write_text(rows)
-    suite = settings["suite"]
     suite["perplexity"]["instructions"]["path"] = str(data_for("sft"))
     suite["choices"]["piqa"] |= {"path": str(folder / "piqa.jsonl"), "labels": str(folder / "labels.lst")}
     suite["answers"]["xstest"] |= {"path": str(folder / "xstest.csv"), "max_new_tokens": 4}
     suite["answers"]["hh"] |= {"path": str(data_for("dpo")), "max_new_tokens": 4, "reward": str(scorer)}
-    settings |= {"before": str(tiny_model), "after": str(tiny_model), "output": str(output)}
-    (folder / config.name).write_text(yaml.safe_dump(settings))
-    return ["eval", "tax", "--config", str(folder / config.name)]
+    (folder / config.name).write_text(yaml.safe_dump(suite))
+    model, file = str(tiny_model), str(folder / config.name)
+    return ["eval", "tax", "--before", model, "--after", model, "--suite", file, "--output", str(output)]
 
 
 def shrunk(config: Path, command: str, tiny_model, data_for, scorer, output) -> list[str]:
     settings = yaml.safe_load(config.read_text())
     if command == "eval":
-        return shrunk_tax(config, tiny_model, data_for, scorer, output)
+        return shrunk_suite(config, tiny_model, data_for, scorer, output)
     changes = {"judge.model" if command == "judge" else "model.path": tiny_model, "output": output}
     if "data" in settings:
         changes |= {"data.path": data_for(command), "data.data_dir": "null", "data.limit": "null"}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -88,6 +89,7 @@ def suite(tmp_path_factory, reward_model):
 
 FIGURES = {
     *("text/perplexity", "piqa/accuracy", "piqa/accuracy_per_byte", "blimp/accuracy", "blimp/accuracy_per_byte"),
+    *("piqa/brier", "blimp/brier", "xstest/entropy_per_token", "pairs/entropy_per_token"),
     *("xstest/words", "xstest/distinct_2", "xstest/over_refusal", "xstest/unsafe_answered"),
     *("sums/words", "sums/distinct_2", "sums/score", "pairs/words", "pairs/distinct_2", "pairs/reward"),
 }
@@ -148,9 +150,10 @@ def test_kl_is_that_of_the_tokens_sampled(tiny_model, other_model):
     task = tasks.AnswerTask("-", max_new_tokens=1)
     prompts = [[5, 9, 7]] * 400
     trees = tasks.sample(after, prompts, task, seed=0)
-    answered = {"x": tasks.Answered(trees, [""] * 400)}
+    logps = np.concatenate(evals.tree_logps(after.model, after.params, trees))
+    answered = {"x": tasks.Answered(trees, [""] * 400, logps=logps)}
     suite = tasks.SuiteSection(answers={"x": task})
-    _, outcomes = tasks.compare_answers(suite, before, after, answered, answered)
+    _, outcomes = tasks.compare_answers(suite, before, answered, answered)
     logits = [np.asarray(s.model.logits(s.params, np.array([[5, 9, 7]])))[0, -1] for s in (after, before)]
     p, q = (x - np.logaddexp.reduce(x) for x in logits)
     found = evals.figure(outcomes[0])
@@ -184,7 +187,19 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
     ("change", "words"),
     [
         ({"choices": {}, "perplexity": {}, "answers": {}, "capabilities": [], "gains": []}, "there is no task"),
-        ({"gains": ["joy/reward"]}, "joy/reward is of no task"),
+        ({"gains": ["joy/reward"]}, "joy/reward is no figure of it; those are text/perplexity, blimp/accuracy"),
+        ({"gains": ["sums/kl"]}, "sums/kl is no figure of it"),  # not sampled at temperature 1
+        ({"choices": {"piqa": {"path": "PAIRS", "limit": 0}}}, "suite.choices.piqa.limit is 0; give"),
+        ({"answers": {"x": {"path": "PAIRS", "temperature": -1}}, "gains": []}, "suite.answers.x.temperature is -1"),
+        (
+            {"choices": {"piqa": {"path": "BLIMP", "template": "Q:"}}, "answers": {}, "gains": []},
+            "template 'Q:' does not hold {prompt}",
+        ),
+        (
+            {"perplexity": {"text": {"path": "PAIRS", "max_length": 4096}}, "answers": {}, "gains": [], "choices": {}}
+            | {"capabilities": []},
+            "suite.perplexity.text.max_length is 4096, and the model was made for",
+        ),
         ({"choices": {"text": {"path": "x"}}}, "text names two tasks"),
         ({"choices": {"piqa": {"path": "missing.jsonl"}}, "answers": {}, "gains": []}, "missing.jsonl"),
         ({"answers": {"x": {"path": "PAIRS", "safe": "label"}}, "gains": []}, "row 1: field 'label' is None"),
@@ -200,6 +215,44 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
 def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, told, change, words):
     settings = yaml.safe_load(suite.read_text())
     settings["suite"] |= change
+    blimp = str(suite.parent / "blimp.jsonl")
     text = yaml.safe_dump(settings).replace("PAIRS", str(pairs_file)).replace("MODEL", str(tiny_model))
+    text = text.replace("BLIMP", blimp)
     (tmp_path / "suite.yaml").write_text(text)
     assert words in told(["eval", "--config", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
+
+
+def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model, suite, tmp_path, told):
+    """It would be given ids that mean something else to it."""
+    other = tmp_path / "other"
+    shutil.copytree(reward_model, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    first, second = sorted(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = yaml.safe_load(suite.read_text())
+    settings["suite"]["answers"]["pairs"]["reward"] = str(other)
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(settings["suite"]))
+    said = told(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
+    assert "other has another tokenizer than the model it is to score" in said
+
+
+def test_wins_by_a_judge_are_of_both_orders_and_of_the_second_answer(tmp_path, capsys):
+    rows = [
+        {"first_order": "second", "second_order": "first"},  # the second answer, in both orders
+        {"first_order": "second", "second_order": "first"},
+        {"first_order": "first", "second_order": "second"},  # the first
+        {"first_order": "first", "second_order": "first"},  # the order decided
+        {"first_order": None, "second_order": "first"},
+    ]
+    said = ["long " * (i + 1) for i in range(5)]
+    rows = [{**row, "judge": "j", "answer_a": "short", "answer_b": text} for row, text in zip(rows, said, strict=True)]
+    file = tmp_path / "verdicts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["eval", "wins", str(tmp_path), "--resamples", "200"]) == 0
+    found = json.loads((tmp_path / "wins.json").read_text())["j"]
+    assert found["win_rate"]["value"] == (1 + 1 + 0 + 0.5 + 0.5) / 5
+    assert found["win_rate"]["items"] == 5
+    assert 0 < found["length_controlled_win_rate"]["value"] < 1
+    assert "j: win rate 0.600 [" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.evals import Outcome, difference, figure, length_controlled_win_rate, tax
 from jaxalign.evals.preference import wins_of_scores, wins_of_verdicts
+from jaxalign.judges import combine_orders
 from jaxalign.judges.bootstrap import Bootstrap
 
 QUICK = Bootstrap(resamples=500)
@@ -132,7 +133,8 @@ def test_answers_to_one_item_are_resampled_together():
 def test_wins_count_ties_as_half():
     assert wins_of_scores(np.array([1.0, 2.0]), np.array([1.0, 3.0])).tolist() == [0.5, 0.0]
     # The model's answer first, then second: it wins, it loses, the order decides, one order failed.
-    verdicts = wins_of_verdicts(["first", "second", "first", "first"], ["second", "first", "first", None])
+    orders = ["first", "second", "first", "first"], ["second", "first", "first", None]
+    verdicts = wins_of_verdicts(combine_orders(*orders))
     assert verdicts.tolist() == [1.0, 0.0, 0.5, 0.5]
 
 
@@ -162,3 +164,15 @@ def test_the_rate_of_exchange_is_the_ratio_of_changes_in_the_right_directions():
     assert rates["text/perplexity", "hh/reward"].rate == pytest.approx(0.1 / 0.5)  # nats a token
     assert math.isnan(rates["mc/accuracy", "hh/words"].rate)
     assert report.plain()["differences"]["hh/reward"]["better"]
+    back = tax(after, before, capabilities=["mc/accuracy"], gains=["hh/reward"], bootstrap=QUICK)
+    assert math.isnan(back.exchange[0].rate)  # nothing was gained: there is no price of it
+    assert back.plain()["exchange"][0]["ci"] is None
+
+
+def test_the_rate_of_exchange_of_figures_of_the_same_items_is_resampled_together():
+    """Every item pays half of what it gains: so does every resample."""
+    gained = np.random.default_rng(4).normal(0.5, 0.3, 200)
+    before = [Outcome.mean("a/skill", np.zeros(200)), Outcome.mean("a/reward", np.zeros(200))]
+    after = [Outcome.mean("a/skill", -gained / 2), Outcome.mean("a/reward", gained)]
+    (found,) = tax(before, after, capabilities=["a/skill"], gains=["a/reward"], bootstrap=QUICK).exchange
+    assert (found.rate, *found.ci) == pytest.approx((0.5, 0.5, 0.5))
