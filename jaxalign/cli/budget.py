@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ class BudgetSection:
     Args:
         max_tax: by figure (task/figure, as `jaxalign eval` names them), how much worse it may get, in its own unit
         suite: what is measured, before training and every so many steps
-        every: steps between measurements; the last step is always measured
+        every: steps between measurements, of methods that sample iterations; after the last it is always measured
     """
 
     max_tax: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -63,6 +64,7 @@ class Budget:
         output: the run's directory.
         model: the model as it is trained (adapters and all).
         fixed: the part of its parameters that is not trained.
+        policy: takes the policy out of all that is trained.
         tokenizer: the model's.
         seed: of sampled answers.
         console: where to tell.
@@ -80,9 +82,10 @@ class Budget:
         console: Console,
         *,
         resuming: bool,
+        policy: Callable[[Params], Params] = lambda params: params,
     ) -> None:
         self.section, self.output, self.seed, self.console = section, output, seed, console
-        self._model, self._fixed, self._tokenizer = model, fixed, tokenizer
+        self._model, self._fixed, self._tokenizer, self._policy = model, fixed, tokenizer, policy
         self._scorers = tasks.open_scorers(section.suite, self._subject(None), model.mesh, console)
         if not resuming:
             shutil.rmtree(output / WITHIN, ignore_errors=True)
@@ -105,8 +108,11 @@ class Budget:
         self._within.save(state)
         return {name: each["value"] for name, each in found.items()}
 
-    def measure(self, state: Any) -> tuple[dict[str, float], str | None]:
-        """The figures now, and a sentence if they are beyond the budget; a state within it is kept."""
+    def measure(self, state: Any, position: int) -> tuple[dict[str, float], str | None]:
+        """The figures after so many steps or iterations, and a sentence if they are beyond the budget.
+
+        A state within it is kept.
+        """
         found = self._measure(state)
         values = {name: each["value"] for name, each in found.items()}
         for name, allowed in self.section.max_tax.items():
@@ -115,16 +121,16 @@ class Budget:
             if not worse <= allowed:
                 return values, (
                     f"{name} was {before['value']:.4g} before training and is {values[name]:.4g} after step "
-                    f"{int(state.step)}: worse by {worse:.3g}, {allowed:g} is allowed (budget.max_tax)."
+                    f"{position}: worse by {worse:.3g}, {allowed:g} is allowed (budget.max_tax)."
                 )
         # A run that goes on from an earlier checkpoint comes by the same states again.
         if int(state.step) > (self._within.latest_step() or 0):
-            self._within.save(state)
+            self._within.save(state, position=position)
         return values, None
 
-    def restore(self, like: Any) -> Any:
-        """The last state within the budget."""
-        return self._within.restore(like)[0]
+    def restore(self, like: Any) -> tuple[Any, int]:
+        """The last state within the budget, and its position."""
+        return self._within.restore(like)
 
     def close(self) -> None:
         """Wait until everything is written."""
@@ -134,7 +140,7 @@ class Budget:
         return tasks.Subject(self._model, params, self._tokenizer)
 
     def _measure(self, state: Any) -> dict[str, Any]:
-        subject = self._subject(union(state.params, self._fixed))
+        subject = self._subject(self._policy(union(state.params, self._fixed)))
         outcomes, _ = tasks.measure(
             self.section.suite, subject, seed=self.seed, console=self.console, scorers=self._scorers
         )

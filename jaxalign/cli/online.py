@@ -19,7 +19,9 @@ from rich.table import Table
 from jaxalign import loop, losses, optim
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.cli import runs, training
+from jaxalign.cli.budget import check as check_budget
 from jaxalign.cli.config import check_ranges
+from jaxalign.cli.functions import load_function
 from jaxalign.cli.interrupt import Interrupt, telling
 from jaxalign.cli.models import check_tokens, open_model
 from jaxalign.cli.online_config import (
@@ -30,7 +32,7 @@ from jaxalign.cli.online_config import (
     ReferenceSection,
 )
 from jaxalign.cli.sampling import end_ids
-from jaxalign.cli.scorers import load_function, make_scorers, size_of, to_bfloat16
+from jaxalign.cli.scorers import make_scorers, size_of, to_bfloat16
 from jaxalign.data.records import Prompt, read_records
 from jaxalign.data.tokenize import tokenize_prompts
 from jaxalign.data.trees import Tree
@@ -203,8 +205,11 @@ def run(
                 shown=SHOWN,
             ) as tracker,
             contextlib.closing(Jsonl(job.output / PHASES, resume_step=position or None)) as phases,
+            training.budget_of(job, parts.fixed, (model, tokenizer), resuming=resuming, policy=parts.policy) as budget,
         ):
             done = position
+            if budget is not None and not resuming:
+                tracker.log_eval(0, budget.begin(state), prefix="budget/")
             for found in rollouts.iterate(
                 state,
                 collect,
@@ -222,6 +227,13 @@ def run(
                 state, done = found.state, done + 1
                 tracker.log(done, found.metrics)
                 phases.log(done, found.seconds)
+                if budget is not None and training.is_due(config.budget.every, done, train.iterations):
+                    figures, exceeded = budget.measure(state, done)
+                    tracker.log_eval(done, figures, prefix="budget/")
+                    if exceeded is not None:
+                        state, done = budget.restore(state)
+                        console.print(f"{exceeded} The model of iteration {done} is kept.", markup=False)
+                        break
                 if interrupt.asked or training.is_due(train.checkpoint_every, done, train.iterations):
                     kept.save(state, position=done)
                 experience.guard(found.metrics, max_kl=_limit(train.stop_kl), min_entropy=train.stop_entropy)
@@ -239,6 +251,7 @@ def run(
 def check(config: OnlineConfig) -> None:
     """Raise for settings that make no sense, before anything is read."""
     check_ranges(config, {key: limits for key, limits in RANGES.items() if hasattr(config, key.split(".")[0])})
+    check_budget(config.budget)
     reward = config.reward
     if reward.path is None and reward.adapter is None and not reward.functions:
         raise UserError("there is nothing to reward: give reward.path (a reward model) or reward.functions.")

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Literal
 
+from jaxalign.cli.budget import BudgetSection
 from jaxalign.cli.config import (
     TRAIN_RANGES,
     LoraSection,
@@ -159,6 +160,7 @@ class OnlineConfig:
         lora: train adapters in place of all parameters
         optim: the optimiser
         train: the loop
+        budget: what training may cost of capabilities
         mesh: devices
         log: dashboards
         samples: answers before and after
@@ -173,6 +175,7 @@ class OnlineConfig:
     lora: LoraSection = dataclasses.field(default_factory=LoraSection)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     train: OnlineTrainSection = dataclasses.field(default_factory=OnlineTrainSection)
+    budget: BudgetSection = dataclasses.field(default_factory=BudgetSection)
     mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
     samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,20 +22,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.params import Params, union
 from jaxalign.rewards import ensemble
 
-FUNCTIONS: Mapping[str, Callable[[], rewards.Reward]] = {
-    "number_match": rewards.number_match,
-    "exact_match": rewards.exact_match,
-}
 HEADS = {"mean": ensemble.mean, "minimum": ensemble.minimum}
-
-
-def load_function(name: str) -> rewards.Reward:
-    """A reward function by the name of one of ours, or by ``module:function``."""
-    if ":" in name:
-        return rewards.load_reward(name)
-    if name not in FUNCTIONS:
-        raise UserError(f"reward.functions: {name!r} is not {', '.join(FUNCTIONS)}, nor of the form module:function.")
-    return FUNCTIONS[name]()
 
 
 def make_scorers(

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from jaxalign import evals
 from jaxalign.cli.config import ModelSection, check_ranges
+from jaxalign.cli.functions import load_function
 from jaxalign.cli.generate import encode
 from jaxalign.cli.models import check_tokens, check_trees, open_model
 from jaxalign.cli.sampling import WIDTH, end_ids
-from jaxalign.cli.scorers import load_function
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import prompt_only

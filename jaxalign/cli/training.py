@@ -198,11 +198,11 @@ def fit(
         for step, (state, metrics) in enumerate(trained, start=1 + (resume_step or 0)):
             tracker.log(step, metrics)
             if budget is not None and is_due(budget.section.every, step, steps):
-                figures, exceeded = budget.measure(state)
+                figures, exceeded = budget.measure(state, step)
                 tracker.log_eval(step, figures, prefix="budget/")
                 if exceeded is not None:
-                    state = budget.restore(state)
-                    run.console.print(f"{exceeded} The model of step {int(state.step)} is kept.", markup=False)
+                    state, step = budget.restore(state)
+                    run.console.print(f"{exceeded} The model of step {step} is kept.", markup=False)
                     break
             measured = {}
             if held_feed is not None and is_due(train.eval_every, step, steps):
@@ -215,14 +215,29 @@ def fit(
 
 
 @contextlib.contextmanager
-def budget_of(run: Run, fixed: Params, subject: tuple[Model, Any] | None, *, resuming: bool) -> Iterator[Budget | None]:
-    """The run's budget, None without one."""
+def budget_of(
+    run: Run,
+    fixed: Params,
+    subject: tuple[Model, Any] | None,
+    *,
+    resuming: bool,
+    policy: Callable[[Params], Params] = lambda params: params,
+) -> Iterator[Budget | None]:
+    """The run's budget, None without one; ``policy`` takes the policy out of all that is trained."""
     if subject is None or not run.config.budget.max_tax:
         yield None
         return
     model, tokenizer = subject
     budget = Budget(
-        run.config.budget, run.output, model, fixed, tokenizer, run.config.train.seed, run.console, resuming=resuming
+        run.config.budget,
+        run.output,
+        model,
+        fixed,
+        tokenizer,
+        run.config.train.seed,
+        run.console,
+        resuming=resuming,
+        policy=policy,
     )
     with contextlib.closing(budget):
         yield budget

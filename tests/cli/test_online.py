@@ -136,3 +136,34 @@ def test_mistakes(online, told, tmp_path, tiny_model):
     assert "less than 100: it has collapsed" in words
     assert json.loads((tmp_path / "far" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
     assert "checkpoints" in names(tmp_path / "far")
+
+
+@pytest.mark.parametrize("command", ["ppo", pytest.param("grpo", marks=pytest.mark.thorough)])
+def test_a_budget_of_capability_keeps_the_last_iteration_within_it(online, tmp_path, capsys, command):
+    """Steps so large that a text gets unlikely in the end."""
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "the sky is blue"}) + "\n")
+    settings = {
+        "optim.learning_rate": 3e-1,
+        "optim.schedule": "constant",
+        "train.stop_entropy": 0,
+        "train.stop_kl": 1e6,
+    }
+    suite = json.dumps({"texts": {"path": "texts.jsonl"}})
+
+    def run(name, allowed, **changes):
+        limits = {"budget.max_tax": json.dumps({"texts/perplexity": allowed}), "budget.suite.perplexity": suite}
+        assert main(online(tmp_path / name, command, **settings, **limits, **{"budget.every": 1}, **changes)) == 0
+        lines = read_jsonl(tmp_path / name / "metrics.jsonl")
+        return [line["budget/texts/perplexity"] for line in lines if "budget/texts/perplexity" in line]
+
+    assert main(online(tmp_path / "plain", command, **settings)) == 0
+    figures = run("wide", 1e9)
+    assert same_model(tmp_path / "plain" / "model", tmp_path / "wide" / "model")
+    assert len(figures) == 4
+    assert max(figures[:3]) < figures[3]
+    assert run("tight", (max(figures[:3]) + figures[3]) / 2 - figures[0]) == figures
+    said = " ".join(capsys.readouterr().out.split())
+    assert "after step 3: worse by" in said
+    assert "The model of iteration 2 is kept." in said
+    assert run("two", 1e9, **{"train.iterations": 2}) == figures[:3]
+    assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")
