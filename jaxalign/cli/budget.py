@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from jaxalign import evals
@@ -50,10 +51,13 @@ def check(section: BudgetSection) -> None:
     if section.every < 1:
         raise UserError(f"budget.every is {section.every}; give a number of steps, 1 or more.")
     tasks.check(section.suite)
-    known = tasks.figures_of(section.suite)
+    known = tasks.figures_of(section.suite, of_two=False)
+    known = [name for name in known if not name.endswith(("/words", "/entropy_per_token"))]  # neither is better
     for name in section.max_tax:
         if name not in known:
-            raise UserError(f"budget.max_tax: {name} is no figure of budget.suite; those are {', '.join(known)}.")
+            raise UserError(
+                f"budget.max_tax: {name} is no figure of budget.suite that can get worse; those are {', '.join(known)}."
+            )
 
 
 class Budget:
@@ -65,6 +69,7 @@ class Budget:
         model: the model as it is trained (adapters and all).
         fixed: the part of its parameters that is not trained.
         policy: takes the policy out of all that is trained.
+        unit: what positions count.
         tokenizer: the model's.
         seed: of sampled answers.
         console: where to tell.
@@ -83,7 +88,9 @@ class Budget:
         *,
         resuming: bool,
         policy: Callable[[Params], Params] = lambda params: params,
+        unit: str = "step",
     ) -> None:
+        self.unit = unit
         self.section, self.output, self.seed, self.console = section, output, seed, console
         self._model, self._fixed, self._tokenizer, self._policy = model, fixed, tokenizer, policy
         self._scorers = tasks.open_scorers(section.suite, self._subject(None), model.mesh, console)
@@ -93,16 +100,8 @@ class Budget:
         self._before: dict[str, Any] = json.loads((output / BEFORE).read_text()) if resuming else {}
 
     def begin(self, state: Any) -> dict[str, float]:
-        """Measure the model before training.
-
-        Raises:
-            UserError: if a budgeted figure is not among those measured, or has no better direction.
-        """
+        """Measure the model before training."""
         found = self._measure(state)
-        for name in self.section.max_tax:
-            if name not in found or found[name]["good"] == "neither":
-                known = ", ".join(key for key, each in found.items() if each["good"] != "neither")
-                raise UserError(f"budget.max_tax: {name} is no figure that can get worse; those are {known}.")
         self._before = found
         write_whole(self.output / BEFORE, json.dumps(found, indent=2) + "\n")
         self._within.save(state)
@@ -120,7 +119,7 @@ class Budget:
             worse = (before["value"] - values[name]) * (1 if before["good"] == "more" else -1)
             if not worse <= allowed:
                 return values, (
-                    f"{name} was {before['value']:.4g} before training and is {values[name]:.4g} after step "
+                    f"{name} was {before['value']:.4g} before training and is {values[name]:.4g} after {self.unit} "
                     f"{position}: worse by {worse:.3g}, {allowed:g} is allowed (budget.max_tax)."
                 )
         # A run that goes on from an earlier checkpoint comes by the same states again.
@@ -129,8 +128,10 @@ class Budget:
         return values, None
 
     def restore(self, like: Any) -> tuple[Any, int]:
-        """The last state within the budget, and its position."""
-        return self._within.restore(like)
+        """The last state within the budget, and its position; ``like`` is given up, for two may not fit."""
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
+        jax.tree.map(lambda leaf: leaf.delete(), (like.params, like.opt_state))
+        return self._within.restore(shapes)
 
     def close(self) -> None:
         """Wait until everything is written."""

@@ -48,6 +48,8 @@ COLUMNS = (
 )
 """Figures that the table shows, and what it calls them (LC: length-controlled)."""
 FEW = 10
+FORMAT = 1
+"""Of a line of results; another one where a figure comes to mean something else."""
 COSTS = ("tokens", "seconds", "models", "peak memory")
 
 
@@ -96,7 +98,7 @@ def run(config: Config) -> None:
         for line in run_seed(start, missing, console, began):
             lines.append(line)
             with results.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(line, allow_nan=False) + "\n")
     wanted = range(config.first_seed, config.first_seed + config.seeds)
     tell([line for line in lines if line["seed"] in wanted and line["method"] in chosen], chosen, output, console)
     console.print(f"{time.perf_counter() - began:.0f} s; table, figures and results are in {output}.")
@@ -110,11 +112,11 @@ def read_results(path: Path, setting: Setting) -> list[dict[str, Any]]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        same = all(line["setting"] == settings(setting) for line in lines)
+        same = all((line["format"], line["setting"]) == (FORMAT, settings(setting)) for line in lines)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} has a line that is no result of compare ({error}): remove it, or the file") from None
     if not same:
-        raise UserError(f"{path} holds results of another setting: give another output, or remove it")
+        raise UserError(f"{path} holds results of another setting or version: give another output, or remove it")
     return lines
 
 
@@ -129,9 +131,9 @@ def run_seed(start: Start, methods: Sequence[str], console: Console, began: floa
             each.name: figure(each, bootstrap=bootstrap) for each in measure.outcomes(start, aligned, baseline, mine)
         }
         found["win_rate_lc"] = measure.length_controlled(baseline, mine, bootstrap)
-        line: dict[str, Any] = {"seed": start.seed, "method": name}
+        line: dict[str, Any] = {"format": FORMAT, "seed": start.seed, "method": name}
         line["setting"] = settings(start.setting)
-        line["figures"] = {key: each._asdict() for key, each in found.items()}
+        line["figures"] = {key: each.plain() for key, each in found.items()}
         line |= measure.plain(aligned)
         line["samples"] = measure.samples(mine)
         if name == "best_of_n":
@@ -148,9 +150,10 @@ def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[flo
     mine = [line["figures"][name] for line in lines if line["method"] == method and name in line["figures"]]
     if not mine:
         return math.nan, math.nan, math.nan
+    values = np.array([each["value"] for each in mine], float)  # null, which the data left open, is NaN
     if len(mine) == 1:
-        return mine[0]["value"], *(mine[0]["ci"] if mine[0]["items"] >= FEW else (math.nan, math.nan))
-    return student(np.array([each["value"] for each in mine]))
+        return float(values[0]), *(mine[0]["ci"] if mine[0]["ci"] and mine[0]["items"] >= FEW else (math.nan, math.nan))
+    return student(values)
 
 
 def student(values: np.ndarray) -> tuple[float, float, float]:

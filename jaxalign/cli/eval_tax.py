@@ -26,7 +26,7 @@ REPORT, PICTURE, ANSWERS = "tax.json", "tax.png", "answers.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure what aligning a model changed: jaxalign eval tax --before A --after B --config SUITE.
+    """Measure what aligning a model changed: jaxalign eval tax --before A --after B --suite SUITE.
 
     Args:
         before: the model that was aligned (a path, as for model.path)
@@ -121,6 +121,6 @@ def tell(report: evals.Tax, confidence: float, console: Console) -> None:
 
 def _sentence(each: evals.Exchange) -> str:
     if each.rate != each.rate:
-        return f"{each.paid} for {each.gained}: no rate, for {each.gained} did not change beyond chance"
+        return f"{each.paid} for {each.gained}: no rate, for {each.gained} did not grow beyond chance"
     ci: Interval = each.ci
     return f"{each.paid} lost for a unit of {each.gained}: {single.number(each.rate)} {single.interval(ci)}"

@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -16,6 +16,7 @@ from jaxalign.checkpoint import check_writable
 from jaxalign.cli import eval as single
 from jaxalign.cli import judge, judge_audit
 from jaxalign.cli.config import check_ranges
+from jaxalign.errors import UserError
 from jaxalign.evals.preference import wins_of_verdicts
 from jaxalign.judges.audit import Verdicts
 from jaxalign.judges.bootstrap import Bootstrap
@@ -27,12 +28,15 @@ REPORT = "wins.json"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Win rate of answer_b against answer_a by the judges of a run of `jaxalign judge`, raw and at equal length.
+    """Win rate of one side's answers by the judges of a run of `jaxalign judge`, raw and at equal length.
 
-    A verdict that changes with the order, a tie and a failure count half.
+    A verdict that changes with the order, a tie and a failure count half; `jaxalign judge` leaves out equal answers.
 
     Args:
         path: the output directory of `jaxalign judge`, its verdicts.jsonl, or a file that `jaxalign judge audit` reads
+        of: whose, as the rows' field by (or answer_a_by, answer_b_by) spells it; without such a field answer_b's
+        columns: what fields are called in the file, as {first_order: gpt4}
+        second_names: what a verdict in the second order names, the position shown or the response
         output: directory of wins.json; by default where the verdicts are
         confidence: of the intervals
         resamples: of the bootstrap
@@ -40,6 +44,9 @@ class Config:
     """
 
     path: str
+    of: str = "answer_b"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    second_names: Literal["position", "response"] = "position"
     output: str | None = None
     confidence: float = 0.95
     resamples: int = 2000
@@ -55,31 +62,55 @@ def run(config: Config) -> None:
     """A line for each judge, and all of it as JSON."""
     check_ranges(config, single.RANGES)
     given = Path(config.path).expanduser()
-    path = given / judge.VERDICTS if given.is_dir() and (given / judge.VERDICTS).exists() else given
+    path = given / judge.VERDICTS if given.is_dir() and (given / judge.VERDICTS).exists() else config.path
     output = Path(config.output).expanduser() if config.output else (given if given.is_dir() else given.parent)
     check_writable(output)
     bootstrap = Bootstrap(config.confidence, config.resamples, config.seed)
     console = Console(highlight=False, soft_wrap=True)
-    report = {}
-    for name, found in judge_audit.read_columns(path, judge_audit.Config(config.path)).items():
-        report[name] = wins(found, bootstrap)
-        for what, each in report[name].items():
+    plain: dict[str, Any] = {}
+    for name, found in read(path, config).items():
+        figures = wins(found, bootstrap)
+        for what, each in figures.items():
             shown = f"{single.number(each.value)} {single.interval(each.ci)} of {each.items} pairs"
-            console.print(f"{name}: {what.replace('_', ' ')} {shown}", markup=False)
-    plain: dict[str, Any] = {
-        name: {what: each.plain() for what, each in found.items()} for name, found in report.items()
-    }
-    write_whole(output / REPORT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
+            console.print(f"{name}: {what.replace('_', ' ')} of {config.of} {shown}", markup=False)
+        plain[name] = {what: each.plain() for what, each in figures.items()}
+    write_whole(output / REPORT, json.dumps({"of": config.of, "judges": plain}, indent=2, allow_nan=False) + "\n")
     console.print(f"The report is in {output / REPORT}.", markup=False)
 
 
+def read(path: str | Path, config: Config) -> dict[str, Verdicts]:
+    """Each judge's verdicts, in which ``own`` is the answer asked about; the panel's too.
+
+    Raises:
+        UserError: if a pair does not have exactly one answer of that name.
+    """
+    asked = judge_audit.Config(config.path, columns=config.columns, second_names=config.second_names)
+    names = [name for name in judge_audit.read_columns(path, asked) if name != judge_audit.PANEL]
+    asked = dataclasses.replace(asked, family=dict.fromkeys(names, config.of))
+    found = judge_audit.read_columns(path, asked)
+    sides = {
+        key: side for name in names for key, side in zip(found[name].keys or (), found[name].own or (), strict=False)
+    }
+    for name, verdicts in found.items():
+        own = [sides.get(key) for key in verdicts.keys or ()]
+        if unknown := sum(side not in ("first", "second") for side in own):
+            raise UserError(
+                f"{path}: {unknown} of {len(own)} pairs of {name} do not have one answer by {config.of!r}: give --of a "
+                "name of the rows' field by (or answer_a_by, answer_b_by)"
+            )
+        found[name] = dataclasses.replace(verdicts, own=own)
+    return found
+
+
 def wins(verdicts: Verdicts, bootstrap: Bootstrap) -> dict[str, evals.Estimate]:
-    """The second answer's win rate; with its length held to the first's too, where the lengths are known."""
-    won = wins_of_verdicts([OPPOSITE[each] for each in verdicts.combined or ()])
+    """The win rate of the ``own`` answers; with the length held to the others' too, where lengths are known."""
+    second = np.array([side == "second" for side in verdicts.own or ()])
+    turned = [OPPOSITE[each] if turn else each for each, turn in zip(verdicts.combined or (), second, strict=True)]
+    won = wins_of_verdicts(turned)
     (outcome,) = evals.win_rate("judge", won)
     found = {"win_rate": evals.figure(outcome, bootstrap=bootstrap)}
     if verdicts.length_difference is not None:
-        longer = -np.asarray(verdicts.length_difference)
+        longer = np.asarray(verdicts.length_difference) * np.where(second, -1, 1)
         found["length_controlled_win_rate"] = evals.length_controlled_win_rate(
             won, longer, np.zeros(len(longer)), bootstrap=bootstrap
         )

@@ -181,8 +181,8 @@ def _parse(row: Row, config: Config) -> dict[str, Any] | None:
     for field in ("first_order", *(["second_order"] if twice else [])):
         if field not in value:
             raise UserError(f"{where}: {missing(field, value, 'an audit needs the verdict in both orders').text}")
-    named = ("first_order", "second_order", "human", *config.annotators)
-    found: dict[str, Any] = {name: _label(where, name, value.get(name)) for name in named}
+    labels = ("first_order", "second_order", "human", *config.annotators)
+    found: dict[str, Any] = {name: _label(where, name, value.get(name)) for name in labels}
     if config.second_names == "response":
         found["second_order"] = OPPOSITE[found["second_order"]]
     answers = value.get("answers") if isinstance(value.get("answers"), list) else None
@@ -191,7 +191,8 @@ def _parse(row: Row, config: Config) -> dict[str, Any] | None:
         sides = [value["chosen"], value.get("rejected")][:: 1 if value["winner"] == "first" else -1]
     texts = answers if answers is not None and len(answers) == 2 else sides
     lengths = [len(text) if isinstance(text, str) else None for text in texts]
-    by = value.get("by") or [value.get("answer_a_by"), value.get("answer_b_by")]
+    named = [None, None] if texts is answers else [value.get(f"{side}_by") or side for side in ("answer_a", "answer_b")]
+    by = value.get("by") or named
     if not isinstance(by, list):
         raise UserError(f"{where}: field 'by' is {shown(by)} where a list of two names is needed")
     for field in ("key", "judge", "principle"):

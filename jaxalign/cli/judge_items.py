@@ -159,7 +159,7 @@ def _item(value: dict[str, Any], row: Row, least: int) -> Item | Problem:
         for field in SIDES:
             if value.get(field) is None:
                 return missing(field, value, "these rows need answer_a and answer_b")
-        answers, by = [value[field] for field in SIDES], [value.get(f"{field}_by") for field in SIDES]
+        answers, by = [value[field] for field in SIDES], [value.get(f"{field}_by") or field for field in SIDES]
         if value.get("human") is not None:
             human = HUMAN.get(str(value["human"]).strip().lower())
             if human is None:

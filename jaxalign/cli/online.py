@@ -205,7 +205,9 @@ def run(
                 shown=SHOWN,
             ) as tracker,
             contextlib.closing(Jsonl(job.output / PHASES, resume_step=position or None)) as phases,
-            training.budget_of(job, parts.fixed, (model, tokenizer), resuming=resuming, policy=parts.policy) as budget,
+            training.budget_of(
+                job, parts.fixed, (model, tokenizer), resuming=resuming, policy=parts.policy, unit="iteration"
+            ) as budget,
         ):
             done = position
             if budget is not None and not resuming:

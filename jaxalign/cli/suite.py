@@ -147,8 +147,6 @@ def check(suite: SuiteSection) -> None:
         raise UserError("suite: there is no task; give suite.perplexity, suite.choices or suite.answers.")
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"suite: {', '.join(sorted(twice))} names two tasks; give each a name of its own.")
-    if unknown := [name for name in (*suite.capabilities, *suite.gains) if name not in figures_of(suite)]:
-        raise UserError(f"suite: {unknown[0]} is no figure of it; those are {', '.join(figures_of(suite))}.")
     for kind, tasks in (("perplexity", suite.perplexity), ("choices", suite.choices), ("answers", suite.answers)):
         for name, each in tasks.items():
             check_ranges(each, RANGES[kind], f"suite.{kind}.{name}.")
@@ -164,10 +162,14 @@ def check(suite: SuiteSection) -> None:
                 is_safe(row, task.safe)
         if task.score is not None:
             load_function(task.score)
+    known = figures_of(suite, of_two=True)
+    for name in (*suite.capabilities, *suite.gains):
+        if name not in known:
+            raise UserError(f"suite: {name} is no figure of it; those are {', '.join(known)}.")
 
 
-def figures_of(suite: SuiteSection) -> list[str]:
-    """The names of a suite's figures; those of two models only are the last of each task."""
+def figures_of(suite: SuiteSection, *, of_two: bool) -> list[str]:
+    """The names of a suite's figures, with those that only two models have, or without."""
     found = [f"{name}/perplexity" for name in suite.perplexity]
     for name in suite.choices:
         found += [f"{name}/{what}" for what in ("accuracy", "accuracy_per_byte", "brier")]
@@ -175,9 +177,11 @@ def figures_of(suite: SuiteSection) -> list[str]:
         sampled, scored = task.temperature == 1, task.reward is not None
         found += [f"{name}/words", f"{name}/distinct_2"]
         found += [f"{name}/entropy_per_token"] * sampled
-        found += [f"{name}/over_refusal", f"{name}/unsafe_answered"] * (task.safe is not None)
+        safe = {is_safe(row, task.safe) for row in read_items(task.path, task.limit)} if task.safe is not None else ()
+        found += [f"{name}/over_refusal"] * (True in safe) + [f"{name}/unsafe_answered"] * (False in safe)
         found += [f"{name}/score"] * (task.score is not None) + [f"{name}/reward"] * scored
-        found += [f"{name}/kl", f"{name}/kl_per_token"] * sampled + [f"{name}/win_rate"] * scored
+        found += [f"{name}/kl", f"{name}/kl_per_token"] * (sampled and of_two)
+        found += [f"{name}/win_rate"] * (scored and of_two)
     return found
 
 

@@ -221,9 +221,9 @@ def budget_of(
     subject: tuple[Model, Any] | None,
     *,
     resuming: bool,
-    policy: Callable[[Params], Params] = lambda params: params,
+    **options: Any,
 ) -> Iterator[Budget | None]:
-    """The run's budget, None without one; ``policy`` takes the policy out of all that is trained."""
+    """The run's budget, None without one; ``options`` are ``Budget``'s."""
     if subject is None or not run.config.budget.max_tax:
         yield None
         return
@@ -237,7 +237,7 @@ def budget_of(
         run.config.train.seed,
         run.console,
         resuming=resuming,
-        policy=policy,
+        **options,
     )
     with contextlib.closing(budget):
         yield budget

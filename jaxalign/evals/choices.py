@@ -63,9 +63,10 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
         prompt, right = row.get("question", ""), marks.index(1)
     elif "choices" in row:
         prompt, choices = row.get("prompt", row.get("question", "")), row["choices"]
-        if isinstance(choices, Mapping):
-            letters, choices = choices.get("label"), choices.get("text", [])
-            if not isinstance(letters, list) or row.get("answerKey") not in letters:
+        letters = choices.get("label") if isinstance(choices, Mapping) else None
+        choices = choices.get("text", []) if isinstance(choices, Mapping) else choices
+        if right is None and isinstance(letters, list) and "answerKey" in row:
+            if row["answerKey"] not in letters:
                 return Problem("label", "answerKey must be one of the choices' labels")
             right = letters.index(row["answerKey"])
     else:

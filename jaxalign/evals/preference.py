@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
@@ -59,8 +59,8 @@ def length_controlled_win_rate(
         bootstrap: of the interval.
 
     Returns:
-        the rate, NaN where the data leave it open: all answers won, or all lost, or a length parts the two. Where more
-        than a tail of the resamples is like that, the interval is NaN.
+        the rate, NaN where the data leave it open: one side's answers are all longer, or equal length lies between all
+        that won and all that lost. Where more than a tail of the resamples is like that, the interval is NaN.
 
     Raises:
         UserError: if the shapes differ or there is no item.
@@ -74,18 +74,17 @@ def length_controlled_win_rate(
         raise UserError(f"win rate: {won.size} verdicts, {mine.size} and {theirs.size} lengths: one of each per answer")
     longer = (mine - theirs).ravel()
     scale = longer.std()
-    column = np.tanh(longer / scale) if scale > 0 else np.zeros(len(longer))
+    column = np.tanh(longer / scale) if scale > 0 else np.sign(longer)
     design = np.stack([np.ones(len(column)), column], axis=1)
     items = len(won)
-
     without: list[bool] = []
 
     def statistic(weight: Floats) -> Floats:
         each = np.repeat(weight, won.size // items, axis=1)
-        parted = _parted(column, won.ravel(), each)
-        without.extend(parted)
         rates = 1 / (1 + np.exp(-logistic(design, won.ravel(), each)[:, 0]))
-        return np.where(parted, np.nan, rates)
+        rates = _limits(rates, column, won.ravel(), each)
+        without.extend(np.isnan(rates))
+        return rates
 
     value, ci = estimate(statistic, np.ones(items), bootstrap, bounds=(0, 1))
     if np.mean(without) > (1 - bootstrap.confidence) / 2:
@@ -93,16 +92,24 @@ def length_controlled_win_rate(
     return Estimate(value, ci, items)
 
 
-def _parted(column: Floats, won: Floats, weight: Floats) -> NDArray[np.bool_]:
-    """For each row of weights, whether a threshold of the column parts all that won from all that lost.
+def _limits(rates: Floats, column: Floats, won: Floats, weight: Floats) -> Floats:
+    """The rates at 0, for each row of weights, with their limits where a threshold of the column parts wins and losses.
 
-    Then the likelihood has no largest value (Albert and Anderson 1984, https://doi.org/10.1093/biomet/71.1.1), unless
-    both meet at 0 only, where the rate is asked for.
+    Then the likelihood has no largest value (Albert and Anderson 1984, https://doi.org/10.1093/biomet/71.1.1): the
+    slope goes to infinity, and the rate to 1 on one side of the threshold and to 0 on the other; NaN where 0 may be on
+    either. NaN too where all of the column is on one side of 0.
     """
     some = weight > 0
-    (won_low, won_high), (lost_low, lost_high) = (
-        (np.where(of, column, np.inf).min(axis=1), np.where(of, column, -np.inf).max(axis=1))
-        for of in (some & (won > 0), some & (won < 1))
+    won_low, won_high, lost_low, lost_high, low, high = (
+        end
+        for of in (some & (won > 0), some & (won < 1), some)
+        for end in (np.where(of, column, np.inf).min(axis=1), np.where(of, column, -np.inf).max(axis=1))
     )
-    meet = ((won_low == 0) & (lost_high == 0)) | ((lost_low == 0) & (won_high == 0))
-    return ((won_low >= lost_high) | (lost_low >= won_high)) & ~meet
+    none_won, none_lost = won_high == -np.inf, lost_high == -np.inf
+    up, down = won_low >= lost_high, lost_low >= won_high
+    meet = ((won_low == 0) & (lost_high == 0)) | ((lost_low == 0) & (won_high == 0))  # at 0, where the rate is fitted
+    open_ = (up & (lost_high < 0) & (won_low > 0)) | (down & (won_high < 0) & (lost_low > 0))
+    one = (up & (won_low <= 0)) | (down & (won_high >= 0))
+    zero = (up & (lost_high >= 0)) | (down & (lost_low <= 0))
+    found = np.select([none_lost, none_won, meet, open_, one, zero], [1.0, 0.0, rates, np.nan, 1.0, 0.0], rates)
+    return np.where((low > 0) | (high < 0), np.nan, found)

@@ -84,7 +84,7 @@ def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected)
 
 
 def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
-    assert "texts/magic is no figure of budget.suite; those are texts/perplexity" in told(
+    assert "texts/magic is no figure of budget.suite that can get worse; those are texts/perplexity" in told(
         flags(tmp_path / "a", **{**budget(rejected, 1.0), "budget.max_tax": '{"texts/magic": 1.0}'})
     )
     assert "other/accuracy is no figure of budget.suite" in told(

@@ -238,21 +238,31 @@ def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model
     assert "other has another tokenizer than the model it is to score" in said
 
 
-def test_wins_by_a_judge_are_of_both_orders_and_of_the_second_answer(tmp_path, capsys):
+def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, capsys, told):
     rows = [
-        {"first_order": "second", "second_order": "first"},  # the second answer, in both orders
+        {"first_order": "second", "second_order": "first"},  # answer_b, in both orders
         {"first_order": "second", "second_order": "first"},
-        {"first_order": "first", "second_order": "second"},  # the first
+        {"first_order": "first", "second_order": "second"},  # answer_a
         {"first_order": "first", "second_order": "first"},  # the order decided
         {"first_order": None, "second_order": "first"},
     ]
-    said = ["long " * (i + 1) for i in range(5)]
-    rows = [{**row, "judge": "j", "answer_a": "short", "answer_b": text} for row, text in zip(rows, said, strict=True)]
+    texts = ["be", "bigger", "b", "biggest", "me"]  # answer_a has three letters
+    rows = [{**row, "judge": "j", "answer_a": "axe", "answer_b": text} for row, text in zip(rows, texts, strict=True)]
     file = tmp_path / "verdicts.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert main(["eval", "wins", str(tmp_path), "--resamples", "200"]) == 0
-    found = json.loads((tmp_path / "wins.json").read_text())["j"]
+
+    def wins(*more):
+        assert main(["eval", "wins", str(tmp_path), "--resamples", "200", *more]) == 0
+        return json.loads((tmp_path / "wins.json").read_text())["judges"]["j"]
+
+    found = wins()
     assert found["win_rate"]["value"] == (1 + 1 + 0 + 0.5 + 0.5) / 5
     assert found["win_rate"]["items"] == 5
-    assert 0 < found["length_controlled_win_rate"]["value"] < 1
-    assert "j: win rate 0.600 [" in capsys.readouterr().out
+    assert "j: win rate of answer_b 0.600 [" in capsys.readouterr().out
+    assert wins("--of", "answer_a")["win_rate"]["value"] == pytest.approx(0.4)
+    one, other = found["length_controlled_win_rate"], wins("--of", "answer_a")["length_controlled_win_rate"]
+    assert one["value"] == pytest.approx(1 - other["value"])
+    responses = wins("--second_names", "response")
+    assert responses["win_rate"]["value"] == (0.5 + 0.5 + 0.5 + 0 + 0.5) / 5
+    said = told(["eval", "wins", str(tmp_path), "--of", "nobody"])
+    assert "5 of 5 pairs of j do not have one answer by 'nobody'" in said

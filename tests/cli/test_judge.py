@@ -396,3 +396,19 @@ def test_mistakes(told, pairs_file, tmp_path, more, words):
     assert KEY not in line
     assert not (tmp_path / "run" / "preferences.jsonl").exists()
     assert KEY.encode() not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_wins_are_of_a_side_wherever_its_answers_were_shown(tmp_path):
+    """Whatever `judge` shuffles: of 40 pairs the shorter answer wins each, in both orders."""
+    rows = [{"prompt": f"why {i}?", "before": "x" * (9 + i), "after": "y" * (1 + i % 5)} for i in range(40)]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = "{answer_a: before, answer_b: after}"
+    assert main(judge("answers.jsonl", "run", "--data.columns", columns)) == 0
+    firsts = Counter(line["answers"][0][0] for line in read_jsonl(tmp_path / "run" / "verdicts.jsonl"))
+    assert firsts["x"] > 9 < firsts["y"]
+    for of, rate in (("answer_b", 1.0), ("answer_a", 0.0)):
+        assert main(["eval", "wins", "run", "--of", of, "--resamples", "200"]) == 0
+        (found,) = json.loads((tmp_path / "run" / "wins.json").read_text())["judges"].values()
+        assert found["win_rate"]["value"] == rate
+        assert found["win_rate"]["items"] == 40
+        assert found["length_controlled_win_rate"]["value"] is None  # one side's answers are all shorter

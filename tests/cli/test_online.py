@@ -163,7 +163,7 @@ def test_a_budget_of_capability_keeps_the_last_iteration_within_it(online, tmp_p
     assert max(figures[:3]) < figures[3]
     assert run("tight", (max(figures[:3]) + figures[3]) / 2 - figures[0]) == figures
     said = " ".join(capsys.readouterr().out.split())
-    assert "after step 3: worse by" in said
+    assert "after iteration 3: worse by" in said
     assert "The model of iteration 2 is kept." in said
     assert run("two", 1e9, **{"train.iterations": 2}) == figures[:3]
     assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")

@@ -22,17 +22,22 @@ TRUTHFUL = {"question": "what is it?", "mc1_targets": {"choices": ["so", "not so
             Choice("what is it?", ("so", "not so"), 1),
         ),
         ({"prompt": "p", "choices": ["a", "b"], "label": "1"}, Choice("p", ("a", "b"), 1)),
+        ({"prompt": "p", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "label": 1}, Choice("p", ("a", "b"), 1)),
     ],
 )
 def test_rows_of_known_data_sets(row, found):
     assert parse_choice(row) == (found or Choice("what falls?", ("rain", "light"), 0))
 
 
+def test_a_label_from_a_file_of_labels_counts():
+    assert parse_choice(ARC, 0) == Choice("what falls?", ("rain", "light"), 0)
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
         ({**ARC, "answerKey": "E"}, "answerKey must be one of the choices' labels"),
-        ({key: ARC[key] for key in ("question", "choices")}, "answerKey must be one of the choices' labels"),
+        ({key: ARC[key] for key in ("question", "choices")}, "the label must be the number of a choice"),
         ({"question": "q", "mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}}, "exactly one choice"),
         ({"prompt": "p", "choices": ["a", "b"], "label": 2}, "from 0 to 1"),
         ({"prompt": "p", "choices": ["a", ""], "label": 0}, "none of them empty"),

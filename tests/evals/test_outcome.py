@@ -97,24 +97,36 @@ def test_a_win_rate_that_length_explains_is_even_at_equal_length():
 
 
 @pytest.mark.parametrize(
-    ("wins", "lengths"),
+    ("wins", "lengths", "rate"),
     [
-        ([1.0] * 20, [5] * 20),
-        ([1.0] * 5, [1, 2, 3, 4, 5]),
-        ([0.0] * 5, [1, 2, 3, 4, 5]),
-        ([1.0] * 4 + [0.0], [9, 8, 7, 6, 1]),
-        ([0.0] + [1.0] * 4, [6, 6, 7, 8, 9]),
+        ([1.0] * 20, [5] * 20, 1.0),  # lengths are against answers of 5
+        ([1.0] * 5, [1, 2, 5, 8, 9], 1.0),
+        ([0.0] * 5, [1, 2, 5, 8, 9], 0.0),
+        ([1.0, 1.0, 1.0, 0.0], [9, 8, 5, 1], 1.0),  # wins from 5 on: at 5 too
+        ([0.0, 0.0, 1.0, 1.0], [1, 6, 7, 8], 0.0),  # wins from 7 on
+        ([0.0, 1.0, 1.0, 1.0], [1, 6, 7, 8], None),  # wins from 6 on, losses up to 1: 5 may be either
+        ([1.0, 0.0, 1.0, 0.0], [6, 7, 8, 9], None),  # all longer
+        ([1.0, 0.0, 1.0, 0.0], [6, 6, 6, 6], None),
+        ([1.0, 0.0, 1.0, 0.0], [4, 3, 2, 1], None),  # all shorter
     ],
 )
-def test_a_win_rate_that_the_data_leave_open_is_not_told(wins, lengths):
+def test_what_lengths_that_part_wins_from_losses_say(wins, lengths, rate):
     found = length_controlled_win_rate(np.array(wins), lengths, [5] * len(wins), bootstrap=QUICK)
-    assert np.isnan([found.value, *found.ci]).all()
+    assert np.isnan([found.value, *found.ci]).all() if rate is None else found.value == rate
+
+
+def test_an_interval_of_wins_alone_is_that_of_a_share():
+    """All of 20 won: at 95 %, a share below 0.832 would show a loss more often than not so rarely."""
+    found = length_controlled_win_rate(np.ones(20), [1, 9] * 10, [5] * 20)
+    assert found.value == 1
+    assert found.ci == pytest.approx((0.025 ** (1 / 20), 1), abs=1e-6)
 
 
 def test_a_win_rate_has_no_interval_where_resamples_leave_it_open():
-    wins = np.array([1.0] * 9 + [0.0])
-    found = length_controlled_win_rate(wins, [5] * 10, [5] * 10, bootstrap=QUICK)
-    assert found.value == pytest.approx(0.9, abs=1e-3)
+    """Two shorter answers, which a tenth of the resamples lack."""
+    wins, lengths = np.array([1.0, 0.0] * 5), [4] * 2 + [6] * 8
+    found = length_controlled_win_rate(wins, lengths, [5] * 10, bootstrap=QUICK)
+    assert found.value == pytest.approx(0.5)
     assert np.isnan(found.ci).all()
 
 
