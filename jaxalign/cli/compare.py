@@ -48,8 +48,11 @@ COLUMNS = (
 )
 """Figures that the table shows, and what it calls them (LC: length-controlled)."""
 FEW = 10
+"""Items below which a bootstrap is not believed."""
 FORMAT = 1
 """Of a line of results; another one where a figure comes to mean something else."""
+SHARES = ("win_rate", "win_rate_lc", "knowledge", "over_refusal", "compliance")
+"""Figures that cannot leave 0 to 1, nor can their intervals."""
 COSTS = ("tokens", "seconds", "models", "peak memory")
 
 
@@ -153,7 +156,8 @@ def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[flo
     values = np.array([each["value"] for each in mine], float)  # null, which the data left open, is NaN
     if len(mine) == 1:
         return float(values[0]), *(mine[0]["ci"] if mine[0]["ci"] and mine[0]["items"] >= FEW else (math.nan, math.nan))
-    return student(values)
+    mean, low, high = student(values)
+    return (mean, max(low, 0.0), min(high, 1.0)) if name in SHARES else (mean, low, high)
 
 
 def student(values: np.ndarray) -> tuple[float, float, float]:

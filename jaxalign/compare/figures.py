@@ -62,7 +62,8 @@ def overoptimisation(lines: Sequence[dict[str, Any]], path: Path) -> None:
         grid = np.linspace(1e-3, max(1e-2, float(d.max())), 100)
         fitted = grid * (alpha - beta * (np.log(grid) if name == "ppo" else grid))
         axis.plot(grid, fitted, color="#1b7f4d", lw=1.2, label=f"fit of gold: α {alpha:.2f}, β {beta:.2f}")
-        axis.legend(frameon=False, fontsize=8)
+        axis.set_ylim(top=1.4 * float(proxy.max()))  # room for what follows
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
         axis.axhline(0, color="0.8", lw=1, zorder=0)
         axis.set(title=title, xlabel="√KL (√nats)", ylabel="reward gained")
         _plain(axis)

@@ -175,6 +175,9 @@ def claims(lines: Sequence[Line], seeds: Sequence[int]) -> dict[str, Found]:
                     lambda v, m=method, f=figure, s=sign: s * (v(BASE, m, f) - v(BASE, "sft", f))
                 )
     for figure, (called, sign) in {"kl": ("KL, nats an answer", 1), **PRICES}.items():
+        found[f"{called}: strong ppo - ppo"] = each(
+            lambda v, f=figure, s=sign: s * (v("strong", "ppo", f) - v(BASE, "ppo", f))
+        )
         for near, far_off in [*itertools.pairwise(BETAS), (BETAS[0], BETAS[-1])]:
             found[f"{called}: dpo at β {far_off} - at β {near}"] = each(
                 lambda v, f=figure, a=near, b=far_off, s=sign: s * (far(v, b, f) - far(v, a, f))
@@ -190,7 +193,7 @@ def write_claims(found: dict[str, Found], path: Path) -> None:
 
 
 def tax_figure(lines: Sequence[Line], seeds: Sequence[int], path: Path) -> None:
-    """Gold gained, and what was paid, against KL: of DPO from near to far, and of every method as it is."""
+    """Gold gained, and what was paid, against KL: DPO from near to far, every method as it is, PPO when strong."""
     import matplotlib.figure
 
     whole = matplotlib.figure.Figure(figsize=(11, 3), layout="constrained")
@@ -211,14 +214,14 @@ def tax_figure(lines: Sequence[Line], seeds: Sequence[int], path: Path) -> None:
                 alpha=0.6,
                 label="dpo, β from 3 to 0.03" if seed == seeds[0] else None,
             )
-            for name in names:
+            for study, name, mark in [*((BASE, name, "o") for name in names), ("strong", "ppo", "s")]:
                 axis.plot(
-                    value(lines, seed, BASE, name, "kl"),
-                    value(lines, seed, BASE, name, figure) - zero,
-                    "o",
+                    value(lines, seed, study, name, "kl"),
+                    value(lines, seed, study, name, figure) - zero,
+                    mark,
                     ms=4,
                     color=figures.COLOURS[list(arms.ARMS).index(name)],
-                    label=name if seed == seeds[0] else None,
+                    label=("strong " * (mark == "s") + name).replace("_", " ") if seed == seeds[0] else None,
                 )
         axis.set(xlabel="KL from SFT (nats an answer)", ylabel=label, xscale="symlog")
         axis.axhline(0, color="0.8", lw=1, zorder=0)

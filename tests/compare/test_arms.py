@@ -146,6 +146,15 @@ def test_results_that_are_not_of_this_comparison_are_refused(tmp_path, capsys, t
     assert (tmp_path / "results.jsonl").read_text() == text
 
 
+def test_an_interval_of_shares_stays_within_0_and_1():
+    """Student's of 0.9, 1, 1 reaches 1.11; NaN stays what it is."""
+    lines = [{"method": "dpo", "figures": {"over_refusal": {"value": value}}} for value in (0.9, 1.0, 1.0)]
+    mean, low, high = across(lines, "dpo", "over_refusal")
+    assert (mean, low, high) == pytest.approx((29 / 30, 0.8232, 1.0), abs=1e-4)
+    lines[0]["figures"]["over_refusal"]["value"] = None
+    assert np.isnan(across(lines, "dpo", "over_refusal")[0])
+
+
 def test_few_items_have_no_interval():
     line = {"method": "dpo", "figures": {"gold": {"value": 0.5, "ci": [0.4, 0.6], "items": 36}}}
     assert across([line], "dpo", "gold") == (0.5, 0.4, 0.6)
