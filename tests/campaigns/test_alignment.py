@@ -1,12 +1,24 @@
 """The alignment campaign in small: statements are counted as they should be; distance and its price go together."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from jaxalign.compare.start import Setting, begin
-from tests.campaigns.alignment import BASE, claims, over_seeds, runs, studies, tell, value
+from tests.campaigns.alignment import (
+    BASE,
+    check_settings,
+    claims,
+    over_seeds,
+    runs,
+    studies,
+    tell,
+    value,
+    write_claims,
+)
 
 
 def line(seed, study, method, gold=0.0, **figures):
@@ -64,6 +76,14 @@ def test_tables_and_figures_are_written(lines, tmp_path):
         in (tmp_path / "claims.md").read_text()
     )
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("methods.png", "overoptimisation.png", "tax.png"))
+
+
+def test_what_is_committed_says_what_its_results_say(tmp_path):
+    kept = Path(__file__).parents[2] / "docs" / "campaign"
+    lines = [json.loads(line) for line in (kept / "results.jsonl").read_text().splitlines()]
+    check_settings(lines, Setting())
+    write_claims(claims(lines, range(1, 6)), tmp_path / "claims.md")
+    assert (tmp_path / "claims.md").read_text() == (kept / "claims.md").read_text()
 
 
 @pytest.mark.learning
