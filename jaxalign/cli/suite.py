@@ -35,7 +35,7 @@ from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.rewards import compute_rewards
 from jaxalign.rollout import Sampling
 
-BATCH = 8
+BATCH = 32
 """Prompts answered at a time."""
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "perplexity": {"limit": (1, math.inf), "max_length": (2, math.inf)},
@@ -251,22 +251,18 @@ def lengths(trees: Sequence[Tree]) -> np.ndarray:
 
 def sample(subject: Subject, prompts: Sequence[Sequence[int]], task: AnswerTask, seed: int) -> list[Tree]:
     """One answer to each prompt, as trees. The random numbers of an answer are those of (seed, its place)."""
-    trees: list[Tree] = []
+    found: dict[int, Tree] = {}
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # like lengths together: less padding
     for start in range(0, len(prompts), BATCH):
-        chunk = [np.asarray(prompt, np.int32) for prompt in prompts[start : start + BATCH]]
-        width = -(-max(map(len, chunk)) // WIDTH) * WIDTH
-        filled = chunk + [chunk[-1]] * (min(BATCH, len(prompts)) - len(chunk))  # one program for the last batch too
-        sampler = Sampler(
-            subject.model,
-            1,
-            task.max_new_tokens,
-            end_ids(subject.model, subject.tokenizer),
-            width,
-            Sampling(task.temperature),
-        )
-        ids = np.arange(start, start + len(filled))
-        trees += sampler(subject.params, filled, jax.random.key(seed), ids)[: len(chunk)]
-    return trees
+        places = order[start : start + BATCH]
+        filled = places + places[-1:] * (min(BATCH, len(prompts)) - len(places))  # one program for the last batch too
+        width = -(-len(prompts[places[0]]) // WIDTH) * WIDTH
+        ends = end_ids(subject.model, subject.tokenizer)
+        sampler = Sampler(subject.model, 1, task.max_new_tokens, ends, width, Sampling(task.temperature))
+        chunk = [np.asarray(prompts[i], np.int32) for i in filled]
+        trees = sampler(subject.params, chunk, jax.random.key(seed), np.asarray(filled))
+        found.update(zip(places, trees, strict=False))
+    return [found[i] for i in range(len(prompts))]
 
 
 def equal_length(old: Mapping[str, Answered], new: Mapping[str, Answered], bootstrap: Bootstrap) -> dict[str, Estimate]:

@@ -162,6 +162,22 @@ def test_kl_is_that_of_the_tokens_sampled(tiny_model, other_model):
     assert exact > 0.01
 
 
+def test_answers_are_those_of_each_prompt_at_its_place(tiny_model, monkeypatch):
+    """Whatever the batch and whichever prompts are in it: of 9 prompts of other lengths, 4 at a time or all at once."""
+    model, params = jaxalign.load_model(tiny_model)
+    subject = tasks.Subject(model, params, jaxalign.load_tokenizer(tiny_model))
+    random = np.random.default_rng(0)
+    prompts = [random.integers(3, 200, 3 + 7 * i % 20).tolist() for i in range(9)]
+    task = tasks.AnswerTask("-", max_new_tokens=6)
+    whole = tasks.sample(subject, prompts, task, seed=3)
+    monkeypatch.setattr(tasks, "BATCH", 4)
+    parts = tasks.sample(subject, prompts, task, seed=3)
+    assert [tree.prompt.tolist() for tree in whole] == prompts
+    for one, other in zip(whole, parts, strict=True):
+        assert one.completions[0].tolist() == other.completions[0].tolist()
+    assert len({tuple(tree.completions[0].tolist()) for tree in whole}) > 1
+
+
 def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
     """Trees of one, two and three completions, in any order: the values are those of separate passes."""
     random = np.random.default_rng(0)
