@@ -166,7 +166,7 @@ def ppo_arm(start: Start) -> Aligned:
     def golds(trees: Sequence[Tree]) -> float:
         return float(np.mean([start.gold(by_prompt[tree.prompt.tobytes()], tree.completions[0]) for tree in trees]))
 
-    # All points of the curve are told against the start: eight times the answers of an iteration say better where it is.
+    # Every point of the curve is told against the start, so that is measured on eight times the answers.
     keys = [jax.random.fold_in(jax.random.key(start.seed), 10**6 + i) for i in range(8)]
     before = [collect(state.params, i, key).trees for i, key in enumerate(keys)]
     scores = np.mean([tree.extras["scores"] for trees in before for tree in trees])
