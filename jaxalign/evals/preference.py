@@ -100,9 +100,9 @@ def _limits(rates: Floats, column: Floats, won: Floats, weight: Floats) -> Float
     either. NaN too where all of the column is on one side of 0.
     """
     some = weight > 0
-    won_low, won_high, lost_low, lost_high, low, high = (
+    won_low, won_high, lost_low, lost_high = (
         end
-        for of in (some & (won > 0), some & (won < 1), some)
+        for of in (some & (won > 0), some & (won < 1))
         for end in (np.where(of, column, np.inf).min(axis=1), np.where(of, column, -np.inf).max(axis=1))
     )
     none_won, none_lost = won_high == -np.inf, lost_high == -np.inf
@@ -112,4 +112,5 @@ def _limits(rates: Floats, column: Floats, won: Floats, weight: Floats) -> Float
     one = (up & (won_low <= 0)) | (down & (won_high >= 0))
     zero = (up & (lost_high >= 0)) | (down & (lost_low <= 0))
     found = np.select([none_lost, none_won, meet, open_, one, zero], [1.0, 0.0, rates, np.nan, 1.0, 0.0], rates)
-    return np.where((low > 0) | (high < 0), np.nan, found)
+    one_sided = (np.minimum(won_low, lost_low) > 0) | (np.maximum(won_high, lost_high) < 0)
+    return np.where(one_sided, np.nan, found)

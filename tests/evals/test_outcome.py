@@ -116,7 +116,7 @@ def test_what_lengths_that_part_wins_from_losses_say(wins, lengths, rate):
 
 
 def test_an_interval_of_wins_alone_is_that_of_a_share():
-    """All of 20 won: at 95 %, a share below 0.832 would show a loss more often than not so rarely."""
+    """All of 20 won: Clopper and Pearson's bound, 0.025^(1/20) = 0.832."""
     found = length_controlled_win_rate(np.ones(20), [1, 9] * 10, [5] * 20)
     assert found.value == 1
     assert found.ci == pytest.approx((0.025 ** (1 / 20), 1), abs=1e-6)
