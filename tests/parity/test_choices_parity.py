@@ -30,7 +30,7 @@ def test_piqa_is_scored_as_transformers_scores_it(shared_data, capsys):
     model, params = jaxalign.load_model(SMOLLM2)
     trees = choice_trees(tokenizer, items)
     ours = evals.tree_logps(model, params, trees)
-    accuracy, per_byte = evals.multiple_choice("piqa", model, params, tokenizer, items)
+    accuracy, per_byte, brier = evals.multiple_choice("piqa", model, params, tokenizer, items)
 
     file = Path(resolve(SMOLLM2))
     other = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -54,3 +54,6 @@ def test_piqa_is_scored_as_transformers_scores_it(shared_data, capsys):
     assert worst < 1e-4
     assert accuracy.totals.tolist() == want.tolist()
     assert per_byte.totals.tolist() == want_per_byte.tolist()
+    shares = [torch.softmax(torch.tensor(b, dtype=torch.float64), dim=0).numpy() for b in theirs]
+    want_brier = [np.sum((p - np.eye(len(p))[label]) ** 2) for p, label in zip(shares, labels, strict=True)]
+    assert brier.totals == pytest.approx(want_brier, abs=5e-3)  # of log-probs that may differ by 1e-4 a token
