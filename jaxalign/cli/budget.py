@@ -31,7 +31,7 @@ class BudgetSection:
     Args:
         max_tax: by figure (task/figure, as `jaxalign eval` names them), how much worse it may get, in its own unit
         suite: what is measured, before training and every so many steps
-        every: steps between measurements, of methods that sample iterations; after the last it is always measured
+        every: steps (iterations, of methods that sample) between measurements; the last is always measured
     """
 
     max_tax: dict[str, float] = dataclasses.field(default_factory=dict)
