@@ -1,4 +1,4 @@
-"""Imports point down the layers of DESIGN only, and the array layer knows nothing of models."""
+"""Imports point down the layers that README draws, or stay on a line, and the array layer knows nothing of models."""
 
 import ast
 from pathlib import Path
