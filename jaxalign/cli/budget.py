@@ -16,12 +16,15 @@ from rich.console import Console
 from jaxalign import evals
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.cli import suite as tasks
+from jaxalign.cli import suite_check
 from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, union
 from jaxalign.paths import write_whole
 
 BEFORE, WITHIN = "budget.json", "within_budget"
+ROUNDING = 1e-9
+"""Of what is subtracted: 268 / 400 - 260 / 400 is a little more than 0.02."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +53,20 @@ def check(section: BudgetSection) -> None:
             raise UserError(f"budget.max_tax: {name} may get worse by {allowed}; give a finite number, 0 or more.")
     if section.every < 1:
         raise UserError(f"budget.every is {section.every}; give a number of steps, 1 or more.")
-    tasks.check(section.suite)
-    known = tasks.figures_of(section.suite, of_two=False)
+    suite_check.check(section.suite)
+    known = suite_check.figures_of(section.suite, of_two=False)
     known = [name for name in known if not name.endswith(("/words", "/entropy_per_token"))]  # neither is better
     for name in section.max_tax:
         if name not in known:
             raise UserError(
                 f"budget.max_tax: {name} is no figure of budget.suite that can get worse; those are {', '.join(known)}."
             )
+
+
+def is_beyond(before: float, now: float, good: evals.Good, allowed: float) -> bool:
+    """Whether a figure got worse by more than is allowed, but for rounding; NaN is beyond everything."""
+    worse = before - now if good == "more" else now - before
+    return not worse <= allowed + ROUNDING * max(1.0, abs(before))
 
 
 class Budget:
@@ -97,13 +106,14 @@ class Budget:
         if not resuming:
             shutil.rmtree(output / WITHIN, ignore_errors=True)
         self._within = Checkpoints(output / WITHIN, keep=1)
-        self._before: dict[str, Any] = json.loads((output / BEFORE).read_text()) if resuming else {}
+        self._before: dict[str, Any] = self._read_before() if resuming else {}
 
     def begin(self, state: Any) -> dict[str, float]:
         """Measure the model before training."""
         found = self._measure(state)
         self._before = found
-        write_whole(self.output / BEFORE, json.dumps(found, indent=2) + "\n")
+        kept = {"figures": found, "files": suite_check.digests(self.section.suite)}
+        write_whole(self.output / BEFORE, json.dumps(kept, indent=2) + "\n")
         self._within.save(state)
         return {name: each["value"] for name, each in found.items()}
 
@@ -112,20 +122,34 @@ class Budget:
 
         A state within it is kept.
         """
-        found = self._measure(state)
+        try:
+            found = self._measure(state)
+        except evals.NotFinite as error:  # the parameters are not: beyond any budget
+            return {}, f"{error} ({self.unit} {position})."
         values = {name: each["value"] for name, each in found.items()}
         for name, allowed in self.section.max_tax.items():
             before = self._before[name]
-            worse = (before["value"] - values[name]) * (1 if before["good"] == "more" else -1)
-            if not worse <= allowed:
+            if is_beyond(before["value"], values[name], before["good"], allowed):
                 return values, (
                     f"{name} was {before['value']:.4g} before training and is {values[name]:.4g} after {self.unit} "
-                    f"{position}: worse by {worse:.3g}, {allowed:g} is allowed (budget.max_tax)."
+                    f"{position}: worse by {abs(before['value'] - values[name]):.3g}, {allowed:g} is allowed "
+                    "(budget.max_tax)."
                 )
         # A run that goes on from an earlier checkpoint comes by the same states again.
         if int(state.step) > (self._within.latest_step() or 0):
             self._within.save(state, position=position)
         return values, None
+
+    def _read_before(self) -> dict[str, Any]:
+        kept = json.loads((self.output / BEFORE).read_text())
+        now = suite_check.digests(self.section.suite)
+        changed = [path for path in sorted(now | kept["files"]) if now.get(path) != kept["files"].get(path)]
+        if changed:
+            raise UserError(
+                f"{changed[0]} is not what it was when the run in {self.output} began, and its budget is in figures of "
+                "that file: restore it, or give another output."
+            )
+        return dict(kept["figures"])
 
     def restore(self, like: Any) -> tuple[Any, int]:
         """The last state within the budget, and its position; ``like`` is given up, for two may not fit."""

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxalign import evals
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli import suite as tasks
+from jaxalign.cli import suite_check
 from jaxalign.cli.config import MeshSection, ModelSection, check_ranges
 from jaxalign.cli.models import check_language_model, open_mesh, open_model
 from jaxalign.evals.outcome import Outcome
@@ -52,22 +54,24 @@ class Config:
 def run(config: Config) -> None:
     """Every figure, as a table and, where asked, as files."""
     check_ranges(config, RANGES)
-    tasks.check(config.suite)
+    suite_check.check(config.suite)
     output = None if config.output is None else Path(config.output).expanduser()
     if output is not None:
         check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
     mesh = open_mesh(config.mesh)
     subject = open_subject(config.model, mesh, console)
+    suite_check.check_lengths(config.suite, subject)
     scorers = tasks.open_scorers(config.suite, subject, mesh, console)
     outcomes, answered = tasks.measure(config.suite, subject, seed=config.seed, console=console, scorers=scorers)
     bootstrap = Bootstrap(config.confidence, config.resamples, config.seed)
     figures = {each.name: evals.figure(each, bootstrap=bootstrap) for each in outcomes}
-    tell(outcomes, figures, config.confidence, console)
     if output is not None:
         plain = {name: each.plain() for name, each in figures.items()}
         write_whole(output / "eval.json", json.dumps(plain, indent=2, allow_nan=False) + "\n")
         write_answers(output / "answers.jsonl", {"answer": answered}, subject)
+    tell(outcomes, figures, config.confidence, console)
+    if output is not None:
         console.print(f"The figures are in {output / 'eval.json'}.")
 
 
@@ -83,7 +87,7 @@ def tell(
     outcomes: Sequence[Outcome], figures: Mapping[str, evals.Estimate], confidence: float, console: Console
 ) -> None:
     """The table of one model."""
-    table = Table(title=f"figures with {confidence:.0%} intervals")
+    table = Table(title=f"figures with {100 * confidence:g}% intervals")
     table.add_column("figure", min_width=max(len(each.name) for each in outcomes))
     for column in ("better is", "items"):
         table.add_column(column)
@@ -91,7 +95,7 @@ def tell(
         table.add_column(column, justify="right")
     for each in outcomes:
         found = figures[each.name]
-        table.add_row(each.name, each.good, str(found.items), number(found.value), interval(found.ci))
+        table.add_row(escape(each.name), each.good, str(found.items), number(found.value), interval(found.ci))
     console.print(table)
 
 

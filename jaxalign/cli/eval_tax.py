@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jaxalign import evals
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli import eval as single
 from jaxalign.cli import suite as tasks
+from jaxalign.cli import suite_check
 from jaxalign.cli.config import MeshSection, ModelSection, check_ranges
 from jaxalign.cli.judge_audit import check_matplotlib
 from jaxalign.cli.models import open_mesh
@@ -56,7 +58,7 @@ class Config:
 def run(config: Config) -> None:
     """The report, in every form."""
     check_ranges(config, single.RANGES)
-    tasks.check(config.suite)
+    suite_check.check(config.suite)
     if config.picture:
         check_matplotlib()
     output = Path(config.output).expanduser()
@@ -69,6 +71,13 @@ def run(config: Config) -> None:
     )
     if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
         raise UserError(f"{config.before} and {config.after} have different tokenizers; compare models that share one.")
+    if before.tokenizer.chat_template != after.tokenizer.chat_template:
+        raise UserError(
+            f"{config.before} and {config.after} have different chat templates, so they would be measured on different "
+            "texts; give both directories the same one (chat_template.jinja)."
+        )
+    for each in (before, after):
+        suite_check.check_lengths(config.suite, each)
     scorers = tasks.open_scorers(config.suite, before, mesh, console)
     options: Any = {"seed": config.seed, "console": console, "scorers": scorers}
     console.print("before:", style="bold")
@@ -85,13 +94,13 @@ def run(config: Config) -> None:
         gains=config.suite.gains,
         bootstrap=bootstrap,
     )
+    single.write_answers(output / ANSWERS, {"before": old_answers, "after": new_answers}, before)
+    plain = report.plain() | {"length_controlled_win_rate": {name: each.plain() for name, each in controlled.items()}}
+    write_whole(output / REPORT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
     tell(report, config.confidence, console)
     for name, found in controlled.items():
         shown = f"{single.number(found.value)} {single.interval(found.ci)}"
         console.print(f"{name}/win_rate if both answered at the same length: {shown}", markup=False)
-    plain = report.plain() | {"length_controlled_win_rate": {name: each.plain() for name, each in controlled.items()}}
-    write_whole(output / REPORT, json.dumps(plain, indent=2, allow_nan=False) + "\n")
-    single.write_answers(output / ANSWERS, {"before": old_answers, "after": new_answers}, before)
     console.print(f"The report is in {output / REPORT}", end="" if config.picture else ".\n")
     if config.picture:
         from jaxalign.evals.picture import draw
@@ -103,7 +112,7 @@ def run(config: Config) -> None:
 def tell(report: evals.Tax, confidence: float, console: Console) -> None:
     """The tables: what changed, and what was exchanged for what."""
     words = {True: "better", False: "worse", None: ""}
-    table = Table(title=f"after minus before, paired, {confidence:.0%} intervals")
+    table = Table(title=f"after minus before, paired, {100 * confidence:g}% intervals")
     table.add_column("figure", min_width=max(map(len, report.differences)))
     table.add_column("items")
     for column in ("before", "after", "change", "interval"):
@@ -113,14 +122,15 @@ def tell(report: evals.Tax, confidence: float, console: Console) -> None:
         good = report.outcomes[name].good
         verdict = words[report.better(name)] if good != "neither" else "changed" if found.significant else words[None]
         numbers = map(single.number, (found.before, found.after, found.change))
-        table.add_row(name, str(found.items), *numbers, single.interval(found.ci), verdict)
+        table.add_row(escape(name), str(found.items), *numbers, single.interval(found.ci), verdict)
     console.print(table)
     for each in report.exchange:
-        console.print(_sentence(each), markup=False)
+        console.print(_sentence(each, report.outcomes[each.paid]), markup=False)
 
 
-def _sentence(each: evals.Exchange) -> str:
+def _sentence(each: evals.Exchange, paid: evals.Outcome) -> str:
     if each.rate != each.rate:
         return f"{each.paid} for {each.gained}: no rate, for {each.gained} did not grow beyond chance"
     ci: Interval = each.ci
-    return f"{each.paid} lost for a unit of {each.gained}: {single.number(each.rate)} {single.interval(ci)}"
+    unit = " (nats a token)" if paid.name.endswith("/perplexity") else ""
+    return f"{each.paid} lost{unit} for a unit of {each.gained}: {single.number(each.rate)} {single.interval(ci)}"

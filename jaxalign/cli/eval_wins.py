@@ -84,6 +84,7 @@ def read(path: str | Path, config: Config) -> dict[str, Verdicts]:
     Raises:
         UserError: if a pair does not have exactly one answer of that name.
     """
+    judge_audit.check_columns(config.columns)
     asked = judge_audit.Config(config.path, columns=config.columns, second_names=config.second_names)
     names = [name for name in judge_audit.read_columns(path, asked) if name != judge_audit.PANEL]
     asked = dataclasses.replace(asked, family=dict.fromkeys(names, config.of))

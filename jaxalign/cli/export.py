@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jaxalign.checkpoint import Checkpoints, check_writable
 from jaxalign.cli import runs
+from jaxalign.cli.budget import WITHIN
 from jaxalign.cli.config import LoraSection, ModelSection
 from jaxalign.cli.models import open_model
 from jaxalign.cli.training import MODEL_INPUT
@@ -30,7 +31,7 @@ class Config:
     Args:
         run: output directory of the run
         output: directory to write
-        checkpoint: best, latest, or the step of one that was kept
+        checkpoint: best, latest (of a run with a budget both are the last state within it), or a step that was kept
     """
 
     run: str
@@ -52,7 +53,10 @@ def run(config: Config) -> None:
     )
     best, mode = settings["train"].get("best"), settings["train"].get("best_mode", "max")
     part = "policy" if "value" in settings.get("method", {}) else None  # PPO trains a value model beside it
-    with Checkpoints(directory / runs.CHECKPOINTS, best=best, mode=mode, read_only=True) as checkpoints:
+    folder = runs.CHECKPOINTS
+    if settings.get("budget", {}).get("max_tax") and not isinstance(config.checkpoint, int):
+        folder, best = WITHIN, None  # later checkpoints may be beyond it
+    with Checkpoints(directory / folder, best=best, mode=mode, read_only=True) as checkpoints:
         match config.checkpoint:
             case "best":
                 step = checkpoints.best_step() if best else checkpoints.latest_step()

@@ -91,10 +91,15 @@ def flags(arguments: Sequence[str]) -> list[str]:
     return ["--path", *words] if words and not words[0].startswith("-") else words
 
 
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise for a name that is no field of verdicts."""
+    if unknown := sorted(set(columns) - FIELDS):
+        raise UserError(f"columns names {unknown[0]!r}, which is no field of ours: give {', '.join(sorted(FIELDS))}.")
+
+
 def run(config: Config) -> None:
     """The report, in every form."""
-    if unknown := sorted(set(config.columns) - FIELDS):
-        raise UserError(f"columns names {unknown[0]!r}, which is no field of ours: give {', '.join(sorted(FIELDS))}.")
+    check_columns(config.columns)
     check_ranges(config, {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)})
     if config.picture:
         check_matplotlib()

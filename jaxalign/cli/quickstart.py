@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxalign.cli import compare
+from jaxalign.cli.config import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,4 +26,5 @@ class Config:
 
 def run(config: Config) -> None:
     """One seed of the comparison."""
+    check_ranges(config, {"seed": (0, 10**6)})
     compare.run(compare.Config(seeds=1, first_seed=config.seed, output=config.output))

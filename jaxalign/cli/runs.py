@@ -50,8 +50,9 @@ def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> Non
     Raises:
         UserError: naming the settings that differ.
     """
-    if not any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*")):
-        return  # nothing was saved: nothing to go on from
+    saved = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
+    if not saved and not (directory / MODEL).exists():  # a run that its budget stops may leave a model only
+        return
     if resume == "never":
         raise UserError(f"{directory} already holds a run; give another output, or train.resume=auto to go on.")
     was, now = flat(read_settings(directory)), flat(wanted)

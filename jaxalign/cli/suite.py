@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign import evals
-from jaxalign.cli.config import ModelSection, check_ranges
+from jaxalign.cli.config import ModelSection
 from jaxalign.cli.functions import load_function
 from jaxalign.cli.generate import encode
 from jaxalign.cli.models import check_tokens, check_trees, open_model
@@ -24,7 +24,7 @@ from jaxalign.data.records import Demonstration, read_records
 from jaxalign.data.tokenize import tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.evals.choices import TEMPLATE, check_template
+from jaxalign.evals.choices import TEMPLATE
 from jaxalign.evals.likelihood import tree_scores
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_scores
@@ -140,51 +140,6 @@ class Answered(NamedTuple):
     logps: np.ndarray | None = None
 
 
-def check(suite: SuiteSection) -> None:
-    """Raise for a suite that measures nothing, names that clash, or a file that a task cannot use: before the work."""
-    names = [*suite.perplexity, *suite.choices, *suite.answers]
-    if not names:
-        raise UserError("suite: there is no task; give suite.perplexity, suite.choices or suite.answers.")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"suite: {', '.join(sorted(twice))} names two tasks; give each a name of its own.")
-    for kind, tasks in (("perplexity", suite.perplexity), ("choices", suite.choices), ("answers", suite.answers)):
-        for name, each in tasks.items():
-            check_ranges(each, RANGES[kind], f"suite.{kind}.{name}.")
-    for texts in suite.perplexity.values():
-        read_records(Demonstration, texts.path)
-    for choices in suite.choices.values():
-        read_choices(choices)
-        check_template(choices.template)
-    for task in suite.answers.values():
-        for row in read_items(task.path, task.limit):
-            prompt_of(row)
-            if task.safe is not None:
-                is_safe(row, task.safe)
-        if task.score is not None:
-            load_function(task.score)
-    known = figures_of(suite, of_two=True)
-    for name in (*suite.capabilities, *suite.gains):
-        if name not in known:
-            raise UserError(f"suite: {name} is no figure of it; those are {', '.join(known)}.")
-
-
-def figures_of(suite: SuiteSection, *, of_two: bool) -> list[str]:
-    """The names of a suite's figures, with those that only two models have, or without."""
-    found = [f"{name}/perplexity" for name in suite.perplexity]
-    for name in suite.choices:
-        found += [f"{name}/{what}" for what in ("accuracy", "accuracy_per_byte", "brier")]
-    for name, task in suite.answers.items():
-        sampled, scored = task.temperature == 1, task.reward is not None
-        found += [f"{name}/words", f"{name}/distinct_2"]
-        found += [f"{name}/entropy_per_token"] * sampled
-        safe = {is_safe(row, task.safe) for row in read_items(task.path, task.limit)} if task.safe is not None else ()
-        found += [f"{name}/over_refusal"] * (True in safe) + [f"{name}/unsafe_answered"] * (False in safe)
-        found += [f"{name}/score"] * (task.score is not None) + [f"{name}/reward"] * scored
-        found += [f"{name}/kl", f"{name}/kl_per_token"] * (sampled and of_two)
-        found += [f"{name}/win_rate"] * (scored and of_two)
-    return found
-
-
 def measure(
     suite: SuiteSection, subject: Subject, *, seed: int, console: Console, scorers: Mapping[str, Subject]
 ) -> tuple[list[Outcome], dict[str, Answered]]:
@@ -218,12 +173,8 @@ def measure_answers(
 ) -> tuple[list[Outcome], Answered]:
     """A task's sampled answers and their outcomes."""
     rows = read_items(task.path, task.limit)
-    encoder = Encoder(subject.tokenizer)
     texts = [prompt_of(row) for row in rows]
-    chat = bool(subject.tokenizer.chat_template)
-    prompts = [list(encode(encoder, text, chat, row.number)) for text, row in zip(texts, rows, strict=True)]
-    check_tokens(subject.model, prompts)
-    trees = sample(subject, prompts, task, seed)
+    trees = sample(subject, prompt_ids(rows, subject), task, seed)
     said = [subject.tokenizer.decode(tree.completions[0], skip_special_tokens=True) for tree in trees]
     outcomes = [*evals.verbosity(name, said), *evals.diversity(name, said)]
     values: list[dict[str, Any]] = [row.value for row in rows]  # type: ignore[misc]  # read_items raised for others
@@ -242,6 +193,14 @@ def measure_answers(
         rewards = np.concatenate(tree_scores(judge.model, judge.params, trees))
         outcomes.append(Outcome.mean(f"{name}/reward", rewards))
     return outcomes, Answered(trees, said, rewards, logps)
+
+
+def prompt_ids(rows: Sequence[Row], subject: Subject) -> list[list[int]]:
+    """The rows' prompts as the model reads them."""
+    encoder, chat = Encoder(subject.tokenizer), bool(subject.tokenizer.chat_template)
+    prompts = [list(encode(encoder, prompt_of(row), chat, row.number)) for row in rows]
+    check_tokens(subject.model, prompts)
+    return prompts
 
 
 def lengths(trees: Sequence[Tree]) -> np.ndarray:
@@ -265,13 +224,25 @@ def sample(subject: Subject, prompts: Sequence[Sequence[int]], task: AnswerTask,
     return [found[i] for i in range(len(prompts))]
 
 
+def wins_over(old: Answered, new: Answered) -> np.ndarray | None:
+    """Wins of the second model's answers by their reward, None without a reward model.
+
+    Equal answers tie whatever their scores, which differ by rounding where their neighbours in a packed row do.
+    """
+    if old.rewards is None or new.rewards is None:
+        return None
+    both = zip(old.trees, new.trees, strict=True)
+    same = [np.array_equal(mine.completions[0], yours.completions[0]) for yours, mine in both]
+    return np.where(same, 0.5, wins_of_scores(new.rewards, old.rewards))
+
+
 def equal_length(old: Mapping[str, Answered], new: Mapping[str, Answered], bootstrap: Bootstrap) -> dict[str, Estimate]:
     """By task with a reward model, the second model's win rate if its answers were as long (in characters)."""
     found = {}
     for name, mine in new.items():
         theirs = old[name]
-        if mine.rewards is not None and theirs.rewards is not None:
-            wins = wins_of_scores(mine.rewards, theirs.rewards)
+        wins = wins_over(theirs, mine)
+        if wins is not None:
             letters = ([*map(len, each.texts)] for each in (mine, theirs))
             found[name] = length_controlled_win_rate(wins, *letters, bootstrap=bootstrap)
     return found
@@ -301,10 +272,10 @@ def compare_answers(
                 Outcome.mean(f"{name}/kl", kl, good="neither"),
                 Outcome(f"{name}/kl_per_token", kl, tokens, "neither"),
             ]
-        mine, yours = new[name].rewards, old[name].rewards
-        if mine is not None and yours is not None:
-            ours += win_rate(name, np.full(len(mine), 0.5))
-            theirs += win_rate(name, wins_of_scores(mine, yours))
+        wins = wins_over(old[name], new[name])
+        if wins is not None:
+            ours += win_rate(name, np.full(len(wins), 0.5))
+            theirs += win_rate(name, wins)
     return ours, theirs
 
 
@@ -337,7 +308,7 @@ def read_choices(task: ChoiceTask) -> list[evals.Choice]:
     rows = read_items(task.path, task.limit)
     if task.labels is not None:
         labels = read_labels(task.labels)
-        if len(labels) < len(rows):
+        if len(labels) < len(rows) or (task.limit is None and len(labels) > len(rows)):
             raise UserError(f"{task.labels} has {len(labels)} labels for {len(rows)} rows; give one a row.")
     items = []
     for i, row in enumerate(rows):

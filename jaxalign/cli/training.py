@@ -203,6 +203,8 @@ def fit(
                 if exceeded is not None:
                     state, step = budget.restore(state)
                     run.console.print(f"{exceeded} The model of step {step} is kept.", markup=False)
+                    if held_feed is not None:
+                        evaluation(step)  # of what is kept, not of what went too far
                     break
             measured = {}
             if held_feed is not None and is_due(train.eval_every, step, steps):

@@ -85,6 +85,8 @@ def judges_pairs(start: Start) -> list[Tree]:
     back = start.setting.judge(two, one, random, words=(words[1], words[0]))
     verdicts = combine_orders(forth, back)
     kept = [i for i, verdict in enumerate(verdicts) if verdict in ("first", "second")]
+    if not kept:
+        raise UserError("the judge contradicts itself on every comparison: lower setting.judge.position")
     return as_pairs([shown.trees[i] for i in kept], np.array([verdicts[i] == "first" for i in kept]))
 
 

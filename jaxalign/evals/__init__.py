@@ -6,7 +6,7 @@ A task is a function from a model (or its answers) and items to ``Outcome``s; ad
 
 from jaxalign.evals.choices import Choice, multiple_choice, parse_choice
 from jaxalign.evals.likelihood import perplexity, tree_logps
-from jaxalign.evals.outcome import Difference, Estimate, Outcome, difference, figure
+from jaxalign.evals.outcome import Difference, Estimate, Good, NotFinite, Outcome, difference, figure
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate
 from jaxalign.evals.refusal import is_refusal, refusals
 from jaxalign.evals.tax import Exchange, Tax, tax
@@ -17,6 +17,8 @@ __all__ = [
     "Difference",
     "Estimate",
     "Exchange",
+    "Good",
+    "NotFinite",
     "Outcome",
     "Tax",
     "difference",

@@ -76,7 +76,7 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
     texts = [prompt, *choices] if isinstance(choices, list) else [None]
     if not all(isinstance(text, str) for text in texts):
         return Problem("types", "the prompt and every choice must be a string")
-    if isinstance(right, str) and right.strip().isdigit():
+    if isinstance(right, str) and right.strip().isdecimal():
         right = int(right)
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
         return Problem("label", f"the label must be the number of a choice, from 0 to {len(choices) - 1}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -57,7 +57,11 @@ class Outcome:
             raise UserError(f"{self.name}: there are no items: give a file with at least one that can be used")
         if not (np.isfinite(self.totals).all() and np.isfinite(self.counts).all()):
             bad = int(np.argmin(np.isfinite(self.totals) & np.isfinite(self.counts)))
-            raise UserError(f"{self.name}: item {bad + 1} has no finite value: check the model and that item")
+            raise NotFinite(f"{self.name}: item {bad + 1} has no finite value: check the model and that item")
+
+
+class NotFinite(UserError):
+    """An item has no finite value, as where the model's parameters have none."""
 
 
 class Estimate(NamedTuple):
@@ -69,11 +73,7 @@ class Estimate(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """As JSON can hold it: what the data leave open is null."""
-        return {
-            "value": self.value if math.isfinite(self.value) else None,
-            "ci": self.ci if all(map(math.isfinite, self.ci)) else None,
-            "items": self.items,
-        }
+        return finite(self._asdict())
 
 
 class Difference(NamedTuple):
@@ -86,9 +86,23 @@ class Difference(NamedTuple):
     significant: bool
     items: int
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON can hold it: what is not finite is null."""
+        return finite(self._asdict())
+
+
+def finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values, with null for a number that is not finite and for an interval that has such an end."""
+
+    def known(value: Any) -> bool:
+        parts = value if isinstance(value, tuple) else (value,)
+        return all(math.isfinite(part) for part in parts if isinstance(part, float))
+
+    return {name: value if known(value) else None for name, value in values.items()}
+
 
 def figure(outcome: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Estimate:
-    """The figure and its interval, by bootstrap over items.
+    """The figure and its interval, by bootstrap over items; of a single item that is no share there is no interval.
 
     >>> figure(Outcome.mean("accuracy", [1, 1, 0, 1], share=True)).value
     0.75
@@ -96,7 +110,8 @@ def figure(outcome: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Estimate:
     bounds = (0.0, 1.0) if outcome.share else (-math.inf, math.inf)
     span = 1.0 if outcome.share else 0.0
     ones = np.ones(len(outcome.totals))
-    return Estimate(*estimate(_statistic(outcome), ones, bootstrap, bounds=bounds, span=span), len(ones))
+    value, ci = estimate(_statistic(outcome), ones, bootstrap, bounds=bounds, span=span)
+    return Estimate(value, ci if _says_something(outcome) else (math.nan, math.nan), len(ones))
 
 
 def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Difference:
@@ -120,8 +135,15 @@ def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAUL
     span = 1.0 if before.share else 0.0
     bounds = (-1.0, 1.0) if before.share else (-math.inf, math.inf)
     change, ci = estimate(lambda weight: new(weight) - old(weight), ones, bootstrap, bounds=bounds, span=span)
+    if not _says_something(before):
+        ci = (math.nan, math.nan)
     values = (float(old(ones[None])[0]), float(new(ones[None])[0]))
     return Difference(*values, change, ci, ci[0] > 0 or ci[1] < 0, len(ones))
+
+
+def _says_something(outcome: Outcome) -> bool:
+    """Whether the items' scatter says how sure the figure is: one item has none."""
+    return outcome.share or len(outcome.totals) > 1
 
 
 def _statistic(outcome: Outcome) -> Callable[[Floats], Floats]:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.evals.outcome import Difference, Outcome, difference
+from jaxalign.evals.outcome import Difference, Outcome, difference, finite
 from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Interval
 
 
@@ -46,13 +46,10 @@ class Tax:
         """As JSON can hold it: a rate that means nothing is null."""
         return {
             "differences": {
-                name: {**found._asdict(), "good": self.outcomes[name].good, "better": self.better(name)}
+                name: {**found.plain(), "good": self.outcomes[name].good, "better": self.better(name)}
                 for name, found in self.differences.items()
             },
-            "exchange": [
-                each._asdict() if math.isfinite(each.rate) else {**each._asdict(), "rate": None, "ci": None}
-                for each in self.exchange
-            ],
+            "exchange": [finite(each._asdict()) for each in self.exchange],
         }
 
 
@@ -77,6 +74,9 @@ def tax(
         UserError: if a figure is missing of one model, or a name is of none.
     """
     old, new = {each.name: each for each in before}, {each.name: each for each in after}
+    if len(old) < len(before):
+        names = [each.name for each in before]
+        raise UserError(f"{next(name for name in names if names.count(name) > 1)} is measured twice: rename one")
     if old.keys() != new.keys():
         raise UserError(f"{', '.join(sorted(old.keys() ^ new.keys()))}: measured of one model only: measure both")
     for name in (*capabilities, *gains):
@@ -90,13 +90,16 @@ def tax(
 def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, confidence: float) -> Exchange:
     """The ratio of two changes from their resampled values, of which the first of each is the measured one.
 
-    Where nothing was gained, or it may be so (the interval is not above 0), a rate means nothing and is NaN.
+    Where nothing was gained, or it may be so (the interval is not above 0), a rate means nothing and is NaN. Of the few
+    resamples that gained nothing all the same, one that lost has the rate ∞, one that did not -∞.
     """
     tail = (1 - confidence) / 2
     if not np.quantile(gained[1:], tail) > 0 or not np.isfinite(lost).all():
         return Exchange(paid, bought, math.nan, (math.nan, math.nan))
-    rates = lost[1:] / gained[1:]
-    interval = np.quantile(rates, [tail, 1 - tail])
+    some = gained[1:] > 0
+    rates = np.where(some, lost[1:] / np.where(some, gained[1:], 1), np.where(lost[1:] > 0, math.inf, -math.inf))
+    rates = rates[some | (lost[1:] != 0)]
+    interval = np.quantile(rates, [tail, 1 - tail], method="nearest")  # between infinities nothing can be interpolated
     return Exchange(paid, bought, float(lost[0] / gained[0]), (float(interval[0]), float(interval[1])))
 
 

@@ -44,14 +44,14 @@ def distinct_n(answers: Sequence[str], n: int) -> float:
 
 
 def ngram_entropy(answers: Sequence[str], n: int) -> float:
-    """-Σ p log p of the n-grams of all answers, nats (Zhang et al. 2018, arXiv:1809.05972, Ent-n).
+    """-Σ p log p of the n-grams of all answers, nats (Zhang et al. 2018, arXiv:1809.05972, Ent-n); NaN without any.
 
     >>> round(ngram_entropy(["a b", "c d"], 2), 4)
     0.6931
     """
     counts = np.array(list(Counter(gram for text in answers for gram in _ngrams(text, n)).values()), np.float64)
     p = counts / counts.sum()
-    return float(-np.sum(p * np.log(p)))
+    return float(-np.sum(p * np.log(p))) if len(counts) else math.nan
 
 
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:

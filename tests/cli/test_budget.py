@@ -1,11 +1,17 @@
 """A budget of capability stops a run that costs more, keeps the last state within it, and changes no other run."""
 
 import json
+import math
+import re
 import shutil
 
+import jax
+import numpy as np
 import pytest
 
+from jaxalign import load_model
 from jaxalign.cli import main
+from jaxalign.cli.budget import is_beyond
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import pair, same_model
 
@@ -64,6 +70,7 @@ def test_what_a_killed_run_kept_is_not_the_next_ones(tmp_path, flags, rejected):
     """Killed before its first checkpoint, with another learning rate: the next run has a state of its own."""
     assert main(flags(tmp_path / "run", **budget(rejected, 1e9, 1), **{"optim.learning_rate": 3e-2})) == 0
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.rmtree(tmp_path / "run" / "model")
     assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 1))) == 0
     assert main(flags(tmp_path / "new", **budget(rejected, 0.0, 1))) == 0
     assert same_model(tmp_path / "run" / "model", tmp_path / "new" / "model")
@@ -94,3 +101,60 @@ def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
     assert "budget.every is 0" in told(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
     unlimited = budget(rejected, 1.0) | {"budget.max_tax": "{}"}
     assert "budget.suite measures what nothing limits" in told(flags(tmp_path / "e", **unlimited))
+
+
+def test_what_is_told_and_exported_is_what_is_kept(tmp_path, flags, rejected):
+    """A run that stops at its third step, with an evaluation and a checkpoint at every one."""
+    each = {"train.checkpoint_every": 1, "train.eval_every": 1, "train.keep": 5, "optim.learning_rate": 3e-2}
+    assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 3), **each)) == 0
+    losses = [
+        (line["step"], line["eval/loss"]) for line in read_jsonl(tmp_path / "run/metrics.jsonl") if "eval/loss" in line
+    ]
+    assert losses[-1] == losses[0] == (0, pytest.approx(math.log(2)))
+    assert [step for step, _ in losses] == [0, 1, 2, 0]
+    for name in ("best", "latest"):
+        out = tmp_path / name
+        assert main(["export", "--run", str(tmp_path / "run"), "--output", str(out), "--checkpoint", name]) == 0
+        assert same_model(out, tmp_path / "run/model")
+    out = tmp_path / "two"
+    assert main(["export", "--run", str(tmp_path / "run"), "--output", str(out), "--checkpoint", "2"]) == 0
+    assert not same_model(out, tmp_path / "run/model")
+
+
+def test_parameters_that_are_not_finite_are_beyond_any_budget(tmp_path, flags, rejected, capsys):
+    diverging = {"optim.learning_rate": 1e20, "train.eval_every": 0}
+    assert main(flags(tmp_path / "run", **budget(rejected, 1e300, 1), **diverging)) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "has no finite value" in said
+    assert re.search(r"The model of step \d is kept", said)
+    _, params = load_model(tmp_path / "run/model")
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(("right", "of", "allowed"), [(8, 400, 0.02), (4, 400, 0.01), (1, 100, 0.01)])
+def test_exactly_what_is_allowed_is_allowed(right, of, allowed):
+    for before in range(right, of + 1):
+        old, new = before / of, (before - right) / of
+        assert not is_beyond(old, new, "more", allowed)
+        assert not is_beyond(new, old, "less", allowed)
+        assert is_beyond(old, new - 1 / of, "more", allowed)
+    assert is_beyond(1.0, math.nan, "more", 1.0)
+
+
+def test_a_run_with_a_model_is_not_written_over(tmp_path, flags, rejected, told):
+    """One that its budget stops at its first step has no checkpoint."""
+    early = {"train.checkpoint_every": 10, "train.eval_every": 0, "optim.learning_rate": 3e-2}
+    assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 1), **early)) == 0
+    assert "already holds a run" in told(flags(tmp_path / "run", **early, **{"train.resume": "never"}))
+    assert "holds a run with other settings" in told(flags(tmp_path / "run", **early))
+
+
+def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, told):
+    file = tmp_path / "texts.jsonl"
+    shutil.copy(rejected, file)
+    given = flags(tmp_path / "cut", **budget(file, 1e9, 1), **{"train.keep": 5})
+    assert main(given) == 0
+    for step in (4, 5):
+        shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step), ignore_errors=True)
+    file.write_text(json.dumps({"prompt": "x", "completion": "zzzz qqqq"}) + "\n")
+    assert "texts.jsonl is not what it was when the run in" in told(given)

@@ -226,6 +226,12 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
             "row 1: it has no choices",
         ),
         ({"answers": {"x": {"pth": "PAIRS"}}}, "pth"),
+        ({"answers": {"x": {"path": "PAIRS", "max_new_tokens": 5000}}, "gains": []}, "x: row 1 of "),
+        ({"answers": {"x": {"path": "PAIRS", "score": "number_match"}}, "gains": []}, "field 'answer' is missing"),
+        (
+            {"choices": {"c": {"path": "BLIMP", "labels": "LABELS"}}, "answers": {}, "gains": [], "capabilities": []},
+            "has 10 labels for 3 rows",
+        ),
     ],
 )
 def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, told, change, words):
@@ -233,7 +239,7 @@ def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, told, change
     settings["suite"] |= change
     blimp = str(suite.parent / "blimp.jsonl")
     text = yaml.safe_dump(settings).replace("PAIRS", str(pairs_file)).replace("MODEL", str(tiny_model))
-    text = text.replace("BLIMP", blimp)
+    text = text.replace("BLIMP", blimp).replace("LABELS", str(suite.parent / "labels.lst"))
     (tmp_path / "suite.yaml").write_text(text)
     assert words in told(["eval", "--config", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
 
@@ -252,6 +258,35 @@ def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(settings["suite"]))
     said = told(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
     assert "other has another tokenizer than the model it is to score" in said
+
+
+def test_equal_answers_tie_whatever_their_neighbours():
+    """Their scores differ by rounding where they are packed beside others."""
+    one, two, three = (Tree.of([5, 6], [[7, last]]) for last in (8, 9, 10))
+    old = tasks.Answered([one, one, two], ["a", "a", "b"], np.array([1.0, 1.0, 0.0]))
+    new = tasks.Answered([one, three, three], ["a", "c", "c"], np.array([1.0 + 1e-6, 2.0, -1.0]))
+    assert tasks.wins_over(old, new).tolist() == [0.5, 1.0, 0.0]
+    assert tasks.wins_over(old, new._replace(rewards=None)) is None
+
+
+def test_models_with_different_chat_templates_are_not_compared(tiny_model, suite, tmp_path, told):
+    """They would be asked different texts: the same parameters would have a tax."""
+    model, params = jaxalign.load_model(tiny_model)
+    tokenizer = jaxalign.load_tokenizer(tiny_model)
+    tokenizer.chat_template = None
+    save_model(tmp_path / "base", model, params, tokenizer)
+    run = ["eval", "tax", "--config", str(suite), "--before", str(tmp_path / "base"), "--after", str(tiny_model)]
+    assert "have different chat templates" in told([*run, "--output", str(tmp_path / "out")])
+
+
+def test_names_are_shown_as_they_are_written(tiny_model, suite, tmp_path, capsys):
+    blimp = str(suite.parent / "blimp.jsonl")
+    given = {"choices": {"blimp[val]": {"path": blimp}, "blimp[/x]": {"path": blimp}}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(given))
+    assert main(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)]) == 0
+    said = capsys.readouterr().out
+    assert "blimp[val]/accuracy" in said
+    assert "blimp[/x]/accuracy" in said
 
 
 def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, capsys, told):
@@ -282,3 +317,7 @@ def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, c
     assert responses["win_rate"]["value"] == (0.5 + 0.5 + 0.5 + 0 + 0.5) / 5
     said = told(["eval", "wins", str(tmp_path), "--of", "nobody"])
     assert "5 of 5 pairs of j do not have one answer by 'nobody'" in said
+
+    assert "columns names 'answer_c', which is no field of ours" in told(
+        ["eval", "wins", str(tmp_path), "--columns", '{"answer_c": "x"}']
+    )

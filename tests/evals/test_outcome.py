@@ -1,12 +1,14 @@
 """Figures, differences and the tax against what can be worked out otherwise."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
-from jaxalign.evals import Outcome, difference, figure, length_controlled_win_rate, tax
+from jaxalign.evals import NotFinite, Outcome, difference, figure, length_controlled_win_rate, tax
+from jaxalign.evals.picture import draw
 from jaxalign.evals.preference import wins_of_scores, wins_of_verdicts
 from jaxalign.judges import combine_orders
 from jaxalign.judges.bootstrap import Bootstrap
@@ -188,3 +190,49 @@ def test_the_rate_of_exchange_of_figures_of_the_same_items_is_resampled_together
     after = [Outcome.mean("a/skill", -gained / 2), Outcome.mean("a/reward", gained)]
     (found,) = tax(before, after, capabilities=["a/skill"], gains=["a/reward"], bootstrap=QUICK).exchange
     assert (found.rate, *found.ci) == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_a_gain_of_a_few_flips_makes_a_report():
+    """Some resamples hold none of the flips: nothing was gained in them, and no number is one by 0."""
+    gained, right = np.zeros(50), np.ones(50)
+    gained[:5], right[10:12] = 1, 0
+    report = tax(
+        [Outcome.mean("x/score", np.zeros(50), share=True), Outcome.mean("y/accuracy", np.ones(50), share=True)],
+        [Outcome.mean("x/score", gained, share=True), Outcome.mean("y/accuracy", right, share=True)],
+        capabilities=["y/accuracy"],
+        gains=["x/score"],
+    )
+    (rate,) = report.exchange
+    assert rate.rate == pytest.approx(0.4)
+    assert 0 <= rate.ci[0] < 0.4 < rate.ci[1]
+    json.dumps(report.plain(), allow_nan=False)
+
+
+def test_a_figure_without_bounds_makes_a_report(tmp_path):
+    old = Outcome("t/perplexity", np.full(5, 20.0), np.full(5, 10.0), "less", np.exp)
+    new = Outcome("t/perplexity", np.full(5, 8000.0), np.full(5, 10.0), "less", np.exp)
+    other = Outcome.mean("t/accuracy", np.ones(5), share=True)
+    with np.errstate(over="ignore", invalid="ignore"):
+        report = tax([old, other], [new, other])
+    plain = json.loads(json.dumps(report.plain(), allow_nan=False))
+    assert plain["differences"]["t/perplexity"]["after"] is None
+    assert plain["differences"]["t/perplexity"]["before"] == pytest.approx(math.e**2)
+    draw(report, tmp_path / "tax.png", confidence=0.95)
+    assert (tmp_path / "tax.png").exists()
+
+
+def test_one_item_says_nothing_of_how_sure_it_is():
+    assert all(map(math.isnan, figure(Outcome.mean("r/reward", [1.0])).ci))
+    found = difference(Outcome.mean("r/reward", [0.0]), Outcome.mean("r/reward", [0.01]))
+    assert all(map(math.isnan, found.ci))
+    assert not found.significant
+    low, high = figure(Outcome.mean("x/accuracy", [1.0], share=True)).ci  # Clopper and Pearson's, of a share
+    assert (low, high) == (pytest.approx(0.025), 1.0)
+
+
+def test_an_item_without_a_finite_value_and_a_figure_twice_are_refused():
+    with pytest.raises(NotFinite, match="item 2 has no finite value"):
+        Outcome.mean("r/reward", [0.0, math.nan])
+    twice = [Outcome.mean("x/accuracy", [1.0, 0.0]), Outcome.mean("x/accuracy", [1.0, 1.0])]
+    with pytest.raises(UserError, match="x/accuracy is measured twice"):
+        tax(twice, twice)
