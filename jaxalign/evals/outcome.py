@@ -111,7 +111,7 @@ def figure(outcome: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Estimate:
     span = 1.0 if outcome.share else 0.0
     ones = np.ones(len(outcome.totals))
     value, ci = estimate(_statistic(outcome), ones, bootstrap, bounds=bounds, span=span)
-    return Estimate(value, ci if _says_something(outcome) else (math.nan, math.nan), len(ones))
+    return Estimate(value, ci if _has_scatter(outcome) else (math.nan, math.nan), len(ones))
 
 
 def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Difference:
@@ -135,13 +135,13 @@ def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAUL
     span = 1.0 if before.share else 0.0
     bounds = (-1.0, 1.0) if before.share else (-math.inf, math.inf)
     change, ci = estimate(lambda weight: new(weight) - old(weight), ones, bootstrap, bounds=bounds, span=span)
-    if not _says_something(before):
+    if not _has_scatter(before):
         ci = (math.nan, math.nan)
     values = (float(old(ones[None])[0]), float(new(ones[None])[0]))
     return Difference(*values, change, ci, ci[0] > 0 or ci[1] < 0, len(ones))
 
 
-def _says_something(outcome: Outcome) -> bool:
+def _has_scatter(outcome: Outcome) -> bool:
     """Whether the items' scatter says how sure the figure is: one item has none."""
     return outcome.share or len(outcome.totals) > 1
 
