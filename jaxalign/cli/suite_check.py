@@ -41,7 +41,7 @@ def check(suite: SuiteSection) -> None:
     for choices in suite.choices.values():
         read_choices(choices)
         check_template(choices.template)
-    for task in suite.answers.values():
+    for name, task in suite.answers.items():
         for row in read_items(task.path, task.limit):
             prompt_of(row)
             if task.safe is not None:
