@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -132,5 +133,5 @@ def _sentence(each: evals.Exchange, paid: evals.Outcome) -> str:
     if each.rate != each.rate:
         return f"{each.paid} for {each.gained}: no rate, for {each.gained} did not grow beyond chance"
     ci: Interval = each.ci
-    unit = " (nats a token)" if paid.name.endswith("/perplexity") else ""
+    unit = " (nats a token)" if paid.link is np.exp else ""  # an exponential's change is that of its logarithm
     return f"{each.paid} lost{unit} for a unit of {each.gained}: {single.number(each.rate)} {single.interval(ci)}"

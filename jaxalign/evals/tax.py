@@ -43,7 +43,7 @@ class Tax:
         return (found.change > 0) == (good == "more")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON can hold it: a rate that means nothing is null."""
+        """As JSON can hold it: what is not finite is null, as a rate that means nothing."""
         return {
             "differences": {
                 name: {**found.plain(), "good": self.outcomes[name].good, "better": self.better(name)}
