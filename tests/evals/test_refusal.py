@@ -52,3 +52,4 @@ def test_texts():
     assert diversity("x", ["a", ""])[0].totals.tolist() == [1, 1]
     assert distinct_n(said, 1) == 3 / 6
     assert ngram_entropy(said, 1) == pytest.approx(-sum(p * np.log(p) for p in (3 / 6, 2 / 6, 1 / 6)))
+    assert np.isnan(ngram_entropy(["a"], 2))
