@@ -51,7 +51,8 @@ def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> Non
         UserError: naming the settings that differ.
     """
     saved = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
-    if not saved and not (directory / MODEL).exists():  # a run that its budget stops may leave a model only
+    ended = (directory / MODEL).exists() and (directory / SETTINGS).exists()  # a run that its budget stops has no more
+    if not saved and not ended:
         return
     if resume == "never":
         raise UserError(f"{directory} already holds a run; give another output, or train.resume=auto to go on.")
