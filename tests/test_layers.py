@@ -7,14 +7,16 @@ import jaxalign
 
 ROOT = Path(jaxalign.__file__).parent
 LAYERS = (
-    {"errors", "paths", "keys", "_checks"},
+    {"errors", "paths", "keys", "settings", "reporting", "_checks"},
     {"masking"},
     {"losses", "advantages", "logprobs"},
+    {"checkpoint", "tracking", "optim", "stats"},
     {"data", "models"},
-    {"evals", "judges", "rewards", "rollout", "testbed"},
-    {"loop", "checkpoint", "tracking", "optim"},
-    {"methods"},
-    {"cli", "compare"},
+    {"loop", "rollout", "rewards"},
+    {"methods", "judges"},
+    {"evals", "testbed"},
+    {"recipes", "compare", "advice"},
+    {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 STANDARD = {"__future__", "collections", "dataclasses", "functools", "math", "typing"}

@@ -14,16 +14,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jaxalign import stats
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge_audit import check_matplotlib
-from jaxalign.cli.runs import settings
 from jaxalign.compare import arms, figures, measure
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import figure
-from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.paths import write_whole
+from jaxalign.recipes.run_directory import settings
+from jaxalign.settings import check_ranges
+from jaxalign.stats import Bootstrap
 
 RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, measure.MANY)}
 RANGES |= dict.fromkeys(
@@ -156,19 +157,8 @@ def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[flo
     values = np.array([each["value"] for each in mine], float)  # null, which the data left open, is NaN
     if len(mine) == 1:
         return float(values[0]), *(mine[0]["ci"] if mine[0]["ci"] and mine[0]["items"] >= FEW else (math.nan, math.nan))
-    mean, low, high = student(values)
+    mean, low, high = stats.student(values)
     return (mean, max(low, 0.0), min(high, 1.0)) if name in SHARES else (mean, low, high)
-
-
-def student(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean of one value for each seed, with Student's 95 % interval, which one value does not have."""
-    from scipy.stats import t  # type: ignore[import-untyped]  # takes a second to import
-
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, math.nan, math.nan
-    half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return mean, mean - half, mean + half
 
 
 def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, console: Console) -> None:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jaxalign.cli.config import check_ranges
 from jaxalign.data.feedback import Signals, read_feedback
 from jaxalign.data.files import read_rows
 from jaxalign.data.inspect import Lengths, balance, find, kind_of
@@ -21,6 +20,7 @@ from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import resolve_path
+from jaxalign.settings import check_ranges
 
 KINDS: dict[str, type[Record]] = {
     "sft": Demonstration,

@@ -10,29 +10,28 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign import optim
-from jaxalign.cli import runs, training
-from jaxalign.cli.budget import BudgetSection
-from jaxalign.cli.budget import check as check_budget
-from jaxalign.cli.config import (
+from jaxalign.data.records import Preference
+from jaxalign.errors import UserError
+from jaxalign.methods.dpo import dpo, pair_metrics
+from jaxalign.models.open import check_language_model, check_trees, open_model
+from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.optim import OptimConfig
+from jaxalign.recipes import fit as training
+from jaxalign.recipes import run_directory as runs
+from jaxalign.recipes.budget import BudgetSection
+from jaxalign.recipes.budget import check as check_budget
+from jaxalign.recipes.config import (
     SAMPLES_RANGES,
     TRAIN_RANGES,
     DataSection,
     LoraSection,
-    MeshSection,
-    ModelSection,
     SamplesSection,
     TrainSection,
     check_best,
-    check_ranges,
 )
-from jaxalign.cli.examples import batch_options, make_trees, read_examples
-from jaxalign.cli.models import check_language_model, check_trees, open_model
-from jaxalign.cli.reference import with_reference
-from jaxalign.data.records import Preference
-from jaxalign.errors import UserError
-from jaxalign.methods.dpo import dpo, pair_metrics
-from jaxalign.models.tokenizer import load_tokenizer
-from jaxalign.optim import OptimConfig
+from jaxalign.recipes.examples import batch_options, make_trees, read_examples
+from jaxalign.recipes.reference import with_reference
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
 from jaxalign.tracking import LogConfig
 
 

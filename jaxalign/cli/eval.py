@@ -15,14 +15,14 @@ from rich.table import Table
 
 from jaxalign import evals
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli import suite as tasks
-from jaxalign.cli import suite_check
-from jaxalign.cli.config import MeshSection, ModelSection, check_ranges
-from jaxalign.cli.models import check_language_model, open_mesh, open_model
+from jaxalign.evals import suite as tasks
+from jaxalign.evals import suite_check
 from jaxalign.evals.outcome import Outcome
-from jaxalign.judges.bootstrap import Bootstrap
+from jaxalign.models.open import check_language_model, open_mesh, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import write_whole
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
+from jaxalign.stats import Bootstrap
 
 TASKS = {"tax": "jaxalign.cli.eval_tax", "wins": "jaxalign.cli.eval_wins"}
 RANGES = {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)}

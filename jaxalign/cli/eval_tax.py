@@ -15,14 +15,14 @@ from rich.table import Table
 from jaxalign import evals
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli import eval as single
-from jaxalign.cli import suite as tasks
-from jaxalign.cli import suite_check
-from jaxalign.cli.config import MeshSection, ModelSection, check_ranges
 from jaxalign.cli.judge_audit import check_matplotlib
-from jaxalign.cli.models import open_mesh
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import Bootstrap, Interval
+from jaxalign.evals import suite as tasks
+from jaxalign.evals import suite_check
+from jaxalign.models.open import open_mesh
 from jaxalign.paths import write_whole
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
+from jaxalign.stats import Bootstrap, Interval
 
 REPORT, PICTURE, ANSWERS = "tax.json", "tax.png", "answers.jsonl"
 

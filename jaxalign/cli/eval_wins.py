@@ -15,13 +15,13 @@ from jaxalign import evals
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli import eval as single
 from jaxalign.cli import judge, judge_audit
-from jaxalign.cli.config import check_ranges
 from jaxalign.errors import UserError
 from jaxalign.evals.preference import wins_of_verdicts
 from jaxalign.judges.audit import Verdicts
-from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.judges.panel import OPPOSITE
 from jaxalign.paths import write_whole
+from jaxalign.settings import check_ranges
+from jaxalign.stats import Bootstrap
 
 REPORT = "wins.json"
 

@@ -10,18 +10,19 @@ import jax
 from rich.console import Console
 
 from jaxalign.checkpoint import Checkpoints, check_writable
-from jaxalign.cli import runs
-from jaxalign.cli.budget import WITHIN
-from jaxalign.cli.config import LoraSection, ModelSection
-from jaxalign.cli.models import open_model
-from jaxalign.cli.training import MODEL_INPUT
 from jaxalign.errors import UserError
 from jaxalign.models import lora
 from jaxalign.models.model import Model
+from jaxalign.models.open import open_model
 from jaxalign.models.params import fingerprint, partition, union
 from jaxalign.models.sharding import make_mesh
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.models.weights import save_model
+from jaxalign.recipes import run_directory as runs
+from jaxalign.recipes.budget import WITHIN
+from jaxalign.recipes.config import LoraSection
+from jaxalign.recipes.fit import MODEL_INPUT
+from jaxalign.settings import ModelSection
 
 
 @dataclasses.dataclass(frozen=True)

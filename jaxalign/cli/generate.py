@@ -11,18 +11,17 @@ import jax
 from rich.console import Console
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli.config import MeshSection, ModelSection
-from jaxalign.cli.models import check_tokens, open_mesh, open_model
-from jaxalign.cli.sampling import pieces
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, read_rows
 from jaxalign.data.formats import prompt_only
-from jaxalign.data.messages import Message, transcript_messages
 from jaxalign.errors import UserError
+from jaxalign.models.open import check_tokens, open_mesh, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import write_whole
 from jaxalign.rollout import Sampling, stop_strings
 from jaxalign.rollout.decode import SEGMENT
+from jaxalign.rollout.text import encode_prompt, pieces
+from jaxalign.settings import MeshSection, ModelSection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ def run(config: Config) -> None:
     stop_strings(tokenizer, config.stop)  # complains before anything is loaded
     encoder = Encoder(tokenizer)
     chat = config.chat and bool(tokenizer.chat_template)
-    encoded = [encode(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
+    encoded = [encode_prompt(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
     model, params = open_model(config.model, open_mesh(config.mesh), Console(stderr=True, highlight=False))
     check_tokens(model, encoded)
     single = config.prompt is not None and config.num_completions == 1
@@ -147,18 +146,3 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
     if not prompts:
         raise UserError(f"{path}: there are no rows: give a file with at least one.")
     return prompts
-
-
-def encode(encoder: Encoder, prompt: str, chat: bool, number: int) -> list[int]:
-    """The prompt's ids as training sees them."""
-    if not chat:
-        ids = encoder.document(prompt)
-    else:
-        transcript = prompt.strip() and prompt_only({"prompt": prompt}, None)[1] == "transcript"
-        found = encoder.prompt(transcript_messages(prompt) if transcript else [Message("user", prompt)])
-        if isinstance(found, Problem):
-            raise UserError(f"prompt {number}: {found.text}; or set chat=false.")
-        ids = found
-    if not ids:
-        raise UserError(f"prompt {number} is empty and the tokenizer puts nothing before it; give a prompt.")
-    return ids

@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jaxalign.cli import online
-from jaxalign.cli.config import check_ranges
-from jaxalign.cli.online_config import OnlineConfig, PenaltySection
 from jaxalign.methods import grpo
 from jaxalign.methods.experience import Online
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
+from jaxalign.recipes.online_config import OnlineConfig, PenaltySection
+from jaxalign.settings import check_ranges
 
 ALGORITHMS: Mapping[str, Callable[..., Online]] = {
     "grpo": grpo.grpo,

@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli import runs
-from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge_items import JudgeDataSection, read_items
 from jaxalign.cli.judge_panel import JudgeSection, check_panel, name_of, open_rater
 from jaxalign.errors import UserError
@@ -26,6 +24,8 @@ from jaxalign.judges.journal import Journal
 from jaxalign.judges.panel import TEMPLATES, Item, Question, Rater, judge_items
 from jaxalign.judges.prompts import load_constitution
 from jaxalign.paths import resolve_path, write_whole
+from jaxalign.recipes import run_directory as runs
+from jaxalign.settings import check_ranges
 
 TASKS = {"audit": "jaxalign.cli.judge_audit", "revise": "jaxalign.cli.judge_revise"}
 VERDICTS, CACHE = "verdicts.jsonl", "cache.sqlite"

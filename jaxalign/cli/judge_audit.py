@@ -15,18 +15,18 @@ from rich.table import Table
 
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli import judge as labelling
-from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge_items import HUMAN
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import missing, number
 from jaxalign.data.messages import shown
 from jaxalign.errors import UserError
 from jaxalign.judges.audit import JudgeAudit, TrustReport, Verdicts, audit
-from jaxalign.judges.bootstrap import Bootstrap, Interval
 from jaxalign.judges.pairwise import Verdict, combine_orders
 from jaxalign.judges.panel import OPPOSITE
 from jaxalign.judges.votes import panel_vote
 from jaxalign.paths import write_whole
+from jaxalign.settings import check_ranges
+from jaxalign.stats import Bootstrap, Interval
 
 REPORT, PICTURE = "audit.json", "audit.png"
 FIELDS = {"first_order", "second_order", "human", "judge", "key", "principle", "weight", "probability", "orders"}

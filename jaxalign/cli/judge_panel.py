@@ -11,9 +11,6 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign import loop
-from jaxalign.cli.config import MeshSection, ModelSection
-from jaxalign.cli.models import check_trees, open_mesh, open_model
-from jaxalign.cli.sampling import answers
 from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.kinds import Prompt
 from jaxalign.data.messages import Message
@@ -26,8 +23,11 @@ from jaxalign.judges.local import expected_scores, local_judge, local_ranker
 from jaxalign.judges.panel import How, Item, Rater, grading
 from jaxalign.keys import stream
 from jaxalign.methods import reward
+from jaxalign.models.open import check_trees, open_mesh, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.rewards.call import compute_rewards, load_reward
+from jaxalign.rollout.text import answers
+from jaxalign.settings import MeshSection, ModelSection
 
 KINDS = ("model", "endpoint", "reward", "function", "score_function")
 LONGEST = 1024  # tokens of an example of a reward model

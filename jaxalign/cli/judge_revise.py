@@ -13,8 +13,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli import runs
-from jaxalign.cli.config import check_ranges
 from jaxalign.cli.judge import CACHE, check_resumable, fingerprint
 from jaxalign.cli.judge_items import JudgeDataSection, read_items
 from jaxalign.cli.judge_panel import JudgeSection, check_panel, name_of, open_writer
@@ -26,6 +24,8 @@ from jaxalign.judges.label import CRITIQUE, REVISE, Revision, critique_and_revis
 from jaxalign.judges.panel import Item
 from jaxalign.judges.prompts import CONSTITUTION, Principle, draw_principle, load_constitution
 from jaxalign.paths import write_whole
+from jaxalign.recipes import run_directory as runs
+from jaxalign.settings import check_ranges
 
 VERDICTS, REVISIONS = "verdicts.jsonl", "revisions.jsonl"
 

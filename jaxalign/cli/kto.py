@@ -13,24 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import loop, optim
-from jaxalign.cli import runs, training
-from jaxalign.cli.budget import BudgetSection
-from jaxalign.cli.budget import check as check_budget
-from jaxalign.cli.config import (
-    TRAIN_RANGES,
-    KtoDataSection,
-    LoraSection,
-    MeshSection,
-    ModelSection,
-    SamplesSection,
-    TrainSection,
-    check_best,
-    check_ranges,
-)
-from jaxalign.cli.examples import batch_options, make_trees, read_examples
-from jaxalign.cli.models import check_trees, open_model
-from jaxalign.cli.reference import with_reference
-from jaxalign.cli.separation import Separation, separation
 from jaxalign.data.batches import Batches, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.records import UnpairedPreference
@@ -39,10 +21,20 @@ from jaxalign.errors import UserError
 from jaxalign.methods import kto
 from jaxalign.methods.dpo import implicit_rewards
 from jaxalign.models.model import Model
+from jaxalign.models.open import check_trees, open_model
 from jaxalign.models.params import union
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.optim import OptimConfig
 from jaxalign.paths import write_whole
+from jaxalign.recipes import fit as training
+from jaxalign.recipes import run_directory as runs
+from jaxalign.recipes.budget import BudgetSection
+from jaxalign.recipes.budget import check as check_budget
+from jaxalign.recipes.config import TRAIN_RANGES, KtoDataSection, LoraSection, SamplesSection, TrainSection, check_best
+from jaxalign.recipes.examples import batch_options, make_trees, read_examples
+from jaxalign.recipes.reference import with_reference
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
+from jaxalign.stats import Separation, separation
 from jaxalign.tracking import LogConfig
 
 SEPARATION = "separation.json"

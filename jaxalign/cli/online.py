@@ -18,21 +18,6 @@ from rich.table import Table
 
 from jaxalign import loop, losses, optim
 from jaxalign.checkpoint import Checkpoints
-from jaxalign.cli import runs, training
-from jaxalign.cli.budget import check as check_budget
-from jaxalign.cli.config import check_ranges
-from jaxalign.cli.functions import load_function
-from jaxalign.cli.interrupt import Interrupt, telling
-from jaxalign.cli.models import check_tokens, open_model
-from jaxalign.cli.online_config import (
-    RANGES,
-    OnlineConfig,
-    PenaltySection,
-    PromptSection,
-    ReferenceSection,
-)
-from jaxalign.cli.sampling import end_ids
-from jaxalign.cli.scorers import make_scorers, size_of, to_bfloat16
 from jaxalign.data.records import Prompt, read_records
 from jaxalign.data.tokenize import tokenize_prompts
 from jaxalign.data.trees import Tree
@@ -43,9 +28,25 @@ from jaxalign.methods.collect import Collector, Sampler, informative
 from jaxalign.methods.experience import Online
 from jaxalign.methods.online_dpo import pairs_of
 from jaxalign.models.model import Model
+from jaxalign.models.open import check_tokens, open_model
 from jaxalign.models.params import Params, moving_average, replace_every, union
 from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.recipes import fit as training
+from jaxalign.recipes import run_directory as runs
+from jaxalign.recipes.budget import check as check_budget
+from jaxalign.recipes.interrupt import Interrupt, telling
+from jaxalign.recipes.online_config import (
+    RANGES,
+    OnlineConfig,
+    PenaltySection,
+    PromptSection,
+    ReferenceSection,
+)
+from jaxalign.recipes.scorers import make_scorers, size_of, to_bfloat16
+from jaxalign.rewards.functions import load_function
 from jaxalign.rollout import Sampling
+from jaxalign.rollout.text import end_ids
+from jaxalign.settings import check_ranges
 from jaxalign.tracking import Jsonl, Tracker, read_jsonl
 
 PHASES = "phases.jsonl"

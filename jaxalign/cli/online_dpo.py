@@ -9,12 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxalign.cli import online
-from jaxalign.cli.config import check_ranges
-from jaxalign.cli.online_config import OnlineConfig
 from jaxalign.errors import UserError
 from jaxalign.methods.online_dpo import online_dpo
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
+from jaxalign.recipes.online_config import OnlineConfig
+from jaxalign.settings import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

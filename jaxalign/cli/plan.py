@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxalign.cli import data as inspecting
-from jaxalign.cli.config import check_ranges
 from jaxalign.data.feedback import Signals
 from jaxalign.data.files import Row, read_rows
 from jaxalign.data.inspect import balance, find
@@ -25,6 +24,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.paths import resolve
 from jaxalign.models.weights import read_config
 from jaxalign.rewards import final_number
+from jaxalign.settings import check_ranges
 
 FEW = 500
 """Examples below which a warning is due: at 500 the 95 % interval of an accuracy is still ± 4 points wide."""

@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.cli import online
-from jaxalign.cli.config import check_ranges
-from jaxalign.cli.online_config import OnlineConfig, OnlineTrainSection, PenaltySection
 from jaxalign.keys import stream
 from jaxalign.methods import ppo
 from jaxalign.methods.reward import from_language_model
@@ -21,6 +19,8 @@ from jaxalign.models import lora as adapters
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, partition, union
 from jaxalign.optim import OptimConfig
+from jaxalign.recipes.online_config import OnlineConfig, OnlineTrainSection, PenaltySection
+from jaxalign.settings import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxalign.cli import compare
-from jaxalign.cli.config import check_ranges
+from jaxalign.settings import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)

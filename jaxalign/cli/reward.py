@@ -12,19 +12,6 @@ import numpy as np
 from rich.table import Table
 
 from jaxalign import loop, optim
-from jaxalign.cli import training
-from jaxalign.cli.config import (
-    TRAIN_RANGES,
-    DataSection,
-    LoraSection,
-    MeshSection,
-    ModelSection,
-    TrainSection,
-    check_best,
-    check_ranges,
-)
-from jaxalign.cli.examples import batch_options, make_trees, read_examples
-from jaxalign.cli.models import check_trees, open_model
 from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.records import Preference, Ranking, Record
 from jaxalign.data.trees import Tree
@@ -33,10 +20,15 @@ from jaxalign.judges.reliability import Calibration, calibration
 from jaxalign.keys import stream
 from jaxalign.methods import reward
 from jaxalign.models.model import Model
+from jaxalign.models.open import check_trees, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.models.weights import own_padding
 from jaxalign.optim import OptimConfig
 from jaxalign.paths import write_whole
+from jaxalign.recipes import fit as training
+from jaxalign.recipes.config import TRAIN_RANGES, DataSection, LoraSection, TrainSection, check_best
+from jaxalign.recipes.examples import batch_options, make_trees, read_examples
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
 from jaxalign.tracking import LogConfig
 
 CALIBRATION = "calibration.json"

@@ -10,27 +10,26 @@ from typing import Literal
 from jaxtyping import Array
 
 from jaxalign import losses, optim
-from jaxalign.cli import runs, training
-from jaxalign.cli.budget import BudgetSection
-from jaxalign.cli.budget import check as check_budget
-from jaxalign.cli.config import (
+from jaxalign.data.records import Demonstration
+from jaxalign.methods.sft import sft
+from jaxalign.models.open import check_language_model, check_trees, open_model
+from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.optim import OptimConfig
+from jaxalign.recipes import fit as training
+from jaxalign.recipes import run_directory as runs
+from jaxalign.recipes.budget import BudgetSection
+from jaxalign.recipes.budget import check as check_budget
+from jaxalign.recipes.config import (
     SAMPLES_RANGES,
     TRAIN_RANGES,
     LoraSection,
-    MeshSection,
-    ModelSection,
     SamplesSection,
     SftDataSection,
     TrainSection,
     check_best,
-    check_ranges,
 )
-from jaxalign.cli.examples import batch_options, make_trees, read_examples
-from jaxalign.cli.models import check_language_model, check_trees, open_model
-from jaxalign.data.records import Demonstration
-from jaxalign.methods.sft import sft
-from jaxalign.models.tokenizer import load_tokenizer
-from jaxalign.optim import OptimConfig
+from jaxalign.recipes.examples import batch_options, make_trees, read_examples
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
 from jaxalign.tracking import LogConfig
 
 LOSSES: Mapping[str, Callable[[Array], Array]] = {"nll": losses.nll, "dft": losses.dft}

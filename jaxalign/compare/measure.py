@@ -17,12 +17,12 @@ from jaxalign.data.batches import Batches, attach, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, wins_of_scores
-from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.loop import OnMesh
 from jaxalign.losses import best_of_n_kl
 from jaxalign.methods.best_of_n import best_of, expected_best
 from jaxalign.methods.dpo import reference_logps
 from jaxalign.methods.reward import completion_scores
+from jaxalign.stats import Bootstrap
 from jaxalign.testbed import learner
 from jaxalign.testbed.gold import Gold, gold, read
 from jaxalign.testbed.world import Instruction

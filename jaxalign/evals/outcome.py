@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Floats, Interval, estimate
+from jaxalign.stats import DEFAULT, Bootstrap, Floats, Interval, estimate
 
 Good = Literal["more", "less", "neither"]
 Link = Callable[[Any], Any]

@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.judges.bias import logistic
-from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Floats, estimate
 from jaxalign.judges.pairwise import FIRST, TIE, Verdicts, parse_labels
+from jaxalign.stats import DEFAULT, Bootstrap, Floats, estimate
 
 
 def wins_of_scores(scores: Float[np.ndarray, " N"], baseline: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

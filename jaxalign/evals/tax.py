@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Difference, Outcome, difference, finite
-from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Interval
+from jaxalign.stats import DEFAULT, Bootstrap, Interval
 
 
 class Exchange(NamedTuple):

@@ -4,7 +4,6 @@
 """
 
 from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
-from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.judges.endpoint import Endpoint, Reply, ask
 from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge_scores
 from jaxalign.judges.label import Labelled, Revision, critique_and_revise, judge_reward, preference_rows
@@ -25,6 +24,7 @@ from jaxalign.judges.reliability import Bin, Calibration, calibration
 from jaxalign.judges.verdict import parse_score, parse_verdict
 from jaxalign.judges.votes import SoftLabels, panel_vote, score_expectation, soft_labels, verdict_probability
 from jaxalign.judges.warn import trust_warnings
+from jaxalign.stats import Bootstrap
 
 __all__ = [
     "Agreement",

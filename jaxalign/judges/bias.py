@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import DEFAULT, FAILURE, Bootstrap, Codes, Floats, Interval, estimate, ratio
 from jaxalign.judges.pairwise import FIRST, TIE, Verdicts, parse_labels
 from jaxalign.judges.raters import same_length
+from jaxalign.stats import DEFAULT, FAILURE, Bootstrap, Codes, Floats, Interval, estimate, ratio
 
 
 @dataclass(frozen=True)

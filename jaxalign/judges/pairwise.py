@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import DEFAULT, FAILURE, Bootstrap, Codes, Interval, estimate, kappa, ratio
 from jaxalign.judges.raters import as_list, same_length
+from jaxalign.stats import DEFAULT, FAILURE, Bootstrap, Codes, Interval, estimate, kappa, ratio
 
 Verdict: TypeAlias = Literal["first", "second", "tie"]
 Verdicts: TypeAlias = Sequence[Verdict | None]

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import DEFAULT, FAILURE, Bootstrap, Codes, Floats, Interval, estimate, kappa, ratio
+from jaxalign.stats import DEFAULT, FAILURE, Bootstrap, Codes, Floats, Interval, estimate, kappa, ratio
 
 Labels: TypeAlias = Sequence[Hashable]
 Mask: TypeAlias = Callable[[Codes, Codes], Any]

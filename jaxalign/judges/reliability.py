@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import DEFAULT, Bootstrap, Floats, Interval, estimate, ratio
 from jaxalign.judges.raters import same_length
+from jaxalign.stats import DEFAULT, Bootstrap, Floats, Interval, estimate, ratio
 
 
 class Bin(NamedTuple):

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import UserError
-from jaxalign.judges.bootstrap import FAILURE
 from jaxalign.judges.pairwise import NAMES, TIE, Verdict, Verdicts, parse_labels
 from jaxalign.judges.raters import same_length
+from jaxalign.stats import FAILURE
 
 
 class SoftLabels(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 
 from jaxalign.judges.bias import Favour
-from jaxalign.judges.bootstrap import Interval
 from jaxalign.judges.pairwise import PairwiseReport
 from jaxalign.judges.raters import Agreement, Ceiling
 from jaxalign.judges.reliability import Calibration
+from jaxalign.stats import Interval
 
 
 def trust_warnings(

@@ -26,12 +26,12 @@ def side(path: str, rank: int) -> dict[str, float]:
 
     import jaxalign
     from jaxalign import loop, optim
-    from jaxalign.cli.config import LoraSection
-    from jaxalign.cli.training import trainable
     from jaxalign.data.batches import batches
     from jaxalign.data.records import Demonstration, read_records
     from jaxalign.data.tokenize import tokenize_sft
     from jaxalign.methods.sft import sft
+    from jaxalign.recipes.config import LoraSection
+    from jaxalign.recipes.fit import trainable
 
     records, _ = read_records(Demonstration, path)
     trees, _ = tokenize_sft(records[: BATCH * STEPS], jaxalign.load_tokenizer(GGUF))

@@ -32,10 +32,10 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign.cli.compare import across, run_seed, student, write_table
-from jaxalign.cli.runs import settings
 from jaxalign.compare import arms, figures
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.paths import write_whole
+from jaxalign.recipes.run_directory import settings
 from jaxalign.testbed.annotators import Judge
 
 Line = dict[str, Any]

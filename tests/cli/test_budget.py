@@ -11,7 +11,7 @@ import pytest
 
 from jaxalign import load_model
 from jaxalign.cli import main
-from jaxalign.cli.budget import is_beyond
+from jaxalign.recipes.budget import is_beyond
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import pair, same_model
 

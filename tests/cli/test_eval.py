@@ -12,8 +12,8 @@ import yaml
 import jaxalign
 from jaxalign import evals
 from jaxalign.cli import main
-from jaxalign.cli import suite as tasks
 from jaxalign.data.trees import Tree
+from jaxalign.evals import suite as tasks
 from jaxalign.models.weights import save_model
 from tests.cli.conftest import pair
 

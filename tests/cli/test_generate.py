@@ -7,9 +7,8 @@ import pytest
 
 import jaxalign
 from jaxalign.cli import main
-from jaxalign.cli.generate import encode
-from jaxalign.cli.sampling import TextSoFar, pieces
 from jaxalign.data.encode import Encoder
+from jaxalign.rollout.text import TextSoFar, encode_prompt, pieces
 from tests.cli.conftest import byte_tokenizer
 
 
@@ -80,7 +79,7 @@ def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(said,
     assert row["prompt"] == opening
     tokenizer = jaxalign.load_tokenizer(tiny_model)
     chat = "<|user|>sky?<|end|><|assistant|>blue<|end|><|user|>sea?<|end|><|assistant|>"
-    assert tokenizer.decode(encode(Encoder(tokenizer), row["prompt"], True, 1)) == chat
+    assert tokenizer.decode(encode_prompt(Encoder(tokenizer), row["prompt"], True, 1)) == chat
     file.write_text('{"chosen": "no turns", "rejected": "none"}\n')
     line = told(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
     assert line.startswith(f"{file}, row 1: there is no field 'prompt', and field 'chosen' is not a transcript")

@@ -7,7 +7,7 @@ import pytest
 
 from jaxalign import loop
 from jaxalign.cli import main
-from jaxalign.cli.separation import separation
+from jaxalign.stats import separation
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import names, pair, same_model
 

@@ -8,8 +8,8 @@ import pytest
 
 import jaxalign
 from jaxalign.cli import main
-from jaxalign.cli.online_config import ScoreSection
-from jaxalign.cli.scorers import shared_reward_model, size_of
+from jaxalign.recipes.online_config import ScoreSection
+from jaxalign.recipes.scorers import shared_reward_model, size_of
 from jaxalign.tracking import read_jsonl
 from tests.cli.conftest import names, same_model
 

@@ -11,7 +11,7 @@ from jaxalign.evals import NotFinite, Outcome, difference, figure, length_contro
 from jaxalign.evals.picture import draw
 from jaxalign.evals.preference import wins_of_scores, wins_of_verdicts
 from jaxalign.judges import combine_orders
-from jaxalign.judges.bootstrap import Bootstrap
+from jaxalign.stats import Bootstrap
 
 QUICK = Bootstrap(resamples=500)
 

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 from jaxalign.data.feedback import Signals
 from jaxalign.errors import UserError
 from jaxalign.models.config import LoraConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSection:
-    """Which model.
-
-    Args:
-        path: a Hugging Face directory, a .gguf file, a hub id, or package:file for a file of an installed package
-        adapter: a directory of LoRA adapters for it, in PEFT's layout, to merge into it
-        dtype: what matrix products compute in; parameters stay float32
-        remat: activations kept for the backward pass: all (none), projections (dots) or layer inputs (full)
-    """
-
-    path: str
-    adapter: str | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["none", "dots", "full"] = "dots"
+from jaxalign.settings import SourceSection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,48 +34,6 @@ class LoraSection:
     def config(self) -> LoraConfig | None:
         """What the model takes."""
         return LoraConfig(self.rank, self.alpha, self.targets, self.rslora) if self.rank else None
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshSection:
-    """How devices are arranged; the product is the number of devices used, -1 takes what the others leave.
-
-    Args:
-        data: rows of the batch
-        fsdp: rows of the batch and slices of the parameters
-        tensor: heads, hidden units and vocabulary
-    """
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceSection:
-    """Which records, and how they are read.
-
-    Args:
-        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
-        name: configuration of a hub data set
-        data_dir: folder within a hub data set
-        split: split of a folder or a hub data set
-        format: shape of the rows; auto takes that of the first one
-        columns: what fields are called in this file, as {prompt: question}
-        template: the tokenizer's chat template is for chats and transcripts (auto), plain prompts too (always), never
-        on_error: stop at the first bad row, or skip bad rows and report them
-        limit: use the first so many records only
-    """
-
-    path: str
-    name: str | None = None
-    data_dir: str | None = None
-    split: str = "train"
-    format: Literal["auto", "text", "transcript", "chat", "instruction"] = "auto"
-    columns: dict[str, str] | None = None
-    template: Literal["auto", "always", "never"] = "auto"
-    on_error: Literal["stop", "skip"] = "stop"
-    limit: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,27 +123,6 @@ class SamplesSection:
     prompts: int = 3
     max_new_tokens: int = 64
     temperature: float = 0.0
-
-
-def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix: str = "") -> None:
-    """Raise for the first number that is not finite or outside its range; null is in every range, [] in none.
-
-    Args:
-        config: a command's configuration, or a part of it.
-        ranges: "section.key" → least and largest value.
-        prefix: where the part is, for the sentence.
-
-    Raises:
-        UserError: naming the key, its value and the range.
-    """
-    for key, (low, high) in ranges.items():
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
-        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-        if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
-            limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
-            raise UserError(f"{prefix}{key} is {list(value) if isinstance(value, tuple) else value}; give {limits}.")
 
 
 def check_best(best: str, measured: Iterable[str]) -> None:

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from jaxalign.cli.config import DataSection, KtoDataSection, SftDataSection, TrainSection
 from jaxalign.data.feedback import read_feedback
 from jaxalign.data.records import Record, read_records, split_by_prompt
 from jaxalign.data.shapes import choose_shapes
 from jaxalign.data.tokenize import tokenize_completions, tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
+from jaxalign.recipes.config import DataSection, KtoDataSection, SftDataSection, TrainSection
 
 R = TypeVar("R", bound=Record)
 

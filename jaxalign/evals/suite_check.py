@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from jaxalign.cli.config import check_ranges
-from jaxalign.cli.functions import FUNCTIONS, load_function
-from jaxalign.cli.suite import (
+from jaxalign.data.records import Demonstration, read_records
+from jaxalign.data.shapes import LENGTHS
+from jaxalign.errors import UserError
+from jaxalign.evals.choices import check_template, choice_trees
+from jaxalign.evals.suite import (
     RANGES,
     AnswerTask,
     Subject,
@@ -18,12 +20,10 @@ from jaxalign.cli.suite import (
     read_choices,
     read_items,
 )
-from jaxalign.data.records import Demonstration, read_records
-from jaxalign.data.shapes import LENGTHS
-from jaxalign.errors import UserError
-from jaxalign.evals.choices import check_template, choice_trees
 from jaxalign.paths import resolve_path
 from jaxalign.rewards import compute_rewards
+from jaxalign.rewards.functions import FUNCTIONS, load_function
+from jaxalign.settings import check_ranges
 
 
 def check(suite: SuiteSection) -> None:

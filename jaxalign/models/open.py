@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jaxalign.cli.config import MeshSection, ModelSection
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.models import lora
@@ -18,6 +17,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.params import union
 from jaxalign.models.sharding import make_mesh, replicated_axes
 from jaxalign.models.weights import load_model
+from jaxalign.settings import MeshSection, ModelSection
 
 
 def open_mesh(mesh: MeshSection) -> jax.sharding.Mesh:

@@ -15,9 +15,9 @@ from rich.console import Console
 
 from jaxalign import evals
 from jaxalign.checkpoint import Checkpoints
-from jaxalign.cli import suite as tasks
-from jaxalign.cli import suite_check
 from jaxalign.errors import UserError
+from jaxalign.evals import suite as tasks
+from jaxalign.evals import suite_check
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, union
 from jaxalign.paths import write_whole

@@ -11,16 +11,16 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from jaxalign import rewards
-from jaxalign.cli.config import ModelSection
-from jaxalign.cli.models import open_model
-from jaxalign.cli.online_config import ScoreSection
 from jaxalign.errors import UserError
 from jaxalign.methods import rollouts
 from jaxalign.methods.collect import Scorer, model_scorer, text_scorer
 from jaxalign.models import lora
 from jaxalign.models.model import Model
+from jaxalign.models.open import open_model
 from jaxalign.models.params import Params, union
+from jaxalign.recipes.online_config import ScoreSection
 from jaxalign.rewards import ensemble
+from jaxalign.settings import ModelSection
 
 HEADS = {"mean": ensemble.mean, "minimum": ensemble.minimum}
 

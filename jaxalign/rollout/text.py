@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxalign.data.encode import Encoder
+from jaxalign.data.files import Problem
+from jaxalign.data.formats import prompt_only
+from jaxalign.data.messages import Message, transcript_messages
 from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.rollout import Sampling, stop_strings, stream
@@ -123,3 +127,18 @@ def answers(*args: Any, temperature: float = 1.0, **settings: Any) -> list[str]:
     for number, text, _ in pieces(*args, sampling=Sampling(temperature), **settings):
         texts[number] = texts.get(number, "") + text
     return [texts[number] for number in sorted(texts)]
+
+
+def encode_prompt(encoder: Encoder, prompt: str, chat: bool, number: int) -> list[int]:
+    """The prompt's ids as training sees them."""
+    if not chat:
+        ids = encoder.document(prompt)
+    else:
+        transcript = prompt.strip() and prompt_only({"prompt": prompt}, None)[1] == "transcript"
+        found = encoder.prompt(transcript_messages(prompt) if transcript else [Message("user", prompt)])
+        if isinstance(found, Problem):
+            raise UserError(f"prompt {number}: {found.text}; or set chat=false.")
+        ids = found
+    if not ids:
+        raise UserError(f"prompt {number} is empty and the tokenizer puts nothing before it; give a prompt.")
+    return ids

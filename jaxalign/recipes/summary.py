@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import statistics
 import sys
@@ -13,21 +12,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson score interval of a share of ``count`` independent trials, 95% by default.
-
-    (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n)   (Wilson 1927)
-
-    >>> low, high = wilson(0.5, 100)
-    >>> round(low, 3), round(high, 3)
-    (0.404, 0.596)
-    """
-    if count == 0:
-        return 0.0, 1.0
-    spread = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    middle, scale = share + z**2 / (2 * count), 1 + z**2 / count
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+from jaxalign import stats
 
 
 def print_comparison(lines: Sequence[Mapping[str, Any]], count: int, console: Console, prefix: str = "eval/") -> None:
@@ -83,5 +68,5 @@ def _cell(name: str, value: float | None, count: int) -> str:
         return "not finite"
     if not name.endswith("accuracies"):
         return f"{value:.4f}"
-    low, high = wilson(value, count)
+    low, high = stats.wilson(value, count)
     return f"{value:.3f} [{low:.3f}, {high:.3f}]"

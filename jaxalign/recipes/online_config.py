@@ -6,16 +6,10 @@ import dataclasses
 import math
 from typing import Literal
 
-from jaxalign.cli.budget import BudgetSection
-from jaxalign.cli.config import (
-    TRAIN_RANGES,
-    LoraSection,
-    MeshSection,
-    ModelSection,
-    SamplesSection,
-    SourceSection,
-)
 from jaxalign.optim import OptimConfig
+from jaxalign.recipes.budget import BudgetSection
+from jaxalign.recipes.config import TRAIN_RANGES, LoraSection, SamplesSection
+from jaxalign.settings import MeshSection, ModelSection, SourceSection
 from jaxalign.tracking import LogConfig
 
 

@@ -12,11 +12,6 @@ import numpy as np
 from rich.console import Console
 
 from jaxalign import evals
-from jaxalign.cli.config import ModelSection
-from jaxalign.cli.functions import load_function
-from jaxalign.cli.generate import encode
-from jaxalign.cli.models import check_tokens, check_trees, open_model
-from jaxalign.cli.sampling import WIDTH, end_ids
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import prompt_only
@@ -28,12 +23,16 @@ from jaxalign.evals.choices import TEMPLATE
 from jaxalign.evals.likelihood import tree_scores
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_scores
-from jaxalign.judges.bootstrap import Bootstrap
 from jaxalign.methods.collect import Sampler
 from jaxalign.models.model import Model
+from jaxalign.models.open import check_tokens, check_trees, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.rewards import compute_rewards
+from jaxalign.rewards.functions import load_function
 from jaxalign.rollout import Sampling
+from jaxalign.rollout.text import WIDTH, encode_prompt, end_ids
+from jaxalign.settings import ModelSection
+from jaxalign.stats import Bootstrap
 
 BATCH = 32
 """Prompts answered at a time."""
@@ -198,7 +197,7 @@ def measure_answers(
 def prompt_ids(rows: Sequence[Row], subject: Subject) -> list[list[int]]:
     """The rows' prompts as the model reads them."""
     encoder, chat = Encoder(subject.tokenizer), bool(subject.tokenizer.chat_template)
-    prompts = [list(encode(encoder, prompt_of(row), chat, row.number)) for row in rows]
+    prompts = [list(encode_prompt(encoder, prompt_of(row), chat, row.number)) for row in rows]
     check_tokens(subject.model, prompts)
     return prompts
 

@@ -15,22 +15,22 @@ from rich.console import Console
 
 from jaxalign import loop
 from jaxalign.checkpoint import Checkpoints, check_writable
-from jaxalign.cli import runs
-from jaxalign.cli.budget import Budget
-from jaxalign.cli.config import LoraSection
-from jaxalign.cli.interrupt import Interrupt, telling
-from jaxalign.cli.models import open_mesh
-from jaxalign.cli.sampling import answers
-from jaxalign.cli.summary import print_comparison, print_cost, print_samples
 from jaxalign.data.batches import Batches, batches, evaluation_batches
 from jaxalign.data.trees import Tree, fingerprint
 from jaxalign.keys import stream
 from jaxalign.models import lora
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.model import Model
+from jaxalign.models.open import open_mesh
 from jaxalign.models.params import Params, partition, union
 from jaxalign.models.params import fingerprint as params_fingerprint
 from jaxalign.models.weights import save_model
+from jaxalign.recipes import run_directory as runs
+from jaxalign.recipes.budget import Budget
+from jaxalign.recipes.config import LoraSection
+from jaxalign.recipes.interrupt import Interrupt, telling
+from jaxalign.recipes.summary import print_comparison, print_cost, print_samples
+from jaxalign.rollout.text import answers
 from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, Tracker, check_installed, read_jsonl
 
 MODEL_INPUT = "the model at model.path"

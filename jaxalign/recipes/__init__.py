@@ -1,0 +1,1 @@
+"""A whole run as a function: one module for each method."""
