@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.files import Problem, Row, Source, read_rows, source_name
 from jaxalign.data.formats import ASSISTANT, CONVERSATIONS, label, number
 from jaxalign.data.kinds import PAIR, UnpairedPreference
 from jaxalign.data.records import FormatOption, OnError, ReadReport, collect, parse_rows
@@ -87,7 +86,7 @@ class Signals:
 
 
 def read_feedback(
-    path: str | Path,
+    source: Source,
     signals: Signals,
     *,
     columns: Mapping[str, str] | None = None,
@@ -96,13 +95,15 @@ def read_feedback(
     split: str = "train",
     name: str | None = None,
     data_dir: str | None = None,
+    rows_name: str = "rows",
 ) -> tuple[list[UnpairedPreference], ReadReport]:
     """Unpaired preferences out of a log, one for every answer that was clearly liked or not.
 
     The same answer to the same prompt counts once; where its rows disagree, it is left out. The report counts both.
 
     Args:
-        path: a log whose rows hold ``prompt`` and ``completion``, or ``messages``, as ``columns`` names them.
+        source: a log (a path, or rows in memory) whose rows hold ``prompt`` and ``completion``, or ``messages``, as
+            ``columns`` names them.
         signals: where the log says what was liked.
         columns: what fields are called in this file.
         format: as for :func:`jaxalign.data.records.read_records`, like the rest.
@@ -110,6 +111,7 @@ def read_feedback(
         split: which split of a folder or hub data set.
         name: configuration of a hub data set.
         data_dir: folder within a hub data set.
+        rows_name: what rows in memory are called in error messages.
 
     Raises:
         UserError: as :func:`jaxalign.data.records.read_records`; also for signals that name no field or fields that no
@@ -123,13 +125,15 @@ def read_feedback(
             f"stars_liked={signals.stars_liked}: votes must be 1 or more, and liked ratings above the others"
         )
     counts: Counter[str] = Counter()
-    rows = _labelled(read_rows(path, split=split, name=name, data_dir=data_dir), signals, columns or {}, counts)
-    records, report = collect(
-        path, parse_rows(UnpairedPreference, rows, columns=columns, format=format, on_error=on_error)
-    )
+    rows = read_rows(source, split=split, name=name, data_dir=data_dir, rows_name=rows_name)
+    labelled = _labelled(rows, signals, columns or {}, counts)
+    parsed = parse_rows(UnpairedPreference, labelled, columns=columns, format=format, on_error=on_error)
+    records, report = collect(source_name(source, rows_name), parsed)
     settled, doubts = settle(records)
     if not settled:
-        raise UserError(f"{path}: its rows contradict each other about every answer: check data.signals")
+        raise UserError(
+            f"{source_name(source, rows_name)}: its rows contradict each other about every answer: check data.signals"
+        )
     left_out = {reason: counts[reason] for reason in (UNSAID, CONFLICT)}
     # An edited answer's row gives two, and may be found bad twice.
     skipped = tuple({(bad.file, bad.row): bad for bad in report.skipped}.values())

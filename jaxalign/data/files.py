@@ -14,15 +14,19 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from jaxalign.errors import UserError, first_line
 from jaxalign.paths import resolve_path
 
 _HALVES = re.compile("[\ud800-\udfff]")
 Stream: TypeAlias = IO[bytes] | gzip.GzipFile
+# A path, or rows in memory: a list of dicts or a ``datasets.Dataset``.
+Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 
@@ -42,33 +46,70 @@ class Row(NamedTuple):
 
 
 def read_rows(
-    path: str | Path,
+    source: Source,
     *,
     split: str = "train",
     name: str | None = None,
     data_dir: str | None = None,
     streaming: bool = False,
+    rows_name: str = "rows",
 ) -> Iterator[Row]:
-    """The rows of a .jsonl, .json, .csv (each also .gz) or .parquet file, a folder, or a data set on the hub.
+    """Yields the rows of a file, a folder, a data set on the hub, or a list in memory.
+
+    Files may end in .jsonl, .json, .csv (each also with .gz) or .parquet.
 
     Args:
-        path: file, folder, hub id or ``package:file``.
-        split: which split of a folder or hub data set; single files have none.
-        name: configuration of a hub data set.
-        data_dir: folder within a hub data set.
-        streaming: rows of a hub data set as they arrive, without storing it first.
+        source: A file, folder, hub id or ``package:file``; or rows as a list of dicts or a ``datasets.Dataset``.
+        split: The split of a folder or hub data set. Single files have none.
+        name: The configuration of a hub data set.
+        data_dir: A folder within a hub data set.
+        streaming: Whether to read a hub data set without storing it first.
+        rows_name: The name of rows in memory, for error messages: they have no file.
 
     Raises:
-        UserError: if there is nothing there, or what is there is broken as a whole. A broken row is not an error here:
-            its value is a :class:`Problem`.
+        UserError: If the source does not exist or cannot be read at all. A broken row does not raise: its value is a
+            :class:`Problem`.
+
+    >>> [row.number for row in read_rows([{"prompt": "Why?"}, {"prompt": "How?"}])]
+    [1, 2]
     """
-    place = resolve_path(path)
+    if not isinstance(source, str | Path):
+        yield from _memory(source, rows_name)
+        return
+    place = resolve_path(source)
     try:
-        yield from _rows(path, place, split, name=name, data_dir=data_dir, streaming=streaming)
+        yield from _rows(source, place, split, name=name, data_dir=data_dir, streaming=streaming)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror or error}): check the path and its permissions"
+            f"{source}: cannot be read ({error.strerror or error}): check the path and its permissions"
         ) from None
+
+
+def source_name(source: Source, rows_name: str = "rows") -> str:
+    """Returns the name of a source in reports and error messages: its path, or ``rows_name``."""
+    return str(source) if isinstance(source, str | Path) else rows_name
+
+
+def _memory(rows: Iterable[Any], rows_name: str) -> Iterator[Row]:
+    if isinstance(rows, Mapping) or not isinstance(rows, Iterable):
+        kind = type(rows).__name__
+        raise UserError(f"{rows_name} is of type {kind}. Give a list of dicts or a datasets.Dataset (one split).")
+    for number, row in enumerate(rows, start=1):
+        yield Row(rows_name, number, _check_memory(row))
+
+
+def _check_memory(row: Any) -> dict[str, Any] | Problem:
+    if not isinstance(row, Mapping) or not all(isinstance(field, str) for field in row):
+        return Problem("not a dict", f"the row is of type {type(row).__name__}: give a dict with strings as keys")
+    # NumPy's scalars mean what Python's do, and the checks below know only Python's.
+    value = {field: part.item() if isinstance(part, np.generic) else part for field, part in row.items()}
+    try:
+        json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True).encode()
+    except UnicodeEncodeError:
+        return _half()
+    except (ValueError, RecursionError):
+        return Problem("nested too deeply", "the row contains itself, or is nested too deeply: give plain values")
+    return value
 
 
 def _rows(path: str | Path, place: Path, split: str, **hub: Any) -> Iterator[Row]:

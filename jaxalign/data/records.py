@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from jaxalign.data import oasst
-from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.files import Problem, Row, Source, read_rows, source_name
 from jaxalign.data.formats import CONVERSATIONS, FORMATS, missing
 from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
 from jaxalign.data.messages import Message, transcript_messages
@@ -95,7 +95,7 @@ def tell_skipped(skipped: Sequence[BadRow]) -> str:
 
 def read_records(
     kind: type[R],
-    path: str | Path,
+    source: Source,
     *,
     columns: Mapping[str, str] | None = None,
     format: FormatOption = "auto",
@@ -103,13 +103,15 @@ def read_records(
     split: str = "train",
     name: str | None = None,
     data_dir: str | None = None,
+    rows_name: str = "rows",
 ) -> tuple[list[R], ReadReport]:
-    """Records of one kind out of a file, folder, hub id or ``package:file``.
+    """Reads records of one kind from a file, folder, hub id, ``package:file``, or from rows in memory.
 
     Args:
         kind: :class:`Demonstration`, :class:`Preference`, :class:`Ranking`, :class:`UnpairedPreference` or
             :class:`Prompt`.
-        path: what to read; it and ``split``, ``name``, ``data_dir`` are those of :func:`jaxalign.data.files.read_rows`.
+        source: what to read; it and ``split``, ``name``, ``data_dir``, ``rows_name`` are those of
+            :func:`jaxalign.data.files.read_rows`.
         columns: what fields are called in this file, as ``{"prompt": "question", "completion": "answer"}``.
         format: the format of the rows; ``auto`` takes that of the first sound row for all.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
@@ -124,17 +126,18 @@ def read_records(
     >>> str(report), sorted(records[0].fields)
     ('160 of 160 rows kept', ['chosen', 'prompt', 'rejected'])
     """
-    rows = read_rows(path, split=split, name=name, data_dir=data_dir)
-    return collect(path, parse_rows(kind, rows, columns=columns, format=format, on_error=on_error))
+    rows = read_rows(source, split=split, name=name, data_dir=data_dir, rows_name=rows_name)
+    parsed = parse_rows(kind, rows, columns=columns, format=format, on_error=on_error)
+    return collect(source_name(source, rows_name), parsed)
 
 
-def read_preferences(path: str | Path, **options: Any) -> tuple[list[Preference], ReadReport]:
+def read_preferences(source: Source, **options: Any) -> tuple[list[Preference], ReadReport]:
     """:func:`read_records` of the kind :class:`Preference`, whose options these are.
 
     >>> str(read_preferences("jaxalign:assets/brief_pairs.jsonl")[1])
     '160 of 160 rows kept'
     """
-    return read_records(Preference, path, **options)
+    return read_records(Preference, source, **options)
 
 
 def stream_records(
@@ -219,7 +222,7 @@ def parse_rows(
             yield BadRow(row.file, row.number, *found)
 
 
-def collect(path: str | Path, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], ReadReport]:
+def collect(name: str, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], ReadReport]:
     """What :func:`parse_rows` found, as a list and a report.
 
     Raises:
@@ -236,11 +239,11 @@ def collect(path: str | Path, parsed: Iterable[list[R] | BadRow]) -> tuple[list[
             kept += 1
     if not records and skipped:
         first = skipped[0]
-        raise UserError(f"{path}: no row of {len(skipped)} can be used: {first.file}, row {first.row}: {first.text}")
+        raise UserError(f"{name}: no row of {len(skipped)} can be used: {first.file}, row {first.row}: {first.text}")
     if not records and kept:
-        raise UserError(f"{path}: nothing to learn from in any of the {kept} rows: give a file that says more")
+        raise UserError(f"{name}: nothing to learn from in any of the {kept} rows: give a file that says more")
     if not records:
-        raise UserError(f"{path}: there are no rows: give a file with at least one")
+        raise UserError(f"{name}: there are no rows: give a file with at least one")
     return records, ReadReport(kept + len(skipped), kept, tuple(skipped), len(records))
 
 
