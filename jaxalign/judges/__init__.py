@@ -6,7 +6,7 @@
 from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
 from jaxalign.judges.endpoint import Endpoint, Reply, ask
 from jaxalign.judges.judge import JudgedPair, endpoint_judge, judge_pairs, judge_scores
-from jaxalign.judges.label import Labelled, Revision, critique_and_revise, judge_reward, preference_rows
+from jaxalign.judges.label import Labelled, Revision, critique_and_revise, preference_rows
 from jaxalign.judges.pairwise import PairwiseReport, combine_orders, pairwise_report
 from jaxalign.judges.prompts import Principle, draw_principle, load_constitution, render
 from jaxalign.judges.ranking import JudgedRanking, judge_rankings, parse_ranking
@@ -21,6 +21,7 @@ from jaxalign.judges.raters import (
     rater_agreement,
 )
 from jaxalign.judges.reliability import Bin, Calibration, calibration
+from jaxalign.judges.rewards import judge_reward, judge_scorer
 from jaxalign.judges.verdict import parse_score, parse_verdict
 from jaxalign.judges.votes import SoftLabels, panel_vote, score_expectation, soft_labels, verdict_probability
 from jaxalign.judges.warn import trust_warnings
@@ -56,6 +57,7 @@ __all__ = [
     "judge_pairs",
     "judge_rankings",
     "judge_reward",
+    "judge_scorer",
     "judge_scores",
     "load_constitution",
     "pairwise_report",

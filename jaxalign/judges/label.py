@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import Ask, JudgedPair, answers, judge_scores, prompt_hash, same_number
-from jaxalign.judges.prompts import POINTWISE, Principle, render
+from jaxalign.judges.judge import Ask, JudgedPair, answers, prompt_hash, same_number
+from jaxalign.judges.prompts import Principle, render
 
 CRITIQUE = "jaxalign:assets/judge/critique.txt"
 REVISE = "jaxalign:assets/judge/revise.txt"
@@ -111,42 +107,6 @@ def preference_rows(
         )
     counts = Counter(chosen)
     return Labelled(rows, counts["tie"], counts[None])
-
-
-def judge_reward(
-    judge: Ask,
-    *,
-    principle: Principle | None = None,
-    template: str | Path = POINTWISE,
-    think: bool = False,
-    on_failure: float | None = None,
-) -> Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], NDArray[np.float64]]:
-    """A judge as a reward for online methods: r = score / 10, from 0.1 to 1.
-
-    Args:
-        judge: from questions to replies.
-        principle, template, think: as for :func:`~jaxalign.judges.judge_scores`.
-        on_failure: the reward of an answer that the judge's reply holds no score for; None stops the run there.
-
-    Returns:
-        a function ``(prompts, completions, rows) -> scores``.
-
-    >>> reward = judge_reward(lambda questions: [Reply("Score: 7")] * len(questions))
-    >>> reward(["Why?"], ["So."], [{}])
-    array([0.7])
-    """
-
-    def judge_reward(
-        prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Mapping[str, Any]]
-    ) -> NDArray[np.float64]:
-        del rows
-        scores = judge_scores(judge, prompts, completions, principle=principle, template=template, think=think)
-        failed = [i for i, score in enumerate(scores) if score is None]
-        if failed and on_failure is None:
-            raise UserError(f"row {failed[0] + 1}: the judge gave no score: see what it answers, or set on_failure")
-        return np.array([on_failure if score is None else score / 10 for score in scores], np.float64)
-
-    return judge_reward
 
 
 def critique_and_revise(

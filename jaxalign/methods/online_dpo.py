@@ -1,7 +1,7 @@
 """Online DPO: the policy's own completions, two of which a reward model or a judge makes into a pair.
 
 An iteration samples K completions of each prompt, scores them, measures the reference once, takes the best and the
-worst, and steps on ``methods.dpo``. A judge is a scorer too (``judge_scorer``).
+worst, and steps on ``methods.dpo``. A judge is a scorer too (``judges.judge_scorer``).
 """
 
 from __future__ import annotations
@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxalign import losses
 from jaxalign.data.trees import Tree
-from jaxalign.judges import combine_orders, judge_pairs
 from jaxalign.losses.controllers import fixed_kl
 from jaxalign.masking import Rows
-from jaxalign.methods.collect import Row, Scorer
 from jaxalign.methods.dpo import dpo
 from jaxalign.methods.experience import (
     Experience,
@@ -92,27 +90,3 @@ def best_and_worst(tree: Tree) -> Tree | None:
         [tree.masks[k] for k in order],
         ref_logps=np.array(ref_logps),
     )
-
-
-def judge_scorer(judge: Callable[..., Any], tokenizer: Any, **options: Any) -> Scorer:
-    """A judge as a scorer of two completions a prompt: 1 for the one that it prefers in both orders, 0 for the other.
-
-    A tie, another verdict in the other order, and a failure leave both at 0, so that no pair is made of them.
-
-    Args:
-      judge: from questions to replies, such as ``judges.endpoint_judge(...)``.
-      tokenizer: decodes prompts and completions.
-      **options: of ``judges.judge_pairs``.
-    """
-
-    def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Float[np.ndarray, "B 2"]:
-        del rows
-        if any(len(tree.completions) != 2 for tree in trees):
-            raise ValueError("a judge compares two completions: sample num_completions=2")
-        texts = [[tokenizer.decode(c, skip_special_tokens=True) for c in tree.completions] for tree in trees]
-        prompts = [tokenizer.decode(tree.prompt, skip_special_tokens=True) for tree in trees]
-        judged = judge_pairs(judge, prompts, *map(list, zip(*texts, strict=True)), **options)
-        verdicts = combine_orders([j.first_order for j in judged], [j.second_order for j in judged])
-        return np.array([[verdict == "first", verdict == "second"] for verdict in verdicts], np.float64)
-
-    return score

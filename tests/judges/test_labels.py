@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.records import read_preferences
+from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges import (
     Principle,
@@ -13,6 +14,7 @@ from jaxalign.judges import (
     critique_and_revise,
     judge_pairs,
     judge_reward,
+    judge_scorer,
     load_constitution,
     panel_vote,
     preference_rows,
@@ -91,7 +93,7 @@ def test_a_judge_is_a_reward_function():
 
     texts, rows = ["good", "bad"], [{}, {}]
     assert compute_rewards(judge_reward(grade, on_failure=0.0), ["p", "p"], texts, rows).tolist() == [0.9, 0.0]
-    with pytest.raises(UserError, match="row 2: the judge gave no score"):
+    with pytest.raises(UserError, match="Row 2: the judge gave no score"):
         compute_rewards(judge_reward(grade), ["p", "p"], texts, rows)
 
 
@@ -104,8 +106,29 @@ def test_a_judge_is_one_reward_among_others():
     assert found.components["judged"].tolist() == [0.8, 0.3]
     np.testing.assert_allclose(found.total, found.components["judged"] + 0.5 * found.components["brief"])
     assert found.total[0] > found.total[1]
-    with pytest.raises(UserError, match="row 1: the judge gave no score"):
+    with pytest.raises(UserError, match="Row 1: the judge gave no score"):
         weighted_sum({"judged": judge_reward(lambda q: [Reply("Hm.")])}, {"judged": 1.0}, ["p"], ["x"], [{}])
+
+
+class DecodeIds:
+    """A tokenizer whose text is the ids."""
+
+    def decode(self, ids, skip_special_tokens=False):
+        return " ".join(str(int(i)) for i in ids)
+
+
+def test_a_judge_scores_the_completion_it_prefers_in_both_orders():
+    def judge(questions):
+        verdicts = []
+        for (message,) in questions:
+            first, second = message["content"].split("<response_b>")
+            likes = "A" if "7" in first.split("<response_a>")[1] else "B" if "7" in second else "A"
+            verdicts.append(Reply(f"Verdict: {likes}"))
+        return verdicts
+
+    trees = [Tree.of([3], [[7, 4], [5]]), Tree.of([3], [[5], [7]]), Tree.of([3], [[5], [6]])]
+    scores = judge_scorer(judge, DecodeIds())(trees, [{}] * 3)
+    assert scores.tolist() == [[1, 0], [0, 1], [0, 0]]  # the last pair: "A" in both orders is not a preference
 
 
 def test_critique_and_revision_uses_each_critique_once():

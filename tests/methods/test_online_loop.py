@@ -12,7 +12,6 @@ import pytest
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.judges.endpoint import Reply
 from jaxalign.methods import best_of_n, experience, online_dpo, rollouts
 from jaxalign.methods.collect import Collector, draw_prompts, informative, model_scorer, text_scorer
 from jaxalign.methods.reward import from_language_model
@@ -220,20 +219,6 @@ def test_a_pair_is_the_best_and_the_worst_of_what_was_sampled():
     assert [c.tolist() for c in pair.completions] == [[6, 7, 8], [5]]
     assert pair.extras["ref_logps"].tolist() == [-3, -1]
     assert online_dpo.best_and_worst(tree([1.0, 1.0, 1.0])) is None
-
-
-def test_a_judge_scores_what_it_prefers_in_both_orders():
-    def judge(questions):
-        verdicts = []
-        for (message,) in questions:
-            first, second = message["content"].split("<response_b>")
-            likes = "A" if "7" in first.split("<response_a>")[1] else "B" if "7" in second else "A"
-            verdicts.append(Reply(f"Verdict: {likes}"))
-        return verdicts
-
-    trees = [Tree.of([3], [[7, 4], [5]]), Tree.of([3], [[5], [7]]), Tree.of([3], [[5], [6]])]
-    got = online_dpo.judge_scorer(judge, Letters())(trees, [{}] * 3)
-    assert got.tolist() == [[1, 0], [0, 1], [0, 0]]  # the last: "A" in both orders is no preference
 
 
 def test_best_of_n():
