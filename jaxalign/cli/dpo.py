@@ -104,9 +104,9 @@ def run(config: Config) -> None:
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
-    reference, params = open_model(config.model, mesh, console)
-    check_language_model(reference, config.model)
-    check_trees(reference, [*trees, *held], config.data.max_length)
+    reference, params = open_model(config.model, mesh, lambda line: console.print(line, markup=False))
+    check_language_model(reference, config.model.path)
+    check_trees(reference, [*trees, *held], config.data.max_length, "data.max_length")
     training.announce(job, steps, options, "pairs")
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:

@@ -78,8 +78,8 @@ def run(config: Config) -> None:
 def open_subject(section: ModelSection, mesh: Any, console: Console) -> tasks.Subject:
     """The model of a section with its tokenizer."""
     tokenizer = load_tokenizer(section.path)
-    model, params = open_model(section, mesh, console)
-    check_language_model(model, section)
+    model, params = open_model(section, mesh, lambda line: console.print(line, markup=False))
+    check_language_model(model, section.path)
     return tasks.Subject(model, params, tokenizer)
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-from rich.console import Console
 
 from jaxalign.checkpoint import Checkpoints, check_writable
 from jaxalign.errors import UserError
@@ -69,7 +68,7 @@ def run(config: Config) -> None:
         params = checkpoints.restore_params(wanted, step=step, part=part)
         measured = checkpoints.metrics(step) if step is not None else {}
     if model.lora is not None:  # the checkpoint holds what was trained: the rest is where it was
-        _, base = open_model(ModelSection(**settings["model"]), model.mesh, Console(quiet=True))
+        _, base = open_model(ModelSection(**settings["model"]), model.mesh)
         if runs.read_inputs(directory).get(MODEL_INPUT) != fingerprint(base):
             raise UserError(f"{settings['model']['path']} is not the model that {directory} began with; restore it.")
         fixed, _ = partition(base, lambda path: path[0] in shapes and not lora.is_trained(path))

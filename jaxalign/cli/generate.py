@@ -78,7 +78,8 @@ def run(config: Config) -> None:
     encoder = Encoder(tokenizer)
     chat = config.chat and bool(tokenizer.chat_template)
     encoded = [encode_prompt(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
-    model, params = open_model(config.model, open_mesh(config.mesh), Console(stderr=True, highlight=False))
+    console = Console(stderr=True, highlight=False)
+    model, params = open_model(config.model, open_mesh(config.mesh), lambda line: console.print(line, markup=False))
     check_tokens(model, encoded)
     single = config.prompt is not None and config.num_completions == 1
     texts = [""] * len(prompts) * config.num_completions

@@ -119,7 +119,7 @@ def open_rater(judge: JudgeSection, *, cache: str, template: str, console: Conso
         return Rater(score=_scoring(judge.score_function), **common)
     section = ModelSection(str(judge.model or judge.reward), dtype=judge.dtype, remat="none")
     tokenizer = load_tokenizer(section.path)
-    model, params = open_model(section, open_mesh(MeshSection()), console)
+    model, params = open_model(section, open_mesh(MeshSection()), lambda line: console.print(line, markup=False))
     if judge.reward is not None:
         if not model.config.num_scores:
             raise UserError(f"{section.path}: it is no reward model (it has no score head); name it as judge.model.")
@@ -162,7 +162,7 @@ def open_writer(judge: JudgeSection, *, cache: str, max_new_tokens: int, seed: i
         raise UserError("a judge that only scores cannot write; give judge.model, judge.endpoint or judge.function.")
     section = ModelSection(judge.model, dtype=judge.dtype, remat="none")
     tokenizer = load_tokenizer(section.path)
-    model, params = open_model(section, open_mesh(MeshSection()), console)
+    model, params = open_model(section, open_mesh(MeshSection()), lambda line: console.print(line, markup=False))
     if model.config.num_scores:
         raise UserError(f"{section.path}: it is a reward model, which cannot write.")
 

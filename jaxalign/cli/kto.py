@@ -115,8 +115,8 @@ def run(config: Config) -> None:
     optimizer, schedule = optim.make(config.optim, steps)
     arrange = with_mismatched(trees, held, seed) if section.loss == "kto" else None
 
-    reference, params = open_model(config.model, mesh, console)
-    check_trees(reference, [*trees, *held], config.data.max_length)
+    reference, params = open_model(config.model, mesh, lambda line: console.print(line, markup=False))
+    check_trees(reference, [*trees, *held], config.data.max_length, "data.max_length")
     training.announce(job, steps, options, "answers")
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:

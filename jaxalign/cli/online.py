@@ -28,7 +28,7 @@ from jaxalign.methods.collect import Collector, Sampler, informative
 from jaxalign.methods.experience import Online
 from jaxalign.methods.online_dpo import pairs_of
 from jaxalign.models.model import Model
-from jaxalign.models.open import check_tokens, open_model
+from jaxalign.models.open import check_positions, check_tokens, open_model
 from jaxalign.models.params import Params, moving_average, replace_every, union
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.recipes import fit as training
@@ -107,14 +107,10 @@ def run(
     tokenizer = load_tokenizer(config.model.path)
     prompts, rows = read_prompts(config.data, tokenizer, console)
     functions = {name: load_function(name) for name in (config.reward.functions or {})}
-    base, params = open_model(config.model, job.mesh, console)
+    base, params = open_model(config.model, job.mesh, lambda line: console.print(line, markup=False))
     room = max(map(len, prompts)) + config.rollout.max_new_tokens
     check_tokens(base, prompts)
-    if room > base.config.max_position_embeddings:
-        raise UserError(
-            f"the longest prompt and rollout.max_new_tokens make {room} tokens, and the model was made for "
-            f"{base.config.max_position_embeddings}; lower data.max_length or rollout.max_new_tokens."
-        )
+    check_positions(base, room, "The longest prompt plus rollout.max_new_tokens")
     devices = job.mesh.shape["data"] * job.mesh.shape["fsdp"]
     micro = train.rows_per_microbatch or devices
     packing = rollouts.Packing.fit(

@@ -95,9 +95,9 @@ def run(config: Config) -> None:
     options, steps = batch_options(trees, held, config.train, job.mesh.shape["data"] * job.mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
-    base, params = open_model(config.model, job.mesh, job.console)
+    base, params = open_model(config.model, job.mesh, lambda line: job.console.print(line, markup=False))
     began = params
-    check_trees(base, [*trees, *held], config.data.max_length)
+    check_trees(base, [*trees, *held], config.data.max_length, "data.max_length")
     own_padding(base.config, tokenizer)  # raises now, and not when the trained model is saved
     if not base.config.num_scores:
         heads = stream(config.train.seed, "heads")

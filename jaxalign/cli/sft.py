@@ -94,9 +94,9 @@ def run(config: Config) -> None:
     options, steps = batch_options(trees, held, config.train, job.mesh.shape["data"] * job.mesh.shape["fsdp"])
     optimizer, schedule = optim.make(config.optim, steps)
 
-    base, params = open_model(config.model, job.mesh, job.console)
-    check_language_model(base, config.model)
-    check_trees(base, [*trees, *held], config.data.max_length)
+    base, params = open_model(config.model, job.mesh, lambda line: job.console.print(line, markup=False))
+    check_language_model(base, config.model.path)
+    check_trees(base, [*trees, *held], config.data.max_length, "data.max_length")
     training.announce(job, steps, options, "demonstrations")
 
     with training.checkpoints(job, evaluated=bool(held)) as kept:

@@ -282,7 +282,7 @@ def open_scorers(suite: SuiteSection, subject: Subject, mesh: Any, console: Cons
     """The reward models of the suite, by path."""
     found = {}
     for path in dict.fromkeys(task.reward for task in suite.answers.values() if task.reward is not None):
-        model, params = open_model(ModelSection(path=path), mesh, console)
+        model, params = open_model(ModelSection(path=path), mesh, lambda line: console.print(line, markup=False))
         if not model.config.num_scores:
             raise UserError(f"{path} is no reward model; train one with jaxalign reward.")
         if load_tokenizer(path).get_vocab() != subject.tokenizer.get_vocab():

@@ -55,7 +55,9 @@ def reward_model(
     reward: ScoreSection, tokens: int, mesh: jax.sharding.Mesh, console: Console
 ) -> tuple[Model, Params, Params]:
     """(model, its parameters, those of them that are its own): all of them."""
-    model, params = open_model(ModelSection(path=str(reward.path), dtype=reward.dtype), mesh, console)
+    model, params = open_model(
+        ModelSection(path=str(reward.path), dtype=reward.dtype), mesh, lambda line: console.print(line, markup=False)
+    )
     if not model.config.num_scores:
         raise UserError(f"reward.path {reward.path} is no reward model; train one with jaxalign reward.")
     if model.config.vocab_size < tokens:

@@ -116,7 +116,7 @@ def test_mistakes(sft, tiny_model, told, tmp_path):
     model, params = jaxalign.load_model(tiny_model)
     model, params = from_language_model(model, params, jax.random.key(0))
     jaxalign.save_model(scorer, model, params, jaxalign.load_tokenizer(str(tiny_model)))
-    assert "is a reward model; give a language model." in told(sft(run, **{"model.path": scorer, "samples.prompts": 0}))
+    assert "is a reward model. Give a language model." in told(sft(run, **{"model.path": scorer, "samples.prompts": 0}))
     assert not run.exists()
 
 
