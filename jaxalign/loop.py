@@ -56,13 +56,13 @@ class TrainState:
 class Batch:
     """One step's examples: ``rows`` with leading axes [M, R, ...], of whose M microbatches the first ``used`` hold any.
 
-    The step runs the used ones only, so batches of different fill share one compiled program. ``beside`` holds what
+    The step runs the used ones only, so batches of different fill share one compiled program. ``mismatched`` holds what
     ``prepare`` alone looks at (KTO's mismatched completions): no gradient, no metric counts it.
     """
 
     rows: Rows
     used: Int[Array, ""]
-    beside: Batch | None = None
+    mismatched: Batch | None = None
 
 
 class Steps(Protocol[T_co]):
@@ -131,7 +131,7 @@ def map_microbatches(fn: Callable[[Rows], Any], batch: Batch) -> Any:
     return jax.lax.fori_loop(0, batch.used, body, out)
 
 
-def by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
+def order_by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
     """What was computed for each example slot ``[M, R, E, ...]`` of batches, in the order of ``extras["index"]``.
 
     Raises:
@@ -260,7 +260,7 @@ def make_step(
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(places, where_frozen, where_fixed, None),  # a batch lies where ``place`` put it
+        in_shardings=(places, where_frozen, where_fixed, None),  # a batch lies where ``place_batch`` put it
         out_shardings=(places, _whole(state.params)),
     )
     return StepFn(jitted, frozen, fixed)
@@ -293,10 +293,10 @@ def make_eval(
     return evaluate
 
 
-def place(rows: Rows, used: int, mesh: jax.sharding.Mesh, beside: tuple[Rows, int] | None = None) -> Batch:
+def place_batch(rows: Rows, used: int, mesh: jax.sharding.Mesh, mismatched: tuple[Rows, int] | None = None) -> Batch:
     """Put a packed batch of NumPy arrays [M, R, ...] on the mesh, its rows split over the data and fsdp axes.
 
-    ``beside`` is put there likewise, as ``Batch.beside``.
+    ``mismatched`` is put there likewise, as ``Batch.mismatched``.
 
     Raises:
       ValueError: if data × fsdp does not divide the rows of a microbatch.
@@ -309,12 +309,12 @@ def place(rows: Rows, used: int, mesh: jax.sharding.Mesh, beside: tuple[Rows, in
         )
     put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # noqa: E731
     number = jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh))
-    return Batch(jax.tree.map(put, rows), number, None if beside is None else place(*beside, mesh))
+    return Batch(jax.tree.map(put, rows), number, None if mismatched is None else place_batch(*mismatched, mesh))
 
 
 @dataclasses.dataclass(frozen=True)
 class OnMesh:
-    """Packed batches put on a mesh when asked for: ``OnMesh(batches, mesh)[i]`` is ``batches[i]`` through ``place``."""
+    """Packed batches, each placed on a mesh when indexed: ``OnMesh(batches, mesh)[i]`` places ``batches[i]``."""
 
     batches: Steps[tuple[Rows, int]] | Steps[tuple[Rows, int, tuple[Rows, int]]]
     mesh: jax.sharding.Mesh
@@ -323,8 +323,8 @@ class OnMesh:
         return len(self.batches)
 
     def __getitem__(self, step: int) -> Batch:
-        rows, used, *beside = self.batches[step]
-        return place(rows, used, self.mesh, *beside)
+        rows, used, *mismatched = self.batches[step]
+        return place_batch(rows, used, self.mesh, *mismatched)
 
     def __iter__(self) -> Iterator[Batch]:
         return (self[step] for step in range(len(self)))

@@ -95,7 +95,7 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decays, params)
 
 
-def make(config: OptimConfig, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(config: OptimConfig, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """clip ∘ direction ∘ decoupled weight decay ∘ learning rate.
 
     p ← p - η_t (direction(clip(g)) + λ p): decay is added after the direction and before the learning rate, for

@@ -11,7 +11,7 @@ import pytest
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.trees import pack
-from jaxalign.loop import OnMesh, init_state, make_eval, make_step, place, run
+from jaxalign.loop import OnMesh, init_state, make_eval, make_step, place_batch, run
 from jaxalign.methods import dpo
 from jaxalign.models.model import Model
 from tests.test_tree_forward import random_trees
@@ -29,7 +29,7 @@ class Batches:
         return STEPS
 
     def __getitem__(self, step):
-        return place(*pack(random_trees(4, seed=step), row_lengths=(64,)), self.mesh)
+        return place_batch(*pack(random_trees(4, seed=step), row_lengths=(64,)), self.mesh)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_a_run_compiles_one_program_whatever_the_fill(parts):
     before = step.jitted._cache_size()
     for seed in range(3):
         trees = random_trees(4, seed=seed, longest=5 + 5 * seed)
-        state, _ = step(state, place(*pack(trees, shapes=[(64, 64)]), model.mesh))
+        state, _ = step(state, place_batch(*pack(trees, shapes=[(64, 64)]), model.mesh))
     assert step.jitted._cache_size() - before <= 1, "by itself exactly one; after other tests maybe none"
 
 
@@ -113,7 +113,7 @@ def test_evaluation_does_not_depend_on_how_examples_are_batched(parts):
 
     def cut(size):
         pieces = [trees[i : i + size] for i in range(0, 7, size)]
-        return [place(*pack(piece, row_lengths=(64,), max_microbatches=7), model.mesh) for piece in pieces]
+        return [place_batch(*pack(piece, row_lengths=(64,), max_microbatches=7), model.mesh) for piece in pieces]
 
     whole, parts_ = evaluate(policy, (), cut(7)), evaluate(policy, (), cut(3))
     assert whole.keys() == parts_.keys()

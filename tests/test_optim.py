@@ -47,7 +47,7 @@ def test_same_as_the_optax_optimiser_behind_a_clip(name, reference):
     config = OptimConfig(
         name, 0.1, schedule="cosine", warmup_steps=1, weight_decay=0.1, b1=0.8, b2=0.95, eps=1e-6, max_grad_norm=0.5
     )
-    optimizer, schedule = optim.make(config, num_steps=8)
+    optimizer, schedule = optim.make_optimizer(config, num_steps=8)
     params, grads = trees()
     expected = run(optax.chain(optax.clip_by_global_norm(0.5), reference(schedule)), params, grads)
     for got, want in zip(jax.tree.leaves(run(optimizer, params, grads)), jax.tree.leaves(expected), strict=True):
@@ -56,7 +56,9 @@ def test_same_as_the_optax_optimiser_behind_a_clip(name, reference):
 
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
 def test_every_optimiser_goes_downhill_and_keeps_shapes(name):
-    optimizer, _ = optim.make(OptimConfig(name, 0.05, schedule="constant", warmup_steps=0, b1=0.5), num_steps=60)
+    optimizer, _ = optim.make_optimizer(
+        OptimConfig(name, 0.05, schedule="constant", warmup_steps=0, b1=0.5), num_steps=60
+    )
     target = {"kernel": jnp.arange(6.0).reshape(2, 3) / 6}
 
     def loss(params):
@@ -79,7 +81,7 @@ def test_every_optimiser_goes_downhill_and_keeps_shapes(name):
 def test_decay_is_rate_times_coefficient_and_spares_scales_and_biases(name):
     config = OptimConfig(name, 0.1, schedule="constant", warmup_steps=0, weight_decay=0.5)
     params, _ = trees()
-    moved = run(optim.make(config, 1)[0], params, jax.tree.map(jnp.zeros_like, params), steps=1)
+    moved = run(optim.make_optimizer(config, 1)[0], params, jax.tree.map(jnp.zeros_like, params), steps=1)
     np.testing.assert_allclose(moved["layers"]["q"]["kernel"], 0.95 * params["layers"]["q"]["kernel"], rtol=1e-6)
     np.testing.assert_allclose(moved["embed"]["embedding"], 0.95 * params["embed"]["embedding"], rtol=1e-6)
     np.testing.assert_array_equal(moved["layers"]["norm"]["scale"], params["layers"]["norm"]["scale"])
@@ -89,10 +91,10 @@ def test_decay_is_rate_times_coefficient_and_spares_scales_and_biases(name):
 def test_gradients_are_clipped_to_the_global_norm():
     config = OptimConfig("sgd", 1.0, schedule="constant", warmup_steps=0, b1=0.0, max_grad_norm=0.25)
     params, grads = trees()
-    moved = run(optim.make(config, 1)[0], params, grads, steps=1)
+    moved = run(optim.make_optimizer(config, 1)[0], params, grads, steps=1)
     difference = jax.tree.map(lambda a, b: a - b, moved, params)
     np.testing.assert_allclose(optax.tree.norm(difference), 0.25, rtol=1e-5)
-    free = run(optim.make(dataclasses.replace(config, max_grad_norm=None), 1)[0], params, grads, steps=1)
+    free = run(optim.make_optimizer(dataclasses.replace(config, max_grad_norm=None), 1)[0], params, grads, steps=1)
     np.testing.assert_allclose(free["out"]["bias"], params["out"]["bias"] - grads["out"]["bias"], rtol=1e-6)
 
 
@@ -125,4 +127,4 @@ def test_warmup_steps_take_precedence_and_no_warmup_starts_at_the_peak():
 )
 def test_impossible_numbers_are_a_user_error(changes, words):
     with pytest.raises(UserError, match=words):
-        optim.make(OptimConfig(**changes), num_steps=8)
+        optim.make_optimizer(OptimConfig(**changes), num_steps=8)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxalign.data.trees import pack
 from jaxalign.errors import UserError
-from jaxalign.loop import gradients, init_state, make_step, place
+from jaxalign.loop import gradients, init_state, make_step, place_batch
 from jaxalign.methods import dpo
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh, replicated_axes
@@ -30,7 +30,7 @@ def train(config, shape, steps=10):
     method, optimizer = dpo.dpo(model, beta=0.5), optax.adamw(1e-3)
     # Rows in numbers that every mesh divides; the examples of a step are the same on all.
     batches = [
-        place(*pack(random_trees(16, seed=s), row_lengths=(64,), rows_per_microbatch=8), model.mesh)
+        place_batch(*pack(random_trees(16, seed=s), row_lengths=(64,), rows_per_microbatch=8), model.mesh)
         for s in range(steps)
     ]
     grads = jax.jit(lambda p, f, b: gradients(method, p, f, (), b)[1])(params, frozen, batches[0])
@@ -74,7 +74,7 @@ def compiled_step(config, shape):
     optimizer = optax.adamw(1e-3)
     state = init_state(params, optimizer, jax.random.key(1))
     step = make_step(dpo.dpo(model, beta=0.5), optimizer, state, frozen=frozen)
-    batch = place(*pack(random_trees(16, longest=40), row_lengths=(128,), rows_per_microbatch=8), model.mesh)
+    batch = place_batch(*pack(random_trees(16, longest=40), row_lengths=(128,), rows_per_microbatch=8), model.mesh)
     return step.lower(state, batch).compile().as_text(), batch, state
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.trees import Tree, pack
-from jaxalign.loop import Batch, gradients, microbatch, place
+from jaxalign.loop import Batch, gradients, microbatch, place_batch
 from jaxalign.methods import dpo
 from jaxalign.models.model import Model
 
@@ -77,7 +77,7 @@ def dpo_gradient(model, params, trees, **options):
     packed = pack(trees, **options)
     frozen = jax.tree.map(lambda p: p * 0.9, params)
     method = dpo.dpo(model, beta=0.1)
-    batch = place(packed.rows, packed.used, model.mesh)
+    batch = place_batch(packed.rows, packed.used, model.mesh)
     step = jax.jit(lambda p, f, b: gradients(method, p, f, (), b)[:2])
     return step(params, frozen, batch)
 
@@ -130,7 +130,7 @@ def test_loss_is_log_two_where_policy_is_reference(tiny_config):
     model = Model(tiny_config)
     params = model.init(jax.random.key(0))
     packed = pack(random_trees(6), row_lengths=(64,), rows_per_microbatch=1)
-    batch = place(packed.rows, packed.used, model.mesh)
+    batch = place_batch(packed.rows, packed.used, model.mesh)
     method = dpo.dpo(model, beta=0.1)
     (loss, metrics), _, _ = jax.jit(lambda p, b: gradients(method, p, p, (), b))(params, batch)
     assert abs(loss - np.log(2)) < 1e-6

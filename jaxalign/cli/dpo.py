@@ -102,7 +102,7 @@ def run(config: Config) -> None:
             "or leave method.soft_labels away."
         )
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
-    optimizer, schedule = optim.make(config.optim, steps)
+    optimizer, schedule = optim.make_optimizer(config.optim, steps)
 
     reference, params = open_model(config.model, mesh, lambda line: console.print(line, markup=False))
     check_language_model(reference, config.model.path)

@@ -112,7 +112,7 @@ def run(config: Config) -> None:
     weights = class_weights(section, trees)
     console.print(tell_classes(trees, weights))
     options, steps = batch_options(trees, held, config.train, mesh.shape["data"] * mesh.shape["fsdp"])
-    optimizer, schedule = optim.make(config.optim, steps)
+    optimizer, schedule = optim.make_optimizer(config.optim, steps)
     arrange = with_mismatched(trees, held, seed) if section.loss == "kto" else None
 
     reference, params = open_model(config.model, mesh, lambda line: console.print(line, markup=False))

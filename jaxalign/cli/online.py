@@ -118,7 +118,7 @@ def run(
     )
     scorers, roles = make_scorers(config.reward, functions, tokenizer, base, params, packing, train.batch_size, console)
     steps = train.iterations * train.epochs * train.minibatches
-    optimizer, schedule = optim.make(config.optim, steps)
+    optimizer, schedule = optim.make_optimizer(config.optim, steps)
 
     with Checkpoints(job.output / runs.CHECKPOINTS, keep=train.keep) as kept, telling(kept):
         resuming = kept.latest_step() is not None

@@ -92,7 +92,7 @@ def run(config: Config) -> None:
     trees, cut = make_trees(records, tokenizer, config.data, "training", job.console)
     held, cut_held = make_trees(held_records, tokenizer, config.data, "held out", job.console)
     options, steps = batch_options(trees, held, config.train, job.mesh.shape["data"] * job.mesh.shape["fsdp"])
-    optimizer, schedule = optim.make(config.optim, steps)
+    optimizer, schedule = optim.make_optimizer(config.optim, steps)
 
     base, params = open_model(config.model, job.mesh, lambda line: job.console.print(line, markup=False))
     check_language_model(base, config.model.path)

@@ -14,12 +14,12 @@ from jaxalign.errors import UserError
 from jaxalign.masking import Rows
 
 
-class Beside(NamedTuple):
+class WithMismatched(NamedTuple):
     """A packed batch, and the mismatched trees of the same step, packed likewise."""
 
     rows: Rows
     used: int
-    beside: Packed
+    mismatched: Packed
 
 
 class Mismatched:
@@ -65,21 +65,21 @@ class Mismatched:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[Beside]:
+    def __iter__(self) -> Iterator[WithMismatched]:
         return (self[step] for step in range(len(self)))
 
-    def __getitem__(self, step: int) -> Beside:
+    def __getitem__(self, step: int) -> WithMismatched:
         rows, used = self.batches[step]
         examples = np.sort(rows.extras["index"][rows.example_mask][..., 0])  # however they were packed
         number, size = rows.tokens.shape[:2]
-        beside = pack(
+        mismatched = pack(
             [self.draw(step, int(example)) for example in examples],
             shapes=self.batches.shapes,
             rows_per_microbatch=size,
             max_microbatches=number,
             num_completions=1,
         )
-        return Beside(rows, used, beside)
+        return WithMismatched(rows, used, mismatched)
 
     def draw(self, step: int, example: int) -> Tree:
         """The prompt of an example with a completion of another one, cut to what the longest example takes."""

@@ -18,7 +18,7 @@ from jaxalign import rewards
 from jaxalign.data.batches import attach
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.loop import Batch, by_index, map_microbatches
+from jaxalign.loop import Batch, map_microbatches, order_by_index
 from jaxalign.models.model import Model
 from jaxalign.models.params import union
 from jaxalign.rewards import ensemble
@@ -215,7 +215,7 @@ def model_scorer(
     def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Scores:
         del rows
         packed = batch(attach(trees, index=np.arange(len(trees))), size)
-        return np.asarray(heads(by_index([(_scores(model, params, packed), packed)])))
+        return np.asarray(heads(order_by_index([(_scores(model, params, packed), packed)])))
 
     return score
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxalign import losses
-from jaxalign.loop import Batch, Method, Metrics, by_index, map_microbatches
+from jaxalign.loop import Batch, Method, Metrics, map_microbatches, order_by_index
 from jaxalign.masking import Rows, sum_by_owner
 from jaxalign.models import lora
 from jaxalign.models.model import Model
@@ -105,7 +105,7 @@ def reference_logps(model: Model, params: Any, batches: Iterable[Batch]) -> Floa
     Computed once, before training, and attached to the trees as ``ref_logps`` (``data.batches.attach``), they stand in
     for the reference's parameters.
     """
-    return by_index((_batch_logps(model, params, batch), batch) for batch in batches)
+    return order_by_index((_batch_logps(model, params, batch), batch) for batch in batches)
 
 
 def implicit_rewards(
@@ -118,7 +118,7 @@ def implicit_rewards(
     given = list(batches)
     policy = reference_logps(model, params, given)
     if "ref_logps" in given[0].rows.extras:
-        return beta * (policy - by_index((batch.rows.extras["ref_logps"], batch) for batch in given))
+        return beta * (policy - order_by_index((batch.rows.extras["ref_logps"], batch) for batch in given))
     return beta * (policy - reference_logps(*reference_of(model, params, frozen), given))
 
 

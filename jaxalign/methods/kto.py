@@ -25,7 +25,7 @@ def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable
 
     The mean over the batch of w_D (1 - σ(β(h - ẑ))) where liked, else w_U (1 - σ(β(ẑ - h))), h = log π - log π_ref.
     The reference point ẑ = max(0, mean of h(y' | x)) is of completions y' of other prompts (``data.mismatched``, as
-    ``batch.beside``), over the whole batch, without gradient.
+    ``batch.mismatched``), over the whole batch, without gradient.
 
     The reference is ``frozen``, or the base of the policy's adapters; ``ref_logps`` [R, E, 1] cached in the trees'
     extras spare it all but the mismatched completions.
@@ -41,11 +41,11 @@ def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable
     """
 
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
-        if batch.beside is None:
+        if batch.mismatched is None:
             raise ValueError("the batch has no mismatched completions: draw batches with data.mismatched.Mismatched.")
-        policy = _logps(model, params, batch.beside).reshape(-1)
-        reference = _logps(*reference_of(model, params, frozen), batch.beside).reshape(-1)
-        return losses.kto_kl(policy, reference, mask=batch.beside.rows.example_mask.reshape(-1)), state
+        policy = _logps(model, params, batch.mismatched).reshape(-1)
+        reference = _logps(*reference_of(model, params, frozen), batch.mismatched).reshape(-1)
+        return losses.kto_kl(policy, reference, mask=batch.mismatched.rows.example_mask.reshape(-1)), state
 
     weights: Any = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
     return _method(model, functools.partial(losses.kto, beta=beta, **weights), baseline, "kl", beta)

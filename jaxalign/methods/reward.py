@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign import losses
 from jaxalign.keys import stream
-from jaxalign.loop import Batch, Method, Metrics, by_index, map_microbatches
+from jaxalign.loop import Batch, Method, Metrics, map_microbatches, order_by_index
 from jaxalign.masking import Rows, completion_mask
 from jaxalign.methods.dpo import CHOSEN, REJECTED
 from jaxalign.models.model import Model
@@ -156,4 +156,4 @@ def _batch_scores(model: Model, params: Any, batch: Batch) -> Float[Array, "N R 
 
 def completion_scores(model: Model, params: Any, batches: Iterable[Batch]) -> Float[np.ndarray, "N K M"]:
     """Scores of every example's completions, in the order of ``extras["index"]``; the M heads last."""
-    return by_index((_batch_scores(model, params, batch), batch) for batch in batches)
+    return order_by_index((_batch_scores(model, params, batch), batch) for batch in batches)

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 
 from jaxalign.data.batches import attach
 from jaxalign.data.trees import Packed, Tree, pack, unpack
-from jaxalign.loop import Batch, TrainState, map_microbatches, place
+from jaxalign.loop import Batch, TrainState, map_microbatches, place_batch
 from jaxalign.methods.collect import Collected
 from jaxalign.methods.experience import Experience, Online, OnlineState
 from jaxalign.models.params import union
@@ -64,7 +64,7 @@ class Packing:
 
     def batch(self, trees: Sequence[Tree], room: int | None = None) -> Batch:
         """The trees on the mesh; ``room``: examples there may be at most, the same for batches that share a program."""
-        return place(*self.pack(trees, room), self.mesh)
+        return place_batch(*self.pack(trees, room), self.mesh)
 
     def pack(self, trees: Sequence[Tree], room: int | None = None) -> Packed:
         """The trees in rows, on the host."""
@@ -147,7 +147,7 @@ def make_prepare(
         if measure is not None:
             held = {**frozen, "reference": method_state.reference} if method_state.reference != () else frozen
             packed = packing.pack(attach(trees, index=np.arange(len(trees))), size)
-            values = jax.device_get(measured(params, fixed, held, place(*packed, packing.mesh)))
+            values = jax.device_get(measured(params, fixed, held, place_batch(*packed, packing.mesh)))
             trees = _back(trees, packed, values)
             found = {name: rectangle(trees, name, size, length) for name in values}
         found["mask"] = rectangle(trees, "masks", size, length)

@@ -41,7 +41,7 @@ def main() -> None:
 
     model, params = jaxalign.load_model(options.gguf)
     reference = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the parameters it is given
-    optimizer, _ = optim.make(optim.OptimConfig(schedule="constant", warmup_ratio=0.0, **ADAMW), STEPS)
+    optimizer, _ = optim.make_optimizer(optim.OptimConfig(schedule="constant", warmup_ratio=0.0, **ADAMW), STEPS)
     state = loop.init_state(params, optimizer, jax.random.key(0))
     del params
     step_fn = loop.make_step(dpo(model, beta=BETA), optimizer, state, frozen=reference)
@@ -50,7 +50,7 @@ def main() -> None:
     for step in range(STEPS):
         packed = data[step]
         stopwatch.start()
-        state, reported = jax.block_until_ready(step_fn(state, loop.place(packed.rows, packed.used, model.mesh)))
+        state, reported = jax.block_until_ready(step_fn(state, loop.place_batch(packed.rows, packed.used, model.mesh)))
         stopwatch.stop()
         metrics.append({name: float(reported[name]) for name in METRICS})
 

@@ -39,14 +39,14 @@ def side(path: str, rank: int) -> dict[str, float]:
     model, params = jaxalign.load_model(GGUF)
     model, trained, fixed = trainable(LoraSection(rank=rank), model, params, 0)
     del params
-    optimizer, _ = optim.make(optim.OptimConfig(schedule="constant", warmup_ratio=0.0), STEPS)
+    optimizer, _ = optim.make_optimizer(optim.OptimConfig(schedule="constant", warmup_ratio=0.0), STEPS)
     state = loop.init_state(trained, optimizer, jax.random.key(0))
     del trained
     step = loop.make_step(sft(model), optimizer, state, fixed=fixed)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
     seconds, tokens = [], []
     for number in range(STEPS):
-        batch = loop.place(*data[number], model.mesh)
+        batch = loop.place_batch(*data[number], model.mesh)
         started = time.perf_counter()
         state, metrics = jax.block_until_ready(step(state, batch))
         seconds.append(time.perf_counter() - started)

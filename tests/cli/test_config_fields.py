@@ -32,7 +32,7 @@ def fields(kind: type, section: str) -> typing.Iterator[tuple[str, str]]:
             yield from fields(hints[field.name], field.name)
 
 
-# Sections handed whole to a function (optim.make, Tracker, open_model, Signals.read), and what it calls them.
+# Sections handed whole to a function (optim.make_optimizer, Tracker, open_model, Signals.read), and what it calls them.
 ALIAS = {"optim": "config", "log": "config", "model": "section", "budget": "section"}
 ALIAS |= dict.fromkeys(("signals", "thumbs", "judge"), "self")
 READS = attribute_reads(Path(jaxalign.__file__).parent)

@@ -9,7 +9,7 @@ import jaxalign
 from jaxalign.cli import main, plan
 from jaxalign.loop import init_state
 from jaxalign.models.weights import read_config
-from jaxalign.optim import OptimConfig, make
+from jaxalign.optim import OptimConfig, make_optimizer
 
 PAIR = {"prompt": "why?", "chosen": "air", "rejected": "no idea at all"}
 FILES = {
@@ -54,7 +54,7 @@ def test_bytes_are_those_of_a_run(tiny_model):
     """Parameters, a gradient and Adam's moments of the state that a command makes, and the count of adapters."""
     config = read_config(tiny_model)
     _, params = jaxalign.load_model(tiny_model)
-    optimizer, _ = make(OptimConfig(learning_rate=1e-3), 10)
+    optimizer, _ = make_optimizer(OptimConfig(learning_rate=1e-3), 10)
     state = init_state(params, optimizer, jax.random.key(0))
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)) if leaf.ndim)
     gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))

@@ -14,7 +14,17 @@ from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree, pack, unpack
 from jaxalign.errors import UserError
-from jaxalign.loop import OnMesh, averages, gradients, init_state, make_eval, make_step, place, run, sum_microbatches
+from jaxalign.loop import (
+    OnMesh,
+    averages,
+    gradients,
+    init_state,
+    make_eval,
+    make_step,
+    place_batch,
+    run,
+    sum_microbatches,
+)
 from jaxalign.methods import dpo, kto
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
@@ -41,7 +51,7 @@ def mismatched(trees, seed=0, step=0, **options):
     return Mismatched(evaluation_batches(trees, batch_size=len(trees)), trees, trees, seed, **options)
 
 
-def batch_of(trees, mesh, *, length=64, rows=1, order=None, beside=True):
+def batch_of(trees, mesh, *, length=64, rows=1, order=None, with_mismatched=True):
     """A step's batch in a packing of one's choice, and its mismatched trees."""
     source = mismatched(trees)
     others = [source.draw(0, i) for i in range(len(trees))]
@@ -49,7 +59,7 @@ def batch_of(trees, mesh, *, length=64, rows=1, order=None, beside=True):
     cut = {"shapes": [(length, length)], "rows_per_microbatch": rows}
     indexed = attach(trees, index=np.arange(len(trees)))
     packed = pack([indexed[i] for i in order], **cut)
-    return place(*packed, mesh, pack([others[i] for i in order], **cut) if beside else None), others
+    return place_batch(*packed, mesh, pack([others[i] for i in order], **cut) if with_mismatched else None), others
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +227,7 @@ def test_the_base_of_adapters_is_the_reference(tiny_config):
 
 def test_a_batch_without_mismatched_completions_is_refused(parts):
     model, policy, reference = parts
-    batch, _ = batch_of(labelled_trees(4), MESH, beside=False)
+    batch, _ = batch_of(labelled_trees(4), MESH, with_mismatched=False)
     with pytest.raises(ValueError, match="no mismatched completions"):
         gradients(kto.kto(model, beta=BETA), policy, reference, (), batch)
 
@@ -232,10 +242,10 @@ def test_mismatched_completions_are_never_of_the_same_prompt():
     feed = Mismatched(batches(trees, batch_size=8, seed=3), trees, trees, seed=3)
     drawn = set()
     for step in range(40):
-        rows, _, beside = feed[step]
-        assert beside.rows.tokens.shape[:2] == rows.tokens.shape[:2]
+        rows, _, others = feed[step]
+        assert others.rows.tokens.shape[:2] == rows.tokens.shape[:2]
         own = sorted(tree.prompt.tobytes() for tree in unpack(feed.batches[step]))
-        others = unpack(beside)
+        others = unpack(others)
         assert sorted(tree.prompt.tobytes() for tree in others) == own
         for tree in others:
             assert tree.prompt.tobytes() not in owners[tree.completions[0].tobytes()]
@@ -248,7 +258,7 @@ def test_draws_are_by_seed_step_and_example_alone():
     make = lambda size, seed=0, **options: Mismatched(  # noqa: E731
         batches(trees, batch_size=4, seed=0, shapes=[(size, size)], **options), trees, trees, seed
     )
-    texts = lambda feed, step: sorted(t.completions[0].tobytes() for t in unpack(feed[step].beside))  # noqa: E731
+    texts = lambda feed, step: sorted(t.completions[0].tobytes() for t in unpack(feed[step].mismatched))  # noqa: E731
     for step in (0, 7):
         assert texts(make(32), step) == texts(make(32), step) == texts(make(128, rows_per_microbatch=4), step)
     assert texts(make(32), 0) != texts(make(32, seed=1), 0)

@@ -12,7 +12,7 @@ import jaxalign
 from jaxalign.data.batches import attach, evaluation_batches
 from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
-from jaxalign.loop import OnMesh, gradients, make_eval, place
+from jaxalign.loop import OnMesh, gradients, make_eval, place_batch
 from jaxalign.methods import reward
 from jaxalign.models.config import from_hf_config, to_hf_config
 from jaxalign.models.model import Model
@@ -56,7 +56,7 @@ def test_bradley_terry_with_margin_and_centring(trunk, rows):
     scores = np.stack(plain_scores(model, params, trees))[..., 0]
     delta = scores[:, 0] - scores[:, 1]
     want = np.mean(-log_sigmoid(delta - np.array(margins)) + 0.01 * (scores[:, 0] + scores[:, 1]) ** 2)
-    batch = place(*pack(trees, shapes=[(64, 64)], rows_per_microbatch=rows), model.mesh)
+    batch = place_batch(*pack(trees, shapes=[(64, 64)], rows_per_microbatch=rows), model.mesh)
     method = reward.pairs(model, centering=0.01)
     (loss, metrics), _, _ = jax.jit(lambda b: gradients(method, params, None, (), b))(batch)
     np.testing.assert_allclose(loss, want, rtol=1e-5)
@@ -69,9 +69,9 @@ def test_gradient_does_not_depend_on_the_cut(trunk):
     model, params = scorer(trunk, heads=3)
     trees = attach(random_trees(8), index=np.arange(8))
     run = jax.jit(lambda b: gradients(reward.pairs(model), params, None, (), b)[1])
-    one = run(place(*pack(trees, shapes=[(512, 512)]), model.mesh))
+    one = run(place_batch(*pack(trees, shapes=[(512, 512)]), model.mesh))
     for rows in (1, 2, 4):
-        other = run(place(*pack(trees, shapes=[(64, 64)], rows_per_microbatch=rows), model.mesh))
+        other = run(place_batch(*pack(trees, shapes=[(64, 64)], rows_per_microbatch=rows), model.mesh))
         difference = optax.tree.norm(jax.tree.map(jnp.subtract, one, other))
         assert difference <= 1e-5 * optax.tree.norm(one)
 
@@ -83,14 +83,14 @@ def test_rankings_of_different_lengths(trunk):
     trees = [Tree.of(text(), [text() for _ in range(k)]) for k in (2, 4, 3)]
     scores = [s[:, 0] for s in plain_scores(model, params, trees)]
     brute = [-sum(s[k] - np.log(np.sum(np.exp(s[k:]))) for k in range(len(s))) for s in scores]
-    batch = place(*pack(trees, shapes=[(64, 64)]), model.mesh)
+    batch = place_batch(*pack(trees, shapes=[(64, 64)]), model.mesh)
     (loss, metrics), _, _ = jax.jit(lambda b: gradients(reward.rankings(model), params, None, (), b))(batch)
     np.testing.assert_allclose(loss, np.mean(brute), rtol=1e-5)
     ordered = [s[i] > s[j] for s in scores for i in range(len(s)) for j in range(i + 1, len(s))]
     assert tuple(map(float, metrics["rewards/concordance"])) == (sum(ordered), len(ordered))
     np.testing.assert_allclose(metrics["rewards/mean"][0] / 9, np.concatenate(scores).mean(), rtol=1e-4)
     # Of two completions it is Bradley-Terry.
-    batch = place(*pack(random_trees(4), shapes=[(64, 64)]), model.mesh)
+    batch = place_batch(*pack(random_trees(4), shapes=[(64, 64)]), model.mesh)
     value = lambda method: jax.jit(lambda b: gradients(method, params, None, (), b)[0][0])(batch)  # noqa: E731
     np.testing.assert_allclose(value(reward.rankings(model)), value(reward.pairs(model)), rtol=1e-6)
 
@@ -106,7 +106,7 @@ def test_heads_see_bootstrap_samples_of_their_own(trunk):
     assert np.any(weights != np.asarray(reward.bootstrap_weights(index, 3, 1)))
     model, params = scorer(trunk, heads=3)
     trees = attach(random_trees(4), index=np.arange(4))
-    batch = place(*pack(trees, shapes=[(64, 64)]), model.mesh)
+    batch = place_batch(*pack(trees, shapes=[(64, 64)]), model.mesh)
     (loss, metrics), grads, _ = jax.jit(lambda b: gradients(reward.pairs(model), params, None, (), b))(batch)
     scores = np.stack(plain_scores(model, params, trees))
     per_head = -log_sigmoid(scores[:, 0] - scores[:, 1])
@@ -156,7 +156,7 @@ def test_a_reward_model_has_no_language_model_head(trunk):
 def test_batches_that_do_not_fit_are_told(trunk):
     model, params = scorer(trunk, heads=2)
     trees = [Tree.of([3], [[4], [5], [6]])]
-    bare, indexed = (place(*pack(t, shapes=[(64, 64)]), model.mesh) for t in (trees, attach(trees, index=[0])))
+    bare, indexed = (place_batch(*pack(t, shapes=[(64, 64)]), model.mesh) for t in (trees, attach(trees, index=[0])))
     for method, batch, words in (
         (reward.pairs(model), indexed, "needs trees of 2 completions, got 3"),
         (reward.rankings(model), bare, "needs the index of each example"),
@@ -165,6 +165,6 @@ def test_batches_that_do_not_fit_are_told(trunk):
             gradients(method, params, None, (), batch)
     with pytest.raises(ValueError, match="carry no index"):
         reward.completion_scores(model, params, [bare])
-    late = place(*pack(attach(trees, index=[1]), shapes=[(64, 64)]), model.mesh)
+    late = place_batch(*pack(attach(trees, index=[1]), shapes=[(64, 64)]), model.mesh)
     with pytest.raises(ValueError, match="not all of 0 to 1"):
         reward.completion_scores(model, params, [late])

@@ -11,7 +11,7 @@ import pytest
 
 from jaxalign import losses
 from jaxalign.data.trees import Tree, pack
-from jaxalign.loop import gradients, make_eval, place
+from jaxalign.loop import gradients, make_eval, place_batch
 from jaxalign.methods.sft import sft
 from jaxalign.models.model import Model
 
@@ -55,8 +55,8 @@ def test_loss_and_gradient_do_not_depend_on_the_cut(model, params, rows):
     trees = demonstrations(9)
     nll = transcription(model, params, trees)
     run = jax.jit(lambda batch: gradients(sft(model), params, None, (), batch))
-    whole = run(place(*pack(trees, shapes=[(256, 256)]), model.mesh))
-    cut = run(place(*pack(trees, shapes=[(32, 24)], rows_per_microbatch=rows), model.mesh))
+    whole = run(place_batch(*pack(trees, shapes=[(256, 256)]), model.mesh))
+    cut = run(place_batch(*pack(trees, shapes=[(32, 24)], rows_per_microbatch=rows), model.mesh))
     (loss, metrics), grads, _ = cut
     np.testing.assert_allclose(loss, nll.mean(), rtol=1e-5)
     assert (round(float(metrics["loss"][0]), 3), int(metrics["loss"][1])) == (round(nll.sum(), 3), len(nll))
@@ -68,7 +68,7 @@ def test_evaluation_weighs_tokens_not_examples(model, params):
     trees = demonstrations(7)
     nll = transcription(model, params, trees)
     evaluate = make_eval(sft(model))
-    pieces = [place(*pack(trees[i : i + 2], shapes=[(64, 64)]), model.mesh) for i in range(0, 7, 2)]
+    pieces = [place_batch(*pack(trees[i : i + 2], shapes=[(64, 64)]), model.mesh) for i in range(0, 7, 2)]
     found = evaluate(params, (), pieces)
     np.testing.assert_allclose(math.exp(found["loss"]), np.exp(nll.mean()), rtol=1e-5)
 
@@ -76,7 +76,7 @@ def test_evaluation_weighs_tokens_not_examples(model, params):
 def test_dft_weighs_by_likelihood(model, params):
     trees = demonstrations(5)
     nll = transcription(model, params, trees)
-    batch = place(*pack(trees, shapes=[(64, 64)]), model.mesh)
+    batch = place_batch(*pack(trees, shapes=[(64, 64)]), model.mesh)
     (loss, _), _, _ = jax.jit(lambda b: gradients(sft(model, loss=losses.dft), params, None, (), b))(batch)
     np.testing.assert_allclose(loss, np.mean(np.exp(-nll) * nll), rtol=1e-4)
 
@@ -85,7 +85,7 @@ def test_what_does_not_count_may_be_anything(model, params):
     trees = demonstrations(4)
     packed = pack(trees, shapes=[(64, 64)])
     run = jax.jit(lambda b: gradients(sft(model), params, None, (), b)[:2])
-    want = run(place(*packed, model.mesh))
+    want = run(place_batch(*packed, model.mesh))
     off = np.where(packed.rows.mask, packed.rows.target, 95)
-    got = run(place(dataclasses.replace(packed.rows, target=off), packed.used, model.mesh))
+    got = run(place_batch(dataclasses.replace(packed.rows, target=off), packed.used, model.mesh))
     jax.tree.map(np.testing.assert_array_equal, got, want)

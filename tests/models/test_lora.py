@@ -12,7 +12,7 @@ import pytest
 import jaxalign
 from jaxalign.data.trees import pack
 from jaxalign.errors import UserError
-from jaxalign.loop import gradients, init_state, make_step, place
+from jaxalign.loop import gradients, init_state, make_step, place_batch
 from jaxalign.methods import dpo
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
@@ -85,7 +85,7 @@ def train(model, adapters, frozen_base, steps=3):
     """Adapters after some DPO steps, the losses, and the first gradient; the reference is the base itself."""
     method, optimizer = dpo.dpo(model, beta=0.5), optax.adamw(1e-2)
     rows = [pack(random_trees(8, seed=s), row_lengths=(64,), rows_per_microbatch=8) for s in range(steps)]
-    batches = [place(*packed, model.mesh) for packed in rows]
+    batches = [place_batch(*packed, model.mesh) for packed in rows]
     first = jax.jit(lambda p, f, b: gradients(method, p, None, (), b, fixed=f)[1])(adapters, frozen_base, batches[0])
     state = init_state(jax.tree.map(jnp.copy, adapters), optimizer, jax.random.key(1))
     step = make_step(method, optimizer, state, fixed=frozen_base)
@@ -116,7 +116,7 @@ def test_the_gradient_of_the_adapters_is_that_of_the_whole_tree(base):
     _, _, got = train(model, adapters, base[1], steps=1)
     # The same loss with everything trained, its reference the base's cached log-probs.
     trees = random_trees(8, seed=0)
-    batch = place(*pack(trees, row_lengths=(64,), rows_per_microbatch=8), model.mesh)
+    batch = place_batch(*pack(trees, row_lengths=(64,), rows_per_microbatch=8), model.mesh)
     method = dpo.dpo(base[0], beta=0.5)
     prepared, _ = method.prepare(base[1], base[1], (), batch)
     whole = dpo.dpo(model, beta=0.5)

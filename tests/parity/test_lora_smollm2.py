@@ -13,7 +13,7 @@ from jaxalign.data.records import read_preferences
 from jaxalign.data.tokenize import tokenize_preferences
 from jaxalign.data.trees import pack
 from jaxalign.errors import UserError
-from jaxalign.loop import init_state, make_step, place
+from jaxalign.loop import init_state, make_step, place_batch
 from jaxalign.methods.dpo import dpo
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
@@ -35,7 +35,7 @@ def test_lora_dpo_starts_at_ln_2_and_leaves_the_base(shared_data):
     optimizer = optax.adamw(2e-4)
     state = init_state(adapters, optimizer, jax.random.key(0))
     step = make_step(dpo(model, beta=0.1), optimizer, state, fixed=base)
-    batch = place(*pack(trees), model.mesh)
+    batch = place_batch(*pack(trees), model.mesh)
     losses = []
     for _ in range(3):
         state, metrics = step(state, batch)
