@@ -136,7 +136,7 @@ def test_a_run_goes_on_with_what_it_began_with_only(sft, demonstrations, tiny_mo
     assert "the model at model.path changed since it began" in told(given)
     if settings:
         export = ["export", "--run", str(run), "--output", str(tmp_path / "out"), "--checkpoint", "latest"]
-        assert f"{model} is not the model that {run} began with; restore it." in told(export)
+        assert f"{model} is not the model that {run} began with. Restore it." in told(export)
         assert not (tmp_path / "out").exists()
 
 
