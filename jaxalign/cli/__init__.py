@@ -28,7 +28,7 @@ COMMANDS = {
     "judge": "label answers with AI judges, and audit the judges: jaxalign judge audit RUN",
     "eval": "measure a model; what aligning it cost: jaxalign eval tax --before A --after B",
     "compare": "compare methods over seeds in that world: rewards, KL, capability, cost",
-    "plan": "say what a data set allows, what each method needs, and which to start with",
+    "advise": "report what a data set allows, what each method needs, and which to start with",
     "data": "inspect a data set: jaxalign data inspect FILE",
     "export": "write a run's checkpoint as a Hugging Face model directory",
 }

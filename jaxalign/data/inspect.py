@@ -1,18 +1,44 @@
-"""What is worth knowing about a data set before training on it: repetitions, contradictions, leaks, balance."""
+"""Inspects a data set before training: repetitions, contradictions, leaks, balance, lengths and examples."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from jaxalign.data.feedback import Signals
+from jaxalign.data.files import Source, read_rows, source_name
 from jaxalign.data.formats import CONVERSATIONS, PromptText
 from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
+from jaxalign.data.load import read_source
+from jaxalign.data.records import FormatOption, OnError, ReadReport
+from jaxalign.data.tokenize import (
+    LossOn,
+    Template,
+    TokenizeReport,
+    tokenize_completions,
+    tokenize_prompts,
+    tokenize_sft,
+)
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.paths import resolve_path
 
-# Fields that tell a kind, the most telling first.
-_TELLING: tuple[tuple[str, type[Record]], ...] = (
+KindOption: TypeAlias = Literal["auto", "sft", "preference", "ranking", "unpaired", "prompt"]
+KINDS: dict[str, type[Record]] = {
+    "sft": Demonstration,
+    "preference": Preference,
+    "ranking": Ranking,
+    "unpaired": UnpairedPreference,
+    "prompt": Prompt,
+}
+# Fields that reveal the kind of a row. The first field that a row has decides.
+_KIND_FIELDS: tuple[tuple[str, type[Record]], ...] = (
     ("completions", Ranking),
     ("rejected", Preference),
     ("label", UnpairedPreference),
@@ -20,81 +46,246 @@ _TELLING: tuple[tuple[str, type[Record]], ...] = (
 )
 
 
-def kind_of(value: Mapping[str, Any]) -> type[Record]:
-    """The kind of record that a row was most likely written for.
-
-    >>> kind_of({"prompt": "Why?", "completion": "Air.", "label": True}).__name__
-    'UnpairedPreference'
-    """
-    if isinstance(value.get("prompt"), Mapping):
-        return Preference  # a tree of OpenAssistant's
-    return next((kind for field, kind in _TELLING if value.get(field) is not None), Prompt)
-
-
 class Lengths(NamedTuple):
-    """The least, the middle, the 95th of a hundred and the greatest."""
+    """Quantiles of lengths: the minimum, the median, the 95 % quantile and the maximum."""
 
-    least: int
+    minimum: int
     median: int
-    most_below: int
-    greatest: int
+    p95: int
+    maximum: int
 
     @classmethod
     def of(cls, sizes: Sequence[int]) -> Lengths:
-        """Of one size or more.
+        """Computes the quantiles of one size or more.
 
         >>> Lengths.of([3, 1, 2])
-        Lengths(least=1, median=2, most_below=3, greatest=3)
+        Lengths(minimum=1, median=2, p95=3, maximum=3)
         """
         return cls(*(int(np.quantile(sizes, q, method="higher")) for q in (0, 0.5, 0.95, 1)))
 
 
 class Findings(NamedTuple):
-    """Counts of records: whatever is not 0, but for the first, deserves a look."""
+    """Counts of records. All but the first should be 0.
 
-    prompts: int  # distinct prompts, or texts that have none
-    repeated: int  # records that say what one before them says
-    contradicted: int  # records that another one says the opposite of
-    undecided: int  # preferences or rankings with two answers that are the same
-    leaked: int  # records whose prompt is also in the other split
+    Attributes:
+        prompts: Different prompts, or different texts where records have no prompt.
+        repeated: Records that repeat an earlier one.
+        contradicted: Records that another record contradicts.
+        undecided: Preferences or rankings with two equal answers.
+        leaked: Records whose prompt is also in the other split.
+    """
+
+    prompts: int
+    repeated: int
+    contradicted: int
+    undecided: int
+    leaked: int
 
 
-def find(records: Sequence[Record], other: Sequence[Record] = ()) -> Findings:
-    """What is suspicious in these records.
+class Span(NamedTuple):
+    """Part of an example's text, and its role in the loss: only a ``target`` counts."""
 
-    Prompts are compared without regard to case and white space, so that a copy with another line end is found.
+    text: str
+    role: Literal["prompt", "number", "context", "target"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """Report on a data set.
+
+    Attributes:
+        kind: What rows were read as, a key of ``KINDS``.
+        records: The records.
+        reports: What was read and skipped, by source.
+        findings: Counts of suspicious records.
+        shares: See :func:`measure_balance`.
+        tokenized: What tokenising made and cut; None without a tokenizer.
+        lengths: Lengths of ``prompt`` and ``completion``, in tokens, or in characters without a tokenizer.
+        examples: The first examples as spans.
+    """
+
+    kind: str
+    records: Sequence[Record]
+    reports: Mapping[str, ReadReport]
+    findings: Findings
+    shares: Mapping[str, float]
+    tokenized: TokenizeReport | None
+    lengths: Mapping[str, Lengths]
+    examples: Sequence[Sequence[Span]]
+
+    @property
+    def problems(self) -> dict[str, int]:
+        """Counts of suspicious records by description. Leaks are included if another split was compared."""
+        problems = {
+            "records repeat an earlier one": self.findings.repeated,
+            "records are contradicted by another one": self.findings.contradicted,
+            "records have two answers that are the same": self.findings.undecided,
+        }
+        if len(self.reports) > 1:
+            problems["records have a prompt that is also in the other split"] = self.findings.leaked
+        return problems
+
+
+def inspect_data(
+    source: Source,
+    *,
+    kind: KindOption = "auto",
+    eval_source: Source | None = None,
+    eval_split: str | None = None,
+    tokenizer: Any = None,
+    num_examples: int = 0,
+    limit: int | None = None,
+    signals: Signals | None = None,
+    columns: Mapping[str, str] | None = None,
+    format: FormatOption = "auto",
+    on_error: OnError = "skip",
+    split: str = "train",
+    name: str | None = None,
+    data_dir: str | None = None,
+    template: Template = "auto",
+    loss_on: LossOn = "assistant",
+    max_length: int | None = None,
+    max_completion_length: int | None = None,
+) -> Inspection:
+    """Reads a data set and reports what training would make of it.
 
     Args:
-        records: of one kind.
-        other: of another split, which should share no prompt with them.
+        source: A path, or rows in memory.
+        kind: What to read rows as; ``auto`` chooses by the fields of the first row.
+        eval_source: Another source, whose prompts should not occur in the first.
+        eval_split: Another split, likewise.
+        tokenizer: A ``transformers`` tokenizer, to count tokens and to show which tokens count.
+        num_examples: Number of examples to return.
+        limit: Maximum number of records.
+        signals: Fields of a log that say whether an answer was liked.
+        columns: See :func:`jaxalign.data.records.read_records`, as for ``format`` and ``on_error``.
+        format: The format of the rows.
+        on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
+        split: The split of a folder or hub data set.
+        name: The configuration of a hub data set.
+        data_dir: A folder within a hub data set.
+        template: See :func:`jaxalign.data.tokenize.tokenize_completions`, as for the limits.
+        loss_on: See :func:`jaxalign.data.tokenize.tokenize_sft`.
+        max_length: Maximum tokens of a prompt and one completion.
+        max_completion_length: Maximum tokens of a completion.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: If the source cannot be read, or no row can be used.
+
+    >>> report = inspect_data([{"prompt": "Why?", "completion": "Air."}] * 2)
+    >>> report.kind, report.findings.repeated, report.lengths["prompt"].maximum
+    ('sft', 1, 4)
+    """
+    place: Any = {"split": split, "name": name, "data_dir": data_dir}
+    record_kind = KINDS[kind] if kind != "auto" else _first_kind(source, signals, columns, **place)
+    reading: Any = {"signals": signals, "columns": columns, "format": format, "on_error": on_error, **place}
+    records, read = _read(record_kind, source, **reading)
+    reports = {source_name(source): read}
+    other: Sequence[Record] = ()
+    if eval_source is not None or eval_split is not None:
+        compared, reading["split"] = source if eval_source is None else eval_source, eval_split or split
+        label = source_name(compared, "eval_rows")
+        if eval_split is not None and isinstance(compared, str | Path) and resolve_path(compared).is_file():
+            raise UserError(f"{label} is one file and has no splits. Name another file to compare.")
+        # The other rows may be of any kind: what must not leak are their prompts (or texts without prompts).
+        other, read = _read(Prompt if records[0].prompt else record_kind, compared, **reading)
+        reports[f"{label} ({eval_split})" if eval_split else label] = read
+    records = records[:limit]
+    tokenized = None
+    if tokenizer is None:
+        prompts: Sequence[Any] = [_prompt_text(record.prompt) for record in records]
+        answers: Sequence[Any] = [text for record in records for text in record.completions]
+        examples = [_record_spans(record) for record in records[:num_examples]]
+    else:
+        options: Any = {"template": template, "on_error": on_error, "max_length": max_length}
+        if record_kind is not Prompt:
+            options["max_completion_length"] = max_completion_length
+        if record_kind is Demonstration:
+            options["loss_on"] = loss_on
+        prompts, answers, examples, tokenized = _tokenize(record_kind, records, tokenizer, num_examples, options)
+    lengths = {"prompt": prompts, "completion": answers}
+    return Inspection(
+        kind=next(name for name, known in KINDS.items() if known is record_kind),
+        records=records,
+        reports=reports,
+        findings=count_findings(records, other),
+        shares=measure_balance(records),
+        tokenized=tokenized,
+        lengths={name: Lengths.of([len(text) for text in texts]) for name, texts in lengths.items() if texts},
+        examples=examples,
+    )
+
+
+def kind_of(value: Mapping[str, Any]) -> type[Record]:
+    """Returns the kind of record that a row was most likely written for.
+
+    >>> kind_of({"prompt": "Why?", "completion": "Air.", "label": True}).__name__
+    'UnpairedPreference'
+    """
+    if isinstance(value.get("prompt"), Mapping):
+        return Preference  # a conversation tree of OpenAssistant
+    return next((kind for field, kind in _KIND_FIELDS if value.get(field) is not None), Prompt)
+
+
+def _read(
+    kind: type[Record], source: Source, *, signals: Signals | None, **options: Any
+) -> tuple[Sequence[Record], ReadReport]:
+    return read_source(kind, source, signals=signals if kind is UnpairedPreference else None, **options)
+
+
+def _first_kind(
+    source: Source, signals: Signals | None, columns: Mapping[str, str] | None, **place: Any
+) -> type[Record]:
+    if signals is not None and signals.fields:
+        return UnpairedPreference
+    rows = read_rows(source, streaming=True, **place)
+    first = next((row.value for row in rows if isinstance(row.value, dict)), {})
+    return kind_of({**first, **{field: first.get(column) for field, column in (columns or {}).items()}})
+
+
+def count_findings(records: Sequence[Record], other: Sequence[Record] = ()) -> Findings:
+    """Counts suspicious records.
+
+    Case and white space of prompts are ignored, so that a copy with another line end is recognised.
+
+    Args:
+        records: Records of one kind.
+        other: Records of another split, which should share no prompt with them.
+
+    Returns:
+        The counts.
 
     >>> pair = Preference("Why?", " Air.", " No.", "text")
-    >>> find([pair, pair, Preference("why? ", " No.", " Air.", "text")], [Prompt("Why?", "text")])
+    >>> count_findings([pair, pair, Preference("why? ", " No.", " Air.", "text")], [Prompt("Why?", "text")])
     Findings(prompts=1, repeated=1, contradicted=3, undecided=0, leaked=3)
     """
-    said = [(_same(record.prompt or record.completions), record.completions, _verdict(record)) for record in records]
-    counts = Counter(said)
+    prompts = [_normalise(record.prompt or record.completions) for record in records]
+    claims = [(prompt, record.completions, _label(record)) for prompt, record in zip(prompts, records, strict=True)]
+    counts = Counter(claims)
     contradicted = sum(
-        any((prompt, *opposite) in counts for opposite in _opposites(answers, verdict))
-        for prompt, answers, verdict in said
+        any((prompt, *opposite) in counts for opposite in _opposites(answers, label))
+        for prompt, answers, label in claims
     )
-    undecided = sum(len(set(record.completions)) < len(record.completions) for record in records)
-    elsewhere = {_same(record.prompt or record.completions) for record in other}
+    elsewhere = {_normalise(record.prompt or record.completions) for record in other}
     return Findings(
-        prompts=len({prompt for prompt, _, _ in said}),
-        repeated=len(said) - len(counts),
+        prompts=len(set(prompts)),
+        repeated=len(claims) - len(counts),
         contradicted=contradicted,
-        undecided=undecided,
-        leaked=sum(prompt in elsewhere for prompt, _, _ in said),
+        undecided=sum(len(set(record.completions)) < len(record.completions) for record in records),
+        leaked=sum(prompt in elsewhere for prompt in prompts),
     )
 
 
-def balance(records: Sequence[Record]) -> dict[str, float]:
-    """Shares that bias what is learned: how often an answer is liked, or the longer of two is the better.
+def measure_balance(records: Sequence[Record]) -> dict[str, float]:
+    """Computes shares that bias training: of liked answers, and of pairs whose better answer is the longer one.
 
-    >>> balance([UnpairedPreference("Why?", "Air.", liked, "text") for liked in (True, False, True, True)])
+    >>> measure_balance([UnpairedPreference("Why?", "Air.", liked, "text") for liked in (True, False, True, True)])
     {'liked': 0.75}
-    >>> balance([Preference("Why?", "Because of the air.", "No.", "text"), Preference("Why?", "Air.", "Dust", "text")])
+    >>> pair = Preference("Why?", "Because of the air.", "No.", "text")
+    >>> measure_balance([pair, dataclasses.replace(pair, chosen="So")])
     {'the chosen answer is longer': 0.5}
     """
     shares: dict[str, list[bool]] = {}
@@ -108,21 +299,69 @@ def balance(records: Sequence[Record]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in shares.items()}
 
 
-def _same(prompt: PromptText | tuple[str, ...]) -> str:
-    """What two prompts have in common that only differ in case and white space."""
+def _normalise(prompt: PromptText | tuple[str, ...]) -> str:
+    """Returns a key that is equal for prompts that differ in case and white space only."""
     parts = [prompt] if isinstance(prompt, str) else [text for part in prompt for text in (part, "\0")]
-    return " ".join(" ".join(map(str, _flat(parts))).casefold().split())
+    return " ".join(" ".join(map(str, _flatten(parts))).casefold().split())
 
 
-def _flat(parts: Sequence[Any]) -> list[str]:
-    return [text for part in parts for text in ([part] if isinstance(part, str) else _flat(part))]
+def _flatten(parts: Sequence[Any]) -> list[str]:
+    return [text for part in parts for text in ([part] if isinstance(part, str) else _flatten(part))]
 
 
-def _verdict(record: Record) -> bool | None:
+def _label(record: Record) -> bool | None:
     return record.label if isinstance(record, UnpairedPreference) else None
 
 
-def _opposites(answers: tuple[str, ...], verdict: bool | None) -> list[tuple[tuple[str, ...], bool | None]]:
-    if verdict is not None:
-        return [(answers, not verdict)]
+def _opposites(answers: tuple[str, ...], label: bool | None) -> list[tuple[tuple[str, ...], bool | None]]:
+    if label is not None:
+        return [(answers, not label)]
     return [(answers[::-1], None)] if len(set(answers)) > 1 else []
+
+
+def _tokenize(
+    kind: type[Record], records: Sequence[Any], tokenizer: Any, num_examples: int, options: Any
+) -> tuple[list[Any], list[Any], list[list[Span]], TokenizeReport]:
+    """Returns prompts and completions as token ids, the first examples, and a report on what was cut."""
+    if kind is Prompt:
+        prompts, report = tokenize_prompts(records, tokenizer, **options)
+        ids = [prompt for prompt, _ in prompts]
+        return ids, [], [[Span(tokenizer.decode(prompt), "prompt")] for prompt in ids[:num_examples]], report
+    trees, report = (tokenize_sft if kind is Demonstration else tokenize_completions)(records, tokenizer, **options)
+    completions = [completion for tree in trees for completion in tree.completions]
+    examples = [tree_spans(tree, tokenizer) for tree in trees[:num_examples]]
+    return [tree.prompt for tree in trees], completions, examples, report
+
+
+def tree_spans(tree: Tree, tokenizer: Any) -> list[Span]:
+    """Returns a tree's text as spans by what each token means to the loss.
+
+    Args:
+        tree: A tree of any kind.
+        tokenizer: The tokenizer that it was made with.
+    """
+    spans = [Span(tokenizer.decode(tree.prompt), "prompt")]
+    for number, (ids, mask) in enumerate(zip(tree.completions, tree.masks, strict=True), start=1):
+        if len(tree.completions) > 1 or "label" in tree.extras:
+            label = f" {tree.extras['label'][number - 1]}" if "label" in tree.extras else ""
+            spans.append(Span(f"\n[{number}{label}] ", "number"))
+        # Token ids are decoded in runs: a character may consist of several tokens.
+        starts = [0, *(np.flatnonzero(np.diff(mask)) + 1), len(ids)]
+        for start, end in itertools.pairwise(starts):
+            spans.append(Span(tokenizer.decode(ids[start:end]), "target" if mask[start] else "context"))
+    return spans
+
+
+def _record_spans(record: Record) -> list[Span]:
+    prompt = record.prompt
+    text = prompt if isinstance(prompt, str) else "".join(f"{m.role}: {m.content}\n" for m in prompt)
+    spans = [Span(text, "prompt")]
+    for number, completion in enumerate(record.completions, start=1):
+        label = f" {record.label}" if isinstance(record, UnpairedPreference) else ""
+        spans += [Span(f"\n[{number}{label}] ", "number"), Span(completion, "target")]
+    return spans
+
+
+def _prompt_text(prompt: PromptText) -> str:
+    """Returns the text of a prompt: of a chat, the contents of all messages."""
+    return prompt if isinstance(prompt, str) else "".join(message.content for message in prompt)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from jaxalign.data.feedback import Signals, read_feedback
 from jaxalign.data.files import Source, source_name
 from jaxalign.data.kinds import Demonstration, Record
 from jaxalign.data.records import FormatOption, OnError, ReadReport, read_records, split_by_prompt
-from jaxalign.data.tokenize import Template, tokenize_completions, tokenize_sft
+from jaxalign.data.tokenize import LossOn, Template, tokenize_completions, tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.reporting import Report, silent
@@ -118,7 +118,7 @@ def tokenize_examples(
     tokenizer: Any,
     purpose: str,
     *,
-    loss_on: Literal["assistant", "all"] = "assistant",
+    loss_on: LossOn = "assistant",
     max_length: int | None = None,
     max_completion_length: int | None = None,
     template: Template = "auto",

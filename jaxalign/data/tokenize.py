@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
 from jaxalign.data.encode import Encoder, Ids
 from jaxalign.data.files import Problem
 from jaxalign.data.messages import Message, transcript_messages
-from jaxalign.data.records import BadRow, Demonstration, Prompt, Record, tell_skipped
+from jaxalign.data.records import BadRow, Demonstration, OnError, Prompt, Record, tell_skipped
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 
-Template = Literal["auto", "always", "never"]
+Template: TypeAlias = Literal["auto", "always", "never"]
+LossOn: TypeAlias = Literal["assistant", "all"]
 R = TypeVar("R", bound=Record)
 E = TypeVar("E")
 # What an instruction looks like to a model without a chat template: Alpaca's layout.
@@ -57,7 +58,7 @@ def tokenize_completions(
     max_length: int | None = None,
     max_completion_length: int | None = None,
     template: Template = "auto",
-    on_error: Literal["stop", "skip"] = "stop",
+    on_error: OnError = "stop",
 ) -> tuple[list[Tree], TokenizeReport]:
     """A tree for every preference, ranking or unpaired preference, with its completions and its extras.
 
@@ -96,11 +97,11 @@ def tokenize_sft(
     records: Sequence[Demonstration],
     tokenizer: Any,
     *,
-    loss_on: Literal["assistant", "all"] = "assistant",
+    loss_on: LossOn = "assistant",
     max_length: int | None = None,
     max_completion_length: int | None = None,
     template: Template = "auto",
-    on_error: Literal["stop", "skip"] = "stop",
+    on_error: OnError = "stop",
 ) -> tuple[list[Tree], TokenizeReport]:
     """Trees of one completion, of which the assistant's tokens count, or all.
 
@@ -151,7 +152,7 @@ def tokenize_prompts(
     *,
     max_length: int | None = None,
     template: Template = "auto",
-    on_error: Literal["stop", "skip"] = "stop",
+    on_error: OnError = "stop",
 ) -> tuple[list[tuple[Ids, dict[str, Any]]], TokenizeReport]:
     """What to feed a model that is to answer: (the prompt's ids, the row it stands in) of every record.
 
@@ -198,7 +199,7 @@ def _encoder(tokenizer: Any, max_length: int | None, max_completion_length: int 
 
 
 def _each(
-    records: Sequence[R], encode: Callable[[R], E | Problem], on_error: Literal["stop", "skip"]
+    records: Sequence[R], encode: Callable[[R], E | Problem], on_error: OnError
 ) -> tuple[list[tuple[R, E]], list[BadRow]]:
     """Every record with its ids, and those that have none."""
     encoded: list[tuple[R, E]] = []
@@ -223,7 +224,7 @@ def _trees(
     encoder: Encoder,
     max_length: int | None,
     max_completion_length: int | None,
-    on_error: Literal["stop", "skip"],
+    on_error: OnError,
 ) -> tuple[list[Tree], TokenizeReport]:
     encoded, skipped = _each(records, encode, on_error)
     trees: list[Tree] = []

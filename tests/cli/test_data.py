@@ -5,7 +5,7 @@ import json
 import pytest
 
 from jaxalign.cli import main
-from jaxalign.cli.data import CONTEXT, COUNTS, QUIET, render
+from jaxalign.data.inspect import tree_spans
 from jaxalign.data.messages import Message
 from jaxalign.data.records import Demonstration
 from jaxalign.data.tokenize import tokenize_sft
@@ -48,7 +48,7 @@ def test_a_report_on_pairs(shown, tmp_path):
         "the chosen answer is longer: 33.3 %",
     ):
         assert line in text.splitlines()
-    assert "│ completion │ 3     │ 10" in text
+    assert "│ completion │ 3       │ 10" in text
     assert text.count("[1] blue") == 2
     assert "\x1b" not in text  # no colour where there is no terminal
 
@@ -84,7 +84,7 @@ def test_every_kind_can_be_inspected(shown, tmp_path, tiny_model, row, line):
 def test_a_file_has_no_splits(tmp_path, capsys):
     file = write(tmp_path / "a.jsonl", [{"prompt": "sky?"}])
     assert main(["data", "inspect", str(file), "--data.eval_split", "test"]) == 2
-    assert "is one file and has no splits; give data.eval_path" in " ".join(capsys.readouterr().err.split())
+    assert "is one file and has no splits. Name another file" in " ".join(capsys.readouterr().err.split())
 
 
 def test_logs_are_read_by_their_signals(shown, tmp_path):
@@ -95,26 +95,32 @@ def test_logs_are_read_by_their_signals(shown, tmp_path):
     assert "liked: 100.0 %" in text
 
 
-def test_the_mask_is_in_the_colours():
+def test_spans_show_the_mask():
     tokenizer = byte_tokenizer()
     talk = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(["sky?", "blue", "sea?", "deep"])]
     (tree,), _ = tokenize_sft([Demonstration((talk[0],), tuple(talk[1:]), "chat")], tokenizer)
-    text = render(tree, tokenizer)
-    styled = [(text.plain[span.start : span.end], span.style) for span in text.spans]
-    assert text.style == QUIET  # of the prompt
-    assert text.plain.startswith("<|user|>sky?<|end|><|assistant|>")
-    assert styled == [
-        ("blue<|end|>", COUNTS),
-        ("<|user|>sea?<|end|><|assistant|>", CONTEXT),
-        ("deep<|end|>", COUNTS),
+    assert tree_spans(tree, tokenizer) == [
+        ("<|user|>sky?<|end|><|assistant|>", "prompt"),
+        ("blue<|end|>", "target"),
+        ("<|user|>sea?<|end|><|assistant|>", "context"),
+        ("deep<|end|>", "target"),
     ]
+
+
+def test_what_counts_is_in_colour(tmp_path, tiny_model, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    file = write(tmp_path / "a.jsonl", [{"messages": [*CHAT, {"role": "user", "content": "sea?"}, CHAT[1]]}])
+    assert main(["data", "inspect", file, "--tokenizer", str(tiny_model)]) == 0
+    text = capsys.readouterr().out
+    assert "\x1b[1;32mblue<|end|>\x1b[0m" in text
+    assert "\x1b[33m<|user|>sea?<|end|><|assistant|>\x1b[0m" in text
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["data"], "run: jaxalign data inspect FILE"),
-        (["data", "show", "a.jsonl"], "run: jaxalign data inspect FILE"),
+        (["data"], "Run: jaxalign data inspect FILE"),
+        (["data", "show", "a.jsonl"], "Run: jaxalign data inspect FILE"),
         (["data", "inspect"], "data.path must be given"),
         (["data", "inspect", "no.jsonl"], "no.jsonl: there is no such file"),
         (["data", "inspect", "no.jsonl", "--data.kinds", "sft"], "did you mean data.kind?"),

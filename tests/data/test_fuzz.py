@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxalign.data.feedback import Signals, read_feedback
 from jaxalign.data.files import Row
-from jaxalign.data.inspect import balance, find, kind_of
+from jaxalign.data.inspect import count_findings, kind_of, measure_balance
 from jaxalign.data.records import (
     BadRow,
     Demonstration,
@@ -88,16 +88,16 @@ KINDS = [Demonstration, Preference, Ranking, UnpairedPreference, Prompt]
 @settings(max_examples=150, deadline=None)
 def test_any_row_is_read_and_tokenised_or_told(byte_level, kind, rows):
     numbered = [Row("a.jsonl", number, row) for number, row in enumerate(rows, start=1)]
-    found = list(parse_rows(kind, numbered, on_error="skip"))
-    assert len(found) == len(rows)
-    bad = [row for row in found if isinstance(row, BadRow)]
+    parsed = list(parse_rows(kind, numbered, on_error="skip"))
+    assert len(parsed) == len(rows)
+    bad = [row for row in parsed if isinstance(row, BadRow)]
     assert all(row.text and "\n" not in row.text and len(row.text) < 500 for row in bad)
-    records = [record for row in found if not isinstance(row, BadRow) for record in row]
+    records = [record for row in parsed if not isinstance(row, BadRow) for record in row]
     assert all(isinstance(kind_of(row), type) for row in rows)
     if not records:
         return
-    find(records, records)
-    balance(records)
+    count_findings(records, records)
+    measure_balance(records)
     tokenize = {Demonstration: tokenize_sft, Prompt: tokenize_prompts}.get(kind, tokenize_completions)
     with contextlib.suppress(UserError):
         made, report = tokenize(records, byte_level, on_error="skip")
