@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxalign.models.model import Model as Model
+    from jaxalign.models.params import average_params as average_params
     from jaxalign.models.sharding import make_mesh as make_mesh
     from jaxalign.models.tokenizer import load_tokenizer as load_tokenizer
     from jaxalign.models.weights import load_model as load_model
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Model": "jaxalign.models.model",
+    "average_params": "jaxalign.models.params",
     "generate": "jaxalign.rollout.generate",
     "load_model": "jaxalign.models.weights",
     "load_tokenizer": "jaxalign.models.tokenizer",

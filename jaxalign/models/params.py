@@ -1,4 +1,4 @@
-"""Parameter trees: plain nested dicts of arrays, taken apart into what is trained and what is not, and joined again."""
+"""Parameter trees: nested dicts of arrays that are joined, partitioned, averaged and compared."""
 
 from __future__ import annotations
 
@@ -8,31 +8,67 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 Params = Any  # a nested dict of jax.Arrays
 
 
-def union(one: Params, other: Params) -> Params:
-    """Both trees as one; None is the empty tree.
+def union(first: Params, second: Params) -> Params:
+    """Returns one tree with the leaves of both; None is the empty tree.
 
     Raises:
-      ValueError: if a leaf is in both.
+        ValueError: if a leaf is in both.
 
     >>> union({"q": {"kernel": 1}}, {"q": {"lora_a": 2}, "norm": 3})
     {'q': {'kernel': 1, 'lora_a': 2}, 'norm': 3}
     """
-    if one is None or other is None:
-        return other if one is None else one
-    joined = dict(one)
-    for name, value in other.items():
+    if first is None or second is None:
+        return second if first is None else first
+    joined = dict(first)
+    for name, value in second.items():
         if name in joined and not (isinstance(value, Mapping) and isinstance(joined[name], Mapping)):
-            raise ValueError(f"parameter {name!r} is in both trees")
+            raise ValueError(f"Parameter {name!r} is in both trees.")
         joined[name] = union(joined[name], value) if name in joined else value
     return joined
 
 
+def average_params(a: Params, b: Params, weight: ArrayLike, dtype: Any = None) -> Params:
+    """Interpolates two parameter trees: a + weight · (b - a), leaf by leaf.
+
+    Args:
+        a: first tree, returned at weight 0.
+        b: second tree of the same structure and shapes, returned at weight 1.
+        weight: scalar. Values outside [0, 1] extrapolate.
+        dtype: type of the result. By default it is the wider of both leaves' types, and float32 at least.
+
+    Returns:
+        New arrays. At weights 0 and 1 they are bitwise copies of the given leaves (cast only if ``dtype`` is given).
+
+    Raises:
+        ValueError: if the trees differ in structure or shapes.
+
+    >>> float(average_params({"w": jnp.zeros(1)}, {"w": jnp.ones(1)}, 0.25)["w"][0])
+    0.25
+    """
+    end = None
+    # A traced weight has no value yet. It takes the general formula.
+    if not isinstance(weight, jax.core.Tracer):
+        end = {0.0: 0, 1.0: 1}.get(float(weight))
+
+    def average(first: jax.Array, second: jax.Array) -> jax.Array:
+        if jnp.shape(first) != jnp.shape(second):
+            raise ValueError(f"The trees have leaves of shapes {jnp.shape(first)} and {jnp.shape(second)}.")
+        if end is not None:  # the formula would round: first + (second - first) is not always second
+            return jnp.array((first, second)[end], dtype)
+        wide = jnp.promote_types(jnp.promote_types(first.dtype, second.dtype), jnp.float32)
+        first, second = first.astype(wide), second.astype(wide)
+        return (first + jnp.asarray(weight, wide) * (second - first)).astype(dtype or wide)
+
+    return jax.tree.map(average, a, b)
+
+
 def replace_every(reference: Params, params: Params, step: int, *, every: int) -> Params:
-    """A reference refreshed every so many steps: a copy of the parameters then, itself in between.
+    """Returns a copy of the parameters at every ``every``-th step, and the reference otherwise.
 
     Source: TR-DPO's hard update, Gorbatovski et al. 2024, arXiv:2404.09656, eq. 4.
 
@@ -44,7 +80,7 @@ def replace_every(reference: Params, params: Params, step: int, *, every: int) -
 
 
 def moving_average(reference: Params, params: Params, step: int, *, rate: float) -> Params:
-    """A reference that follows the parameters: (1 - α) reference + α params, in the reference's types.
+    """Returns (1 - α) reference + α params, in the reference's types.
 
     Source: TR-DPO's soft update, Gorbatovski et al. 2024, arXiv:2404.09656, eq. 3.
 
@@ -52,34 +88,37 @@ def moving_average(reference: Params, params: Params, step: int, *, rate: float)
     0.25
     """
     del step
-    return jax.tree.map(lambda old, new: (old + rate * (new - old)).astype(old.dtype), reference, params)
+    averaged = average_params(reference, params, rate)
+    return jax.tree.map(lambda old, new: new.astype(old.dtype), reference, averaged)
 
 
-def partition(params: Params, chosen: Callable[[tuple[str, ...]], bool]) -> tuple[Params, Params]:
-    """The leaves whose path is ``chosen``, and the others: two trees whose ``union`` is the first.
+def partition(params: Params, is_selected: Callable[[tuple[str, ...]], bool]) -> tuple[Params, Params]:
+    """Splits a tree into the leaves whose path is selected and the others; their ``union`` is the tree.
 
     >>> partition({"q": {"kernel": 1, "lora_a": 2}, "norm": 3}, lambda path: path[-1] == "lora_a")
     ({'q': {'lora_a': 2}}, {'q': {'kernel': 1}, 'norm': 3})
     """
 
-    def walk(tree: Params, path: tuple[str, ...]) -> tuple[Params, Params]:
-        inside: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+    def split(tree: Params, path: tuple[str, ...]) -> tuple[Params, Params]:
+        halves: tuple[dict[str, Any], dict[str, Any]] = {}, {}
         for name, value in tree.items():
             here = (*path, name)
             if isinstance(value, Mapping):
-                parts = walk(value, here)
+                parts = split(value, here)
             else:
-                parts = (value, {}) if chosen(here) else ({}, value)
-            for side, part in zip(inside, parts, strict=True):
+                parts = (value, {}) if is_selected(here) else ({}, value)
+            for half, part in zip(halves, parts, strict=True):
                 if not (isinstance(part, Mapping) and not part):
-                    side[name] = part
-        return inside
+                    half[name] = part
+        return halves
 
-    return walk(params, ())
+    return split(params, ())
 
 
 def fingerprint(params: Params) -> str:
-    """A hash of every number in a tree, wherever it lies: two sums over each leaf's bits, mixed with their place.
+    """Returns a hash of every number in a tree, independent of how the arrays are sharded.
+
+    The hash combines two sums over each leaf's bits, mixed with their place in the leaf.
 
     >>> one = {"w": jnp.arange(4.0)}
     >>> fingerprint(one) == fingerprint({"w": jnp.arange(4.0)}), fingerprint(one) == fingerprint({"w": -one["w"]})
