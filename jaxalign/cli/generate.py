@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
+import math
 from pathlib import Path
 
 import jax
 from rich.console import Console
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.data.encode import Encoder
-from jaxalign.data.files import Problem, read_rows
-from jaxalign.data.formats import prompt_only
 from jaxalign.errors import UserError
-from jaxalign.models.open import check_tokens, open_mesh, open_model
+from jaxalign.models.open import open_mesh, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.paths import write_whole
-from jaxalign.rollout import Sampling, stop_strings
+from jaxalign.rollout import Sampling, stop_strings, stream_text
 from jaxalign.rollout.decode import SEGMENT
-from jaxalign.rollout.text import encode_prompt, pieces
-from jaxalign.settings import MeshSection, ModelSection
+from jaxalign.rollout.text import encode_prompts, read_prompts
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
+
+# Sampling is checked where it is built.
+RANGES = dict.fromkeys(("max_new_tokens", "num_completions", "limit", "batch_size"), (1.0, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +67,21 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Answer every prompt, on standard output and, where asked, into a file.
+    """Prints the answers to every prompt, and writes them to a file if ``output`` is given.
 
-    The answer to a single prompt appears as it is decoded, of several answers each one when it is done.
+    The answer to a single prompt appears token by token. Several answers appear one by one, each when it is complete.
     """
-    sampling = check(config)
+    sampling = validate_config(config)
     prompts = [config.prompt] if config.prompt is not None else read_prompts(str(config.prompts), config.limit)
     tokenizer = load_tokenizer(config.model.path)
-    stop_strings(tokenizer, config.stop)  # complains before anything is loaded
-    encoder = Encoder(tokenizer)
-    chat = config.chat and bool(tokenizer.chat_template)
-    encoded = [encode_prompt(encoder, prompt, chat, number) for number, prompt in enumerate(prompts, start=1)]
+    stop_strings(tokenizer, config.stop)  # a bad stop string is reported before the model is loaded
+    encoded = encode_prompts(tokenizer, prompts, chat=config.chat)
     console = Console(stderr=True, highlight=False)
-    model, params = open_model(config.model, open_mesh(config.mesh), lambda line: console.print(line, markup=False))
-    check_tokens(model, encoded)
-    single = config.prompt is not None and config.num_completions == 1
+    report = lambda line: console.print(line, markup=False)  # noqa: E731
+    model, params = open_model(config.model, open_mesh(config.mesh), report)
+    is_single = config.prompt is not None and config.num_completions == 1
     texts = [""] * len(prompts) * config.num_completions
-    for number, text, done in pieces(
+    for number, text, is_last in stream_text(
         model,
         params,
         tokenizer,
@@ -94,56 +92,29 @@ def run(config: Config) -> None:
         stop=config.stop,
         num_completions=config.num_completions,
         batch_size=config.batch_size,
-        segment=1 if single else SEGMENT,
+        segment=1 if is_single else SEGMENT,
     ):
         texts[number] += text
-        if single:
-            print(text, end="\n" if done else "", flush=True)
-        elif done:
-            print(f"prompt: {prompts[number // config.num_completions]}\nanswer: {texts[number]}\n", flush=True)
+        prompt = prompts[number // config.num_completions]
+        if is_single:
+            print(text, end="\n" if is_last else "", flush=True)
+        elif is_last:
+            print(f"prompt: {prompt}\nanswer: {texts[number]}\n", flush=True)
     if config.output is not None:
-        asked = [prompt for prompt in prompts for _ in range(config.num_completions)]
-        rows = [{"prompt": prompt, "completion": text} for prompt, text in zip(asked, texts, strict=True)]
+        pairs = ((prompts[number // config.num_completions], text) for number, text in enumerate(texts))
+        rows = [{"prompt": prompt, "completion": text} for prompt, text in pairs]
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
         write_whole(Path(config.output).expanduser(), "".join(lines))
 
 
-def check(config: Config) -> Sampling:
-    """Raise for settings that make no sense, before anything is loaded; how tokens are drawn otherwise."""
+def validate_config(config: Config) -> Sampling:
+    """Raises for invalid settings before anything is loaded; returns how tokens are sampled."""
     if (config.prompt is None) == (config.prompts is None):
-        raise UserError("give either --prompt TEXT or --prompts FILE.")
-    wrong = {
-        "max_new_tokens must be 1 or more": config.max_new_tokens < 1,
-        "num_completions must be 1 or more": config.num_completions < 1,
-        "limit must be 1 or more": config.limit is not None and config.limit < 1,
-        "batch_size must be 1 or more": config.batch_size < 1,
-    }
-    for rule, broken in wrong.items():
-        if broken:
-            raise UserError(f"{rule}, it is {getattr(config, rule.split()[0])}.")
+        raise UserError("Give either --prompt TEXT or --prompts FILE.")
+    check_ranges(config, RANGES)
     if config.output is not None:
         output = Path(config.output).expanduser()
         check_writable(output.parent)
         if output.is_dir():
-            raise UserError(f"output is the directory {output}; give the name of a .jsonl file.")
+            raise UserError(f"output is the directory {output}. Give the name of a .jsonl file.")
     return Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
-
-
-def read_prompts(path: str, limit: int | None = None) -> list[str]:
-    """The field ``prompt`` of every row, or of a row of transcripts what comes before the last answer."""
-    prompts = []
-    for row in itertools.islice(read_rows(path, streaming=True), limit):
-        if isinstance(row.value, Problem):
-            raise UserError(f"{row.file}, row {row.number}: {row.value.text}.")
-        prompt = row.value.get("prompt")
-        if prompt is None and isinstance(row.value.get("chosen"), str):
-            found = prompt_only(row.value, None)
-            if isinstance(found, Problem):
-                raise UserError(f"{row.file}, row {row.number}: {found.text}.")
-            prompt = found[0]
-        if not isinstance(prompt, str):
-            raise UserError(f"{row.file}, row {row.number}: field 'prompt' must be there and be a string.")
-        prompts.append(prompt)
-    if not prompts:
-        raise UserError(f"{path}: there are no rows: give a file with at least one.")
-    return prompts
