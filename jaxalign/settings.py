@@ -21,7 +21,7 @@ class ModelSection:
         remat: activations kept for the backward pass: all (none), projections (dots) or layer inputs (full)
     """
 
-    path: str
+    path: str | None = None
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"
@@ -58,7 +58,7 @@ class SourceSection:
         limit: use the first so many records only
     """
 
-    path: str
+    path: str | None = None
     name: str | None = None
     data_dir: str | None = None
     split: str = "train"

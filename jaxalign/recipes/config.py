@@ -1,24 +1,27 @@
-"""Settings that commands share. A field that nothing reads fails a test."""
+"""Sections of the training recipes' configurations, and the checks that need no data."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from jaxalign.data.feedback import Signals
 from jaxalign.errors import UserError
 from jaxalign.models.config import LoraConfig
-from jaxalign.settings import SourceSection
+from jaxalign.optim import OptimConfig
+from jaxalign.recipes.budget import BudgetSection
+from jaxalign.settings import MeshSection, ModelSection, SourceSection
+from jaxalign.tracking import LogConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraSection:
-    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685); the trained model is saved with them merged into it.
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685). The trained model is saved with the adapters merged.
 
     Args:
-        rank: of each adapter; 0 trains all parameters and no adapters
+        rank: rank of each adapter; 0 trains all parameters and no adapters
         alpha: adapters are scaled by alpha / rank
         targets: a regular expression; projections in whose name (self_attn.q_proj, mlp.up_proj, …) it matches somewhere
             get an adapter
@@ -32,7 +35,7 @@ class LoraSection:
 
     @property
     def config(self) -> LoraConfig | None:
-        """What the model takes."""
+        """The model's own description of these adapters; None without adapters."""
         return LoraConfig(self.rank, self.alpha, self.targets, self.rslora) if self.rank else None
 
 
@@ -43,8 +46,8 @@ class DataSection(SourceSection):
     Args:
         holdout: records held out for evaluation, as a count or as a share; no prompt is on both sides
         eval_path: evaluate on the records of this file instead
-        max_length: longest example, prompt and one answer, in tokens; a longer prompt loses its beginning
-        max_completion_length: longest answer, in tokens; a longer one loses its end
+        max_length: maximum tokens of an example, prompt and one answer; a longer prompt loses its beginning
+        max_completion_length: maximum tokens of an answer; a longer one loses its end
     """
 
     holdout: int | float = 0.1
@@ -66,7 +69,7 @@ class SftDataSection(DataSection):
 
 @dataclasses.dataclass(frozen=True)
 class KtoDataSection(DataSection):
-    """Which answers: with a label each, pairs (taken apart), OpenAssistant's trees with votes, or a product's log.
+    """Which answers: rows with labels, pairs (split into two answers), OpenAssistant trees with votes, or a log.
 
     Args:
         signals: the fields of a log that say whether an answer was liked; none for rows with labels, pairs and trees
@@ -87,13 +90,13 @@ class TrainSection:
             memory grows with it, results do not depend on it
         row_lengths: lengths a packed row may have, in tokens; by default chosen from the data
         eval_every: steps between evaluations on the held-out examples; 0 for before and after only
-        checkpoint_every: steps between checkpoints, which an interrupted run goes on from; 0 for the last step only;
-            evaluations and the first Ctrl-C make one too
-        keep: latest checkpoints to keep, besides the best one
+        checkpoint_every: steps between checkpoints, from which an interrupted run continues; 0 for the last step only;
+            evaluations and the first Ctrl-C save one too
+        keep: number of latest checkpoints to keep, in addition to the best one
         best: the metric whose best checkpoint is kept; one of those logged by evaluation
-        best_mode: whether a larger or a smaller one is better
+        best_mode: whether a larger or a smaller value is better
         seed: of the held-out split, the order of the data and everything random
-        resume: auto goes on from the run's latest checkpoint, never starts anew and refuses a used directory
+        resume: auto continues from the run's latest checkpoint; never refuses a directory that contains a run
     """
 
     batch_size: int = 32
@@ -115,8 +118,8 @@ class SamplesSection:
     """Answers sampled before and after training, to see what changed.
 
     Args:
-        prompts: how many held-out prompts are answered; 0 for none
-        max_new_tokens: the longest answer
+        prompts: number of held-out prompts to answer; 0 for none
+        max_new_tokens: maximum tokens of an answer
         temperature: 0 takes the most likely token
     """
 
@@ -125,15 +128,64 @@ class SamplesSection:
     temperature: float = 0.0
 
 
-def check_best(best: str, measured: Iterable[str]) -> None:
-    """Raise unless evaluation measures what the best checkpoint is chosen by.
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """The sections of every offline recipe.
+
+    Args:
+        model: where to start
+        data: examples
+        output: directory for checkpoints, metrics and the trained model; null writes nothing
+        lora: train adapters in place of all parameters
+        optim: the optimiser
+        train: the loop
+        mesh: devices
+        log: dashboards
+    """
+
+    model: ModelSection = dataclasses.field(default_factory=ModelSection)
+    data: DataSection = dataclasses.field(default_factory=DataSection)
+    output: str | None = None
+    lora: LoraSection = dataclasses.field(default_factory=LoraSection)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    train: TrainSection = dataclasses.field(default_factory=TrainSection)
+    mesh: MeshSection = dataclasses.field(default_factory=MeshSection)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(TrainingConfig):
+    """The sections of the offline recipes that train a language model.
+
+    Args:
+        samples: answers before and after
+        budget: what training may cost of capabilities
+    """
+
+    samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)
+    budget: BudgetSection = dataclasses.field(default_factory=BudgetSection)
+
+
+def check_best_metric(best: str, metrics: Iterable[str]) -> None:
+    """Checks that evaluation computes the metric by which the best checkpoint is chosen.
 
     Raises:
-        UserError: naming the metrics there are.
+        UserError: If it does not; the message lists the metrics.
     """
-    known = [f"eval/{name}" for name in measured]
+    known = [f"eval/{name}" for name in metrics]
     if best not in known:
-        raise UserError(f"train.best is {best}; give one of {', '.join(known)}.")
+        raise UserError(f"train.best is {best}. Give one of {', '.join(known)}.")
+
+
+def refuse_arguments(recipe: str, **arguments: Any) -> None:
+    """Refuses arguments of ``train`` that do not apply to a recipe.
+
+    Raises:
+        UserError: For the first argument that is not None.
+    """
+    for name, value in arguments.items():
+        if value is not None:
+            raise UserError(f"recipes.{recipe}.train does not use the argument {name}. Leave it out.")
 
 
 TRAIN_RANGES = {
