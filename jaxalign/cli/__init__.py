@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from jaxalign.errors import UserError
 
+# Commands that call the recipe of their name (see cli/train.py).
+TRAINING = ("sft", "reward", "dpo", "kto", "ppo", "grpo", "online_dpo")
 # In the order people meet them. Modules load when their command is called: --help stays instant.
 COMMANDS = {
     "quickstart": "see every method side by side in minutes, in a small world with a known reward; no downloads",
@@ -70,18 +72,26 @@ def _run(arguments: list[str]) -> None:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UserError(f"{name!r} is not a command; the commands are {', '.join(COMMANDS)}.")
-    from jaxalign.cli.parse import parse
+    from jaxalign.recipes.config_file import parse_config
 
-    # A library's own line beside ours would be two accounts of one thing.
+    # These libraries log what a command reports itself.
     logging.getLogger("absl").setLevel(logging.ERROR)
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     logging.getLogger("datasets").setLevel(logging.CRITICAL)
+    if name in TRAINING:
+        recipe = importlib.import_module(f"jaxalign.recipes.{name}")
+        config = parse_config(recipe.Config, f"jaxalign {name}", rest)
+        if config is not None:  # None: --help or --print_config has been answered
+            from jaxalign.cli import train
+
+            train.run(recipe, config)
+        return
     command = importlib.import_module(f"jaxalign.cli.{name}")
     if rest and rest[0] in getattr(command, "TASKS", {}):  # of a command with tasks that have settings of their own
         name, command = f"{name} {rest[0]}", importlib.import_module(command.TASKS[rest.pop(0)])
     if hasattr(command, "flags"):  # of a command whose words are no flags
         rest = command.flags(rest)
-    config = parse(command.Config, f"jaxalign {name}", rest)
+    config = parse_config(command.Config, f"jaxalign {name}", rest)
     if config is not None:  # None: --help or --print_config has been answered
         command.run(config)
 

@@ -1,299 +1,257 @@
-"""What training commands have in common: a run that logs, evaluates, saves, and goes on where it stopped."""
+"""Training of the offline recipes: batches, the loop with evaluation and checkpoints, and its resumption."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
-from rich.console import Console
 
-from jaxalign import loop
-from jaxalign.checkpoint import Checkpoints, check_writable
-from jaxalign.data.batches import Batches, batches, evaluation_batches
-from jaxalign.data.trees import Tree, fingerprint
+from jaxalign import loop, optim
+from jaxalign.checkpoint import Checkpoints
+from jaxalign.data.batches import batches, evaluation_batches
+from jaxalign.data.kinds import Record
+from jaxalign.data.load import read_examples, tokenize_examples
+from jaxalign.data.shapes import choose_shapes
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
 from jaxalign.keys import stream
-from jaxalign.models import lora
-from jaxalign.models.config import ModelConfig
-from jaxalign.models.model import Model
-from jaxalign.models.open import open_mesh
-from jaxalign.models.params import Params, partition, union
-from jaxalign.models.params import fingerprint as params_fingerprint
-from jaxalign.models.weights import save_model
-from jaxalign.recipes import run_directory as runs
-from jaxalign.recipes.budget import Budget
-from jaxalign.recipes.config import LoraSection
-from jaxalign.recipes.interrupt import Interrupt, telling
-from jaxalign.recipes.summary import print_comparison, print_cost, print_samples
-from jaxalign.rollout.text import answers
-from jaxalign.tracking import METRICS_FILE, TIMINGS_FILE, Tracker, check_installed, read_jsonl
-
-MODEL_INPUT = "the model at model.path"
-Arrange = Callable[[Batches, bool], loop.Steps[Any]]
+from jaxalign.models.params import Params
+from jaxalign.recipes.config import DataSection, TrainSection
+from jaxalign.recipes.interrupt import Interrupt
+from jaxalign.recipes.run import Run, Trainable, is_resuming, open_budget
+from jaxalign.tracking import Tracker
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A training command's surroundings.
+class Examples(NamedTuple):
+    """Prompt trees to train on and to evaluate on, and counts of what was cut, as metrics."""
 
-    Attributes:
-        config: the command's settings; those of sections ``train``, ``log``, ``samples``, ``mesh`` and ``output`` are
-            read here.
-        settings: the same as plain values.
-        output: the run's directory.
-        mesh: the devices.
-        console: where to tell.
-    """
-
-    config: Any
-    settings: dict[str, Any]
-    output: Path
-    mesh: jax.sharding.Mesh
-    console: Console
+    train: list[Tree]
+    eval: list[Tree]
+    counts: Mapping[str, int]
 
 
-def start(config: Any) -> Run:
-    """Look at what can be wrong before anything is read or written.
+class Plan(NamedTuple):
+    """The steps of a run, the options that all its batches share, its optimiser and its learning-rate schedule."""
 
-    Raises:
-        UserError: for adapters that cannot be made, a dashboard that is not installed, an output that cannot be written
-            or holds another run, or a mesh that does not fit the machine.
-    """
-    output, settings = Path(config.output).expanduser(), runs.settings(config)
-    if config.lora.config is not None:
-        lora.check(config.lora.config)
-    check_installed(config.log)
-    check_writable(output)
-    runs.check_resumable(output, settings, config.train.resume)
-    return Run(config, settings, output, open_mesh(config.mesh), Console(highlight=False, soft_wrap=True))
+    steps: int
+    options: dict[str, Any]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
 
 
-@contextlib.contextmanager
-def checkpoints(run: Run, *, evaluated: bool) -> Iterator[Checkpoints]:
-    """The run's checkpoints; Ctrl-C within says where the same command goes on."""
-    train = run.config.train
-    best = train.best if evaluated else None
-    with (
-        Checkpoints(run.output / runs.CHECKPOINTS, keep=train.keep, best=best, mode=train.best_mode) as kept,
-        telling(kept),
-    ):
-        yield kept
+class Fitted(NamedTuple):
+    """Trained parameters, and the lines of the metrics file."""
+
+    params: Params
+    lines: list[dict[str, Any]]
 
 
-def trainable(section: LoraSection, model: Model, params: Params, seed: int) -> tuple[Model, Params, Params]:
-    """(model, what is trained, the fixed rest): all of ``params`` and None, or adapters (and fresh heads) beside it."""
-    if section.config is None:
-        return model, params, None
-    model = dataclasses.replace(model, lora=section.config)
-    adapters = lora.init(model, stream(seed, "adapters"))
-    return model, *partition(union(adapters, params), lora.is_trained)
+def load_examples(run: Run, kind: type[Record], tokenizer: Any, rows: Any = None, eval_rows: Any = None) -> Examples:
+    """Reads, splits and tokenises the examples of a run.
 
-
-def begin(
-    run: Run, config: ModelConfig, params: Params, tokenizer: Any, examples: Sequence[Sequence[Tree]], *, resuming: bool
-) -> None:
-    """Write down what the run is made of, or see that it goes on with the same.
+    Args:
+        run: The run; its sections ``data`` and ``train.seed`` say what to read and how.
+        kind: The kind of record that the recipe learns from.
+        tokenizer: The model's tokenizer.
+        rows: Rows in memory in place of ``data.path``.
+        eval_rows: Rows in memory in place of ``data.eval_path``.
 
     Raises:
-        UserError: if the examples or the model changed since the run began.
+        UserError: For a bad source or row, or if nothing is left to train on.
     """
-    inputs = {
-        "the examples (the data or the tokenizer)": fingerprint(*examples),
-        MODEL_INPUT: params_fingerprint(params),
-    }
-    runs.check_inputs(run.output, inputs, resuming)
-    runs.write_settings(run.output, run.settings)
-    runs.write_base(run.output, config, tokenizer)
+    data: DataSection = run.config.data
+    names = ("columns", "format", "on_error", "split", "name", "data_dir")
+    records = read_examples(
+        kind,
+        data.path,
+        rows=rows,
+        eval_source=data.eval_path,
+        eval_rows=eval_rows,
+        holdout=data.holdout,
+        seed=run.config.train.seed,
+        limit=data.limit,
+        report=run.report,
+        signals=getattr(data, "signals", None),
+        **{name: getattr(data, name) for name in names},
+    )
+    (train, counts), (held_out, eval_counts) = (
+        tokenize_examples(
+            part,
+            tokenizer,
+            purpose,
+            loss_on=getattr(data, "loss_on", "assistant"),
+            max_length=data.max_length,
+            max_completion_length=data.max_completion_length,
+            template=data.template,
+            on_error=data.on_error,
+            report=run.report,
+        )
+        for part, purpose in zip(records, ("training", "held out"), strict=True)
+    )
+    return Examples(train, held_out, {**counts, **eval_counts})
 
 
-def announce(run: Run, steps: int, options: dict[str, Any], what: str) -> None:
-    """A line about the work ahead."""
-    size, shapes = options["batch_size"], options["shapes"]
-    run.console.print(f"{steps} steps of {size} {what}, in rows of {shapes} (tokens, targets)")
+def plan_steps(run: Run, examples: Examples, noun: str) -> Plan:
+    """Chooses row shapes, counts the steps, makes the optimiser, and reports the work ahead.
+
+    Args:
+        run: The run.
+        examples: Its examples.
+        noun: What one example is called in the report.
+
+    Raises:
+        UserError: For numbers that make no batch.
+    """
+    train: TrainSection = run.config.train
+    trees = [*examples.train, *examples.eval]
+    row_devices = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    rows = train.rows_per_microbatch or row_devices
+    if rows % row_devices:
+        raise UserError(
+            f"train.rows_per_microbatch is {rows}. It must be a multiple of the mesh's data × fsdp = {row_devices}."
+        )
+    if train.row_lengths is None:
+        shapes = choose_shapes(trees, batch_size=train.batch_size, rows_per_microbatch=rows)
+    else:
+        shapes = [(length, slots) for length in train.row_lengths for slots in (length // 2, length)]
+        longest = max(map(len, trees))
+        if longest > max(train.row_lengths):
+            raise UserError(
+                f"train.row_lengths is {list(train.row_lengths)}, and the longest example has {longest} tokens "
+                "(prompt and all answers). Allow longer rows, or lower data.max_length."
+            )
+    steps = train.steps
+    if steps is None:
+        steps = math.ceil(train.epochs * len(examples.train) / train.batch_size)
+    if steps < 1:
+        raise UserError(f"The run has {steps} steps. Set train.steps or train.epochs so that it has 1 or more.")
+    run.report(f"{steps} steps of {train.batch_size} {noun}, in rows of {shapes} (tokens, targets)")
+    options = {"batch_size": train.batch_size, "rows_per_microbatch": rows, "shapes": shapes}
+    return Plan(steps, options, *optim.make_optimizer(run.config.optim, steps))
+
+
+def make_batches(run: Run, examples: Examples, plan: Plan) -> tuple[Any, Any]:
+    """Returns training batches, and evaluation batches (None without evaluation examples), indexed by step."""
+    drawn = batches(examples.train, seed=run.config.train.seed, **plan.options)
+    return drawn, evaluation_batches(examples.eval, **plan.options) if examples.eval else None
 
 
 def fit(
     run: Run,
     method: loop.Method,
-    params: Params,
-    optimizer: optax.GradientTransformation,
+    policy: Trainable,
+    plan: Plan,
+    train_batches: Any,
+    eval_batches: Any,
+    checkpoints: Checkpoints | None,
     *,
-    trees: Sequence[Tree],
-    held: Sequence[Tree],
-    options: dict[str, Any],
-    steps: int,
-    kept: Checkpoints,
-    counts: Mapping[str, int],
-    schedule: optax.Schedule | None = None,
+    tokenizer: Any = None,
     frozen: Any = None,
-    fixed: Any = None,
     method_state: Any = (),
-    arrange: Arrange | None = None,
-    measure: Callable[[dict[str, float]], dict[str, float]] | None = None,
-    subject: tuple[Model, Any] | None = None,
-) -> Params:
-    """Train to the last step, from the latest checkpoint where there is one.
+    notes: Mapping[str, float] | None = None,
+    derive: Callable[[dict[str, float]], dict[str, float]] = lambda metrics: metrics,
+) -> Fitted:
+    """Trains to the last step, from the latest checkpoint if there is one.
 
     Args:
-        run: its surroundings.
-        method: what is minimised.
-        params: what is trained; given up to the state, which reuses its buffers.
-        optimizer: how.
-        trees: examples to train on.
-        held: examples to evaluate on; none, no evaluation.
-        options: of the batches.
-        steps: optimiser steps of the whole run.
-        kept: the run's checkpoints.
-        counts: of examples, and of what was cut or left out of them, to be among the metrics.
-        schedule: the learning rate, to report it.
-        frozen: see ``loop.make_step``.
-        fixed: likewise.
-        method_state: the method's own, at the start.
-        arrange: makes what is fed of the training batches (False) and of the evaluation batches (True).
-        measure: makes further metrics of those of an evaluation.
-        subject: the model and its tokenizer, where the run may have a budget of capabilities.
+        run: The run.
+        method: The loss to minimise.
+        policy: What is trained; ``policy.trained`` is donated to the first step.
+        plan: Steps and optimiser.
+        train_batches: Packed batches, indexed by step.
+        eval_batches: Packed batches to evaluate on, or None.
+        checkpoints: The run's checkpoints, or None.
+        tokenizer: The model's tokenizer, for a budget of capability.
+        frozen: See ``loop.make_step``.
+        method_state: The method's own state at the start.
+        notes: Values to record at step 0.
+        derive: Adds metrics that follow from those of an evaluation.
 
     Returns:
-        The trained parameters, the last ones within the budget.
+        The trained parameters, within the budget if one is set, and the metrics.
     """
-    train, resume_step = run.config.train, kept.latest_step()
-    state = loop.init_state(params, optimizer, stream(train.seed, "loop"), method_state=method_state)
-    if resume_step is not None:
-        like = jax.tree.map(abstract, state)
-        # Two of them may not fit, and the caller still names this one.
-        jax.tree.map(lambda leaf: leaf.delete(), (state.params, state.opt_state))
-        state, _ = kept.restore(like)
-        run.console.print(f"going on after step {resume_step}")
-    step_fn = loop.make_step(method, optimizer, state, frozen=frozen, fixed=fixed, learning_rate=schedule)
-    evaluate = loop.make_eval(method, frozen=frozen, fixed=fixed)
-    arrange = arrange or (lambda drawn, evaluated: drawn)
-    feed = loop.OnMesh(arrange(batches(trees, seed=train.seed, **options), False), run.mesh)
-    held_feed = loop.OnMesh(arrange(evaluation_batches(held, **options), True), run.mesh) if held else None
-
+    train, steps, resuming = run.config.train, plan.steps, is_resuming(checkpoints)
+    state, resume_step = start_state(run, policy, plan, checkpoints, method_state)
+    step_fn = loop.make_step(
+        method, plan.optimizer, state, frozen=frozen, fixed=policy.fixed, learning_rate=plan.schedule
+    )
+    evaluate = loop.make_eval(method, frozen=frozen, fixed=policy.fixed)
+    on_mesh = None if eval_batches is None else loop.OnMesh(eval_batches, run.mesh)
     with (
         Interrupt() as interrupt,
         Tracker(
-            run.output, total_steps=steps, config=run.config.log, resume_step=resume_step, settings=run.settings
+            run.directory,
+            total_steps=steps,
+            config=run.config.log,
+            resume_step=resume_step,
+            settings=run.settings,
+            report=run.report,
         ) as tracker,
-        budget_of(run, fixed, subject, resuming=resume_step is not None) as budget,
+        open_budget(run, policy, tokenizer, resuming=resuming) as budget,
     ):
 
-        def evaluation(step: int) -> dict[str, float]:
-            assert held_feed is not None
-            found = evaluate(state.params, state.method_state, held_feed)
-            return tracker.log_eval(step, measure(found) if measure else found)
+        def log_evaluation(step: int) -> dict[str, float]:
+            if on_mesh is None:
+                return {}
+            return tracker.log_eval(step, derive(evaluate(state.params, state.method_state, on_mesh)))
 
-        if held_feed is not None and resume_step is None:
-            evaluation(0)
-        if resume_step is None:
-            tracker.note(0, {f"data/{name}": count for name, count in counts.items()})
-        if budget is not None and resume_step is None:
-            tracker.log_eval(0, budget.begin(state), prefix="budget/")
-        trained = loop.run(step_fn, state, feed, steps=steps)
+        if not resuming:
+            log_evaluation(0)
+            tracker.note(0, {f"data/{name}": count for name, count in (notes or {}).items()})
+            if budget is not None:
+                tracker.log_eval(0, budget.begin(state), prefix="budget/")
+        trained = loop.run(step_fn, state, loop.OnMesh(train_batches, run.mesh), steps=steps)
         for step, (state, metrics) in enumerate(trained, start=1 + (resume_step or 0)):
             tracker.log(step, metrics)
+            if run.on_step is not None:
+                run.on_step(step, state, metrics)
             if budget is not None and is_due(budget.section.every, step, steps):
                 figures, exceeded = budget.measure(state, step)
                 tracker.log_eval(step, figures, prefix="budget/")
                 if exceeded is not None:
                     state, step = budget.restore(state)
-                    run.console.print(f"{exceeded} The model of step {step} is kept.", markup=False)
-                    if held_feed is not None:
-                        evaluation(step)  # of what is kept, not of what went too far
+                    run.report(f"{exceeded} The model of step {step} is the result.")
+                    log_evaluation(step)  # of the result, not of the state beyond the budget
                     break
-            measured = {}
-            if held_feed is not None and is_due(train.eval_every, step, steps):
-                measured = evaluation(step)
-            if measured or interrupt.asked or is_due(train.checkpoint_every, step, steps):
-                kept.save(state, metrics=measured)
-            if interrupt.asked:
+            measured = log_evaluation(step) if is_due(train.eval_every, step, steps) else {}
+            save_due = measured or interrupt.requested or is_due(train.checkpoint_every, step, steps)
+            if checkpoints is not None and save_due:
+                checkpoints.save(state, metrics=measured)
+            if interrupt.requested:
                 raise KeyboardInterrupt
-    return state.params
+    return Fitted(state.params, tracker.lines)
 
 
-@contextlib.contextmanager
-def budget_of(
-    run: Run,
-    fixed: Params,
-    subject: tuple[Model, Any] | None,
-    *,
-    resuming: bool,
-    **options: Any,
-) -> Iterator[Budget | None]:
-    """The run's budget, None without one; ``options`` are ``Budget``'s."""
-    if subject is None or not run.config.budget.max_tax:
-        yield None
-        return
-    model, tokenizer = subject
-    budget = Budget(
-        run.config.budget,
-        run.output,
-        model,
-        fixed,
-        tokenizer,
-        run.config.train.seed,
-        run.console,
-        resuming=resuming,
-        **options,
-    )
-    with contextlib.closing(budget):
-        yield budget
-
-
-def answers_before(
-    run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequence[np.ndarray], *, resuming: bool
-) -> dict[str, list[str]]:
-    """Answers of the untrained model, sampled now or kept by the run that goes on."""
-    kept = runs.read_samples(run.output) if resuming else None
-    if kept is None:
-        kept = {"prompt": [tokenizer.decode(prompt) for prompt in prompts]}
-        kept["before"] = sample(run, model, params, tokenizer, prompts)
-        runs.write_samples(run.output, kept)
-    return kept
-
-
-def sample(run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequence[np.ndarray]) -> list[str]:
-    """The model's answers to prompts as training sees them."""
-    return answers(
-        model,
-        params,
-        tokenizer,
-        prompts,
-        max_new_tokens=run.config.samples.max_new_tokens,
-        temperature=run.config.samples.temperature,
-        key=stream(run.config.train.seed, "samples"),
-    )
-
-
-def save(run: Run, model: Model, trained: Params, fixed: Params, tokenizer: Any) -> tuple[Model, Params]:
-    """Write the trained model, adapters merged into it and by themselves too; returns it."""
-    params = union(trained, fixed)
-    if model.lora is not None:
-        lora.save(run.output / runs.ADAPTER, model, trained, run.config.model.path)
-        model, params = lora.merge(model, params)
-    save_model(run.output / runs.MODEL, model, params, tokenizer)
-    return model, params
-
-
-def report(run: Run, *, held: int, answered: dict[str, list[str]] | None = None) -> None:
-    """What a run ends with: answers and metrics before and after, what it cost, and where everything is."""
-    if answered is not None:
-        print_samples(answered, run.console)
-    print_comparison(read_jsonl(run.output / METRICS_FILE), held, run.console)
-    print_cost(read_jsonl(run.output / TIMINGS_FILE), run.console)
-    run.console.print(f"The trained model is in {run.output / runs.MODEL}, its metrics in {run.output / METRICS_FILE}.")
+def start_state(
+    run: Run, policy: Trainable, plan: Plan, checkpoints: Checkpoints | None, method_state: Any
+) -> tuple[loop.TrainState, int | None]:
+    """Returns the first state of a run, or its latest checkpoint and the step of it."""
+    key = stream(run.config.train.seed, "loop")
+    state = loop.init_state(policy.trained, plan.optimizer, key, method_state=method_state)
+    step = None if checkpoints is None else checkpoints.latest_step()
+    if checkpoints is None or step is None:
+        return state, None
+    like = jax.tree.map(abstract, state)
+    # Two states may not fit into memory, and the caller still has a reference to this one.
+    jax.tree.map(lambda leaf: leaf.delete(), (state.params, state.opt_state))
+    state, _ = checkpoints.restore(like)
+    run.report(f"resuming after step {step}")
+    return state, step
 
 
 def is_due(every: int, step: int, last: int) -> bool:
-    """Whether what is done every so many steps (0: at the last only), and always at the last, is done at this one."""
+    """Returns whether an action of every so many steps is due. It always is at the last step; 0 means only there."""
     return step == last or (every > 0 and step % every == 0)
 
 
 def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
-    """Its shape and place: the array can go before a checkpoint's comes."""
+    """Returns an array's shape, type and sharding, so that the array can be freed before a checkpoint is read."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def sample_prompts(run: Run, trees: Sequence[Tree]) -> list[Any]:
+    """Returns the first different prompts of the trees, as many as the section ``samples`` asks for."""
+    return [tree.prompt for tree in trees[: run.config.samples.prompts]]

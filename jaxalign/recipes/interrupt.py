@@ -1,4 +1,4 @@
-"""Ctrl-C in a training command: the step ends, the state is saved, the same command goes on."""
+"""Ctrl-C during training: the current step ends, its state is saved, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from jaxalign.checkpoint import Checkpoints
 
 
 class Interrupt:
-    """Within it, the first Ctrl-C only sets ``asked``, to be looked at between steps; a second one stops at once.
+    """A context in which the first Ctrl-C only sets ``requested``, which the loop reads between steps.
 
-    A state is whole, and its metrics written, between steps only: within one it has been donated. Where Python hands
-    out no signals (outside the main thread), or several processes must agree, Ctrl-C stays what it was.
+    A second Ctrl-C stops at once. Within a step the state is donated, so it can only be saved between steps. Outside
+    the main thread Python delivers no signals, and several processes would have to agree: there Ctrl-C is unchanged.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._hears = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
+        self.requested = False
+        self._is_active = threading.current_thread() is threading.main_thread() and jax.process_count() == 1
         self._before: Any = None
 
     def __enter__(self) -> Interrupt:
-        if self._hears:
-            self._before = signal.signal(signal.SIGINT, self._hear)
+        if self._is_active:
+            self._before = signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hears:
+        if self._is_active:
             signal.signal(signal.SIGINT, self._before)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")  # print is not for signals
+        self.requested = True
+        # print is not safe within a signal handler.
+        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
 
 @contextlib.contextmanager
-def telling(checkpoints: Checkpoints) -> Iterator[None]:
-    """A KeyboardInterrupt from within says where the same command goes on, if it does."""
+def describe_interrupt(checkpoints: Checkpoints) -> Iterator[None]:
+    """Gives a KeyboardInterrupt from within a message that names the step to resume from, if there is one."""
     try:
         yield
     except KeyboardInterrupt:
         step = checkpoints.latest_step()
-        raise KeyboardInterrupt("" if step is None else f"the same command goes on after step {step}") from None
+        raise KeyboardInterrupt("" if step is None else f"rerun to resume after step {step}") from None

@@ -160,9 +160,9 @@ class OnlineConfig:
         samples: answers before and after
     """
 
-    model: ModelSection
-    data: PromptSection
-    output: str
+    model: ModelSection = dataclasses.field(default_factory=ModelSection)
+    data: PromptSection = dataclasses.field(default_factory=PromptSection)
+    output: str | None = None
     reward: ScoreSection = dataclasses.field(default_factory=ScoreSection)
     rollout: RolloutSection = dataclasses.field(default_factory=RolloutSection)
     reference: ReferenceSection = dataclasses.field(default_factory=ReferenceSection)

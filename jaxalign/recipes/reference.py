@@ -1,4 +1,4 @@
-"""The reference's log-probs: computed once, kept with the run, and taken up again by the run that goes on."""
+"""The reference's log-probabilities, computed once before training and stored with the run."""
 
 from __future__ import annotations
 
@@ -10,79 +10,80 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from jaxalign import loop
+from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.methods.dpo import reference_logps
 from jaxalign.models.model import Model
 from jaxalign.paths import write_whole
-from jaxalign.tracking import duration
+from jaxalign.recipes import run_directory
+from jaxalign.recipes.fit import Examples, Plan
+from jaxalign.recipes.run import Run, is_resuming
+from jaxalign.reporting import format_duration, progress
 
 
 def with_reference(
-    file: Path,
-    model: Model,
-    params: Any,
-    trees: Sequence[Tree],
-    held: Sequence[Tree],
-    *,
-    options: dict[str, Any],
-    steps: int,
-    seed: int,
-    resuming: bool,
-    console: Console,
-) -> tuple[list[Tree], list[Tree]]:
-    """The trees with the reference's log-probs [K] attached: those kept by this run, else computed now and kept.
+    run: Run, model: Model, params: Any, examples: Examples, plan: Plan, checkpoints: Checkpoints | None
+) -> Examples:
+    """Attaches the reference's log-probs [K], in nats, to all examples: those that the run stored, or new ones.
 
     Args:
-        file: where they are kept.
-        model: the reference.
-        params: its parameters.
-        trees: to train on.
-        held: to evaluate on.
-        options: of the batches.
-        steps: of the run: examples that it never draws are left out.
-        seed: of the batches.
-        resuming: whether the run goes on, with what an earlier one kept.
-        console: where to tell.
+        run: The run.
+        model: The reference.
+        params: Its parameters.
+        examples: The examples.
+        plan: Steps and batches; examples that the run never draws are left out.
+        checkpoints: The run's checkpoints.
     """
-    found = read(file, len(trees), len(held)) if resuming else None
-    if found is None:
-        if resuming:
-            console.print(f"{file} is missing or damaged, and computed again", markup=False)
-        started, completions = time.perf_counter(), len(trees[0].completions)
-        drawn = list(range(len(trees)))
-        if steps * options["batch_size"] < len(trees):  # a short run need not wait for examples it never sees
-            order = batches(trees, seed=seed, **options).iterate(0, steps)
-            drawn = sorted({int(i) for rows, _ in order for i in rows.extras["index"][rows.example_mask][:, 0]})
-        console.print(f"reference: log-probs of {len(drawn)} + {len(held)} examples")
-
-        def logps(chosen: Sequence[Tree]) -> np.ndarray:
-            if not chosen:
-                return np.zeros((0, completions), np.float32)
-            feed = loop.OnMesh(evaluation_batches(chosen, **options), model.mesh)
-            live = track(feed, "reference", len(feed), console=console, transient=True, disable=not console.is_terminal)
-            return reference_logps(model, params, live)
-
-        # What is not computed must not be used unnoticed.
-        train = np.full((len(trees), completions), np.nan, np.float32)
-        train[drawn] = logps([trees[i] for i in drawn])
-        found = train, logps(held)
-        content = io.BytesIO()
-        np.savez(content, train=found[0], held=found[1])
-        write_whole(file, content.getvalue())
-        console.print(f"reference: done in {duration(time.perf_counter() - started)}")
-    return attach(trees, ref_logps=found[0]), attach(held, ref_logps=found[1])
+    file = None if run.directory is None else run.directory / run_directory.REFERENCE
+    logps = None
+    if file is not None and is_resuming(checkpoints):
+        logps = read_reference(file, len(examples.train), len(examples.eval))
+        if logps is None:
+            run.report(f"{file} is missing or damaged. It is computed again.")
+    if logps is None:
+        logps = compute_reference(run, model, params, examples, plan)
+        if file is not None:
+            content = io.BytesIO()
+            np.savez(content, train=logps[0], held=logps[1])
+            write_whole(file, content.getvalue())
+    return examples._replace(
+        train=attach(examples.train, ref_logps=logps[0]), eval=attach(examples.eval, ref_logps=logps[1])
+    )
 
 
-def read(file: Path, count: int, held_count: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """What was kept for so many trees; None if it cannot be read."""
+def compute_reference(
+    run: Run, model: Model, params: Any, examples: Examples, plan: Plan
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the reference's log-probs of training and evaluation examples, [N, K] each; NaN where never drawn."""
+    started, trees = time.perf_counter(), examples.train
+    indices = list(range(len(trees)))
+    if plan.steps * plan.options["batch_size"] < len(trees):  # a short run need not wait for examples it never sees
+        order = batches(trees, seed=run.config.train.seed, **plan.options).iterate(0, plan.steps)
+        indices = sorted({int(i) for rows, _ in order for i in rows.extras["index"][rows.example_mask][:, 0]})
+    run.report(f"reference: log-probs of {len(indices)} + {len(examples.eval)} examples")
+
+    def compute(part: Sequence[Tree]) -> np.ndarray:
+        if not part:
+            return np.zeros((0, len(trees[0].completions)), np.float32)
+        on_mesh = loop.OnMesh(evaluation_batches(part, **plan.options), model.mesh)
+        return reference_logps(model, params, progress(on_mesh, "reference", len(on_mesh), run.report))
+
+    # NaN: a value that was not computed must not be used unnoticed.
+    train = np.full((len(trees), len(trees[0].completions)), np.nan, np.float32)
+    train[indices] = compute([trees[i] for i in indices])
+    held_out = compute(examples.eval)
+    run.report(f"reference: done in {format_duration(time.perf_counter() - started)}")
+    return train, held_out
+
+
+def read_reference(file: Path, count: int, eval_count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns the stored log-probs of so many examples, or None if they cannot be read."""
     try:
-        with np.load(file) as kept:
-            train, held = kept["train"], kept["held"]
+        with np.load(file) as stored:
+            train, held_out = stored["train"], stored["held"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return (train, held) if (len(train), len(held)) == (count, held_count) else None
+    return (train, held_out) if (len(train), len(held_out)) == (count, eval_count) else None

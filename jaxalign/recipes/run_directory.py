@@ -1,17 +1,17 @@
-"""A run's output directory: what lies where, and when a run may go on in it.
+"""The files of a run's output directory, and the conditions under which a run may resume in it.
 
 ::
 
     config.yaml      the merged settings
-    base/            the model's config.json and the tokenizer; checkpoints hold what is trained (with adapters: them)
+    base/            the model's config.json and the tokenizer; checkpoints contain only what is trained
     inputs.json      fingerprints of the examples and of the model that the run began with
     checkpoints/     train states (see jaxalign.checkpoint)
-    metrics.jsonl    what was computed; timings.jsonl what the clock said
+    metrics.jsonl    computed metrics; timings.jsonl contains times
     reference.npz    the reference's log-probs, where they are cached
-    samples.json     answers before and after
-    budget.json      the figures that a budget counts from; within_budget/ the last state within it
-    adapter/         the trained adapters, PEFT's layout, where there are any
-    model/           the trained model, Hugging Face layout
+    samples.json     answers before and after training
+    budget.json      the figures before training that a budget refers to; within_budget/ the last state within it
+    adapter/         the trained adapters in PEFT's layout, if there are any
+    model/           the trained model in Hugging Face layout
 """
 
 from __future__ import annotations
@@ -30,59 +30,61 @@ from jaxalign.paths import write_whole
 SETTINGS, BASE, CHECKPOINTS, ADAPTER, MODEL = "config.yaml", "base", "checkpoints", "adapter", "model"
 SAMPLES, REFERENCE, INPUTS = "samples.json", "reference.npz", "inputs.json"
 
-# What may change between a run and its resumption: none of it changes what is learned.
+# Settings that may change when a run resumes. None of them changes what is learned.
 FREE = ("output", "log", "mesh", "train.resume", "train.keep", "train.checkpoint_every", "train.eval_every")
 
 
 def settings(config: Any) -> dict[str, Any]:
-    """A configuration as plain values, the way config.yaml holds it."""
+    """Returns a configuration as plain values, as config.yaml contains it."""
     return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as YAML has no tuples
 
 
 def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> None:
-    """Raise if there is a run in ``directory`` that cannot go on with these settings (some of them change no result).
+    """Checks that a run in ``directory``, if there is one, can resume with these settings.
 
     Args:
-        directory: the output directory.
-        wanted: the settings now.
+        directory: The output directory.
+        wanted: The settings now.
         resume: ``auto``, or ``never`` to refuse any earlier run.
 
     Raises:
-        UserError: naming the settings that differ.
+        UserError: Naming the settings that differ.
     """
-    saved = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
-    ended = (directory / MODEL).exists() and (directory / SETTINGS).exists()  # a run that its budget stops has no more
-    if not saved and not ended:
+    has_checkpoint = any(path.name.isdigit() for path in (directory / CHECKPOINTS).glob("*"))
+    # A run that its budget stopped at once has a model and settings, but no checkpoint.
+    has_model = (directory / MODEL).exists() and (directory / SETTINGS).exists()
+    if not has_checkpoint and not has_model:
         return
     if resume == "never":
-        raise UserError(f"{directory} already holds a run; give another output, or train.resume=auto to go on.")
+        raise UserError(f"{directory} already contains a run. Set another output, or train.resume=auto to resume it.")
     was, now = flat(read_settings(directory)), flat(wanted)
     changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not _is_free(key)]
     if changed:
         what = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
         raise UserError(
-            f"{directory} holds a run with other settings: {what}; give another output, or these settings again."
+            f"{directory} contains a run with other settings: {what}. Set another output, or the same settings."
         )
 
 
 def read_settings(directory: Path) -> dict[str, Any]:
-    """The settings that a run was started with.
+    """Returns the settings that a run was started with.
 
     Raises:
-        UserError: if the directory holds no run.
+        UserError: If the directory does not contain a run.
     """
     try:
         return dict(yaml.safe_load((directory / SETTINGS).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{directory} holds no run (there is no readable {SETTINGS} in it); check the path.") from error
+        raise UserError(f"{directory} does not contain a run: it has no readable {SETTINGS}.") from error
 
 
 def write_settings(directory: Path, wanted: dict[str, Any]) -> None:
+    """Writes the settings of a run."""
     write_whole(directory / SETTINGS, yaml.safe_dump(wanted, sort_keys=False))
 
 
 def write_base(directory: Path, config: ModelConfig, tokenizer: Any) -> None:
-    """Keep what a checkpoint needs to become a model again."""
+    """Writes the architecture and the tokenizer, with which a checkpoint becomes a model again."""
     base = directory / BASE
     base.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(base)
@@ -90,23 +92,23 @@ def write_base(directory: Path, config: ModelConfig, tokenizer: Any) -> None:
 
 
 def read_base(directory: Path) -> ModelConfig:
-    """The architecture of the model that a run trains."""
+    """Returns the architecture of the model that a run trains."""
     try:
         return from_hf_config(json.loads((directory / BASE / "config.json").read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{directory / BASE} holds no readable config.json; is {directory} a run's output?") from error
+        raise UserError(f"{directory / BASE} has no readable config.json. Give a run's output.") from error
 
 
 def check_inputs(directory: Path, inputs: dict[str, str], resuming: bool) -> None:
-    """Raise if a run that goes on would go on with other inputs; one that begins keeps them.
+    """Writes the fingerprints of a new run's inputs, or checks those of a run that resumes.
 
     Args:
-        directory: the run's output directory.
-        inputs: what each is called → its fingerprint.
-        resuming: whether the run goes on.
+        directory: The run's output directory.
+        inputs: Name of each input → its fingerprint.
+        resuming: Whether the run resumes.
 
     Raises:
-        UserError: naming the first input that differs.
+        UserError: Naming the first input that differs.
     """
     if not resuming:
         write_whole(directory / INPUTS, json.dumps(inputs, indent=2) + "\n")
@@ -115,33 +117,33 @@ def check_inputs(directory: Path, inputs: dict[str, str], resuming: bool) -> Non
     for name, fingerprint in inputs.items():
         if began.get(name) != fingerprint:
             raise UserError(
-                f"{directory} holds a run of other inputs: {name} changed since it began; give another output, or what "
-                "it began with."
+                f"{directory} contains a run with other inputs: {name} changed since it began. Set another output, or "
+                "give the same inputs."
             )
 
 
 def read_inputs(directory: Path) -> dict[str, str]:
-    """The fingerprints that `check_inputs` kept.
+    """Returns the fingerprints that `check_inputs` wrote.
 
     Raises:
-        UserError: if they cannot be read.
+        UserError: If they cannot be read.
     """
     try:
         return dict(json.loads((directory / INPUTS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{directory / INPUTS} cannot be read; is {directory} a run's output?") from error
+        raise UserError(f"{directory / INPUTS} cannot be read. Give a run's output.") from error
 
 
-def write_samples(directory: Path, answered: dict[str, list[str]]) -> None:
-    """Keep the answers: ``prompt``, ``before`` and, in the end, ``after``."""
-    write_whole(directory / SAMPLES, json.dumps(answered, indent=2, ensure_ascii=False) + "\n")
+def write_samples(directory: Path, samples: dict[str, list[str]]) -> None:
+    """Writes sampled answers: ``prompt``, ``before`` and, at the end, ``after``."""
+    write_whole(directory / SAMPLES, json.dumps(samples, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_samples(directory: Path) -> dict[str, list[str]] | None:
-    """What `write_samples` kept; None if it cannot be read."""
+    """Returns prompts and answers before training as `write_samples` wrote them; None if they cannot be read."""
     try:
-        answered = json.loads((directory / SAMPLES).read_text(encoding="utf-8"))
-        return {name: list(answered[name]) for name in ("prompt", "before")}
+        samples = json.loads((directory / SAMPLES).read_text(encoding="utf-8"))
+        return {name: list(samples[name]) for name in ("prompt", "before")}
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -151,7 +153,8 @@ def _is_free(key: str) -> bool:
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """
+    """Flattens nested settings into dotted keys.
+
     >>> flat({"train": {"seed": 0}, "output": "run"})
     {'train.seed': 0, 'output': 'run'}
     """

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from rich.console import Console
 
 from jaxalign import rewards
 from jaxalign.errors import UserError
@@ -19,6 +18,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.open import open_model
 from jaxalign.models.params import Params, union
 from jaxalign.recipes.online_config import ScoreSection
+from jaxalign.reporting import Report
 from jaxalign.rewards import ensemble
 from jaxalign.settings import ModelSection
 
@@ -33,7 +33,7 @@ def make_scorers(
     params: Params,
     packing: rollouts.Packing,
     size: int,
-    console: Console,
+    report: Report,
 ) -> tuple[dict[str, tuple[float, Scorer]], dict[str, int]]:
     """(scorers by name with their weights, bytes of the reward model beyond the policy's own base and parameters)."""
     scorers: dict[str, tuple[float, Scorer]] = {}
@@ -44,7 +44,7 @@ def make_scorers(
         if reward.adapter is not None:
             model, weights, own = shared_reward_model(reward, base, params)
         else:
-            model, weights, own = reward_model(reward, len(tokenizer), base.mesh, console)
+            model, weights, own = reward_model(reward, len(tokenizer), base.mesh, report)
         roles["reward model"] = size_of(own)
         heads = HEADS[reward.heads]
         scorers["model"] = reward.weight, model_scorer(model, weights, packing.batch, size=size, heads=heads)
@@ -52,12 +52,10 @@ def make_scorers(
 
 
 def reward_model(
-    reward: ScoreSection, tokens: int, mesh: jax.sharding.Mesh, console: Console
+    reward: ScoreSection, tokens: int, mesh: jax.sharding.Mesh, report: Report
 ) -> tuple[Model, Params, Params]:
     """(model, its parameters, those of them that are its own): all of them."""
-    model, params = open_model(
-        ModelSection(path=str(reward.path), dtype=reward.dtype), mesh, lambda line: console.print(line, markup=False)
-    )
+    model, params = open_model(ModelSection(path=str(reward.path), dtype=reward.dtype), mesh, report)
     if not model.config.num_scores:
         raise UserError(f"reward.path {reward.path} is no reward model; train one with jaxalign reward.")
     if model.config.vocab_size < tokens:

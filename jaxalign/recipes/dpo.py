@@ -1,0 +1,180 @@
+"""Direct preference optimisation and its relatives: from a model and preference pairs to an aligned model."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign import loop
+from jaxalign.data.kinds import Preference
+from jaxalign.errors import UserError
+from jaxalign.methods.dpo import dpo, pair_metrics
+from jaxalign.models.model import Model
+from jaxalign.models.open import check_language_model, check_trees
+from jaxalign.models.params import Params
+from jaxalign.recipes import config_file
+from jaxalign.recipes.budget import check_budget
+from jaxalign.recipes.config import SAMPLES_RANGES, TRAIN_RANGES, PolicyConfig, check_best_metric, refuse_arguments
+from jaxalign.recipes.fit import Examples, fit, load_examples, make_batches, plan_steps, sample_prompts
+from jaxalign.recipes.reference import with_reference
+from jaxalign.recipes.run import (
+    OnStep,
+    Result,
+    finish,
+    make_trainable,
+    open_checkpoints,
+    open_run,
+    open_starting_model,
+    open_tokenizer,
+    record_inputs,
+    sample_before,
+)
+from jaxalign.reporting import Report
+from jaxalign.settings import check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class DpoSection:
+    """The loss (Rafailov et al. 2023, arXiv:2305.18290).
+
+    Args:
+        beta: how strongly the policy is held to the reference
+        label_smoothing: probability that a preference label is flipped (cDPO)
+        soft_labels: take that probability from each pair's field label_smoothing, as `jaxalign judge` writes it
+        reference: cached computes the reference's log-probs once, before training; live computes them in every step,
+            from a second copy of the parameters, or with lora from the base itself
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    soft_labels: bool = False
+    reference: Literal["cached", "live"] = "cached"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(PolicyConfig):
+    """Align a model on preference pairs with direct preference optimisation.
+
+    Rerun the same command to resume an interrupted run.
+
+    Args:
+        model: the policy, which is also the reference it starts from
+        data: preference pairs
+        method: the loss
+    """
+
+    method: DpoSection = dataclasses.field(default_factory=DpoSection)
+
+
+load_config = functools.partial(config_file.load_config, Config)
+
+
+def train(
+    config: Config,
+    *,
+    model: tuple[Model, Params] | None = None,
+    tokenizer: Any = None,
+    rows: Any = None,
+    eval_rows: Any = None,
+    loss: Callable[..., Any] | None = None,
+    metrics: Callable[..., Any] | None = None,
+    rewards: None = None,
+    on_step: OnStep | None = None,
+    report: Report | None = None,
+) -> Result:
+    """Aligns a model on preference pairs (see ``methods.dpo``).
+
+    Args:
+        config: The configuration. What is passed below replaces what it names.
+        model: ``(model, params)``, the policy and its reference; the parameters are not changed.
+        tokenizer: A ``transformers`` tokenizer.
+        rows: Preference pairs: a list of dicts or a ``datasets.Dataset``.
+        eval_rows: Pairs to evaluate on.
+        loss: ``loss(pc, pr, rc, rr) -> [B]`` of summed log-probs in nats (see API names in ``jaxalign.losses``).
+        metrics: ``metrics(arrays) -> {name: (sum, count)}``; ``arrays`` maps the loss's arguments to arrays.
+        rewards: Does not apply.
+        on_step: Called as ``on_step(step, state, metrics)`` after each step.
+        report: Receives lines of text; None is silent.
+
+    Raises:
+        UserError: For settings, rows or a model that cannot be used.
+    """
+    refuse_arguments("dpo", rewards=rewards)
+    validate_config(config)
+    run = open_run(config, model=model, on_step=on_step, report=report)
+    tokenizer = open_tokenizer(run, tokenizer)
+    examples = load_examples(run, Preference, tokenizer, rows, eval_rows)
+    check_soft_labels(config, examples)
+    plan = plan_steps(run, examples, "pairs")
+
+    reference, params = open_starting_model(run, model)
+    check_language_model(reference, config.model.path or "The model")
+    check_trees(reference, [*examples.train, *examples.eval], config.data.max_length, "data.max_length")
+    prompts = sample_prompts(run, examples.eval or examples.train)
+    with open_checkpoints(run, evaluated=bool(examples.eval)) as checkpoints:
+        record_inputs(run, reference, params, tokenizer, examples[:2], checkpoints, loss=loss, metrics=metrics)
+        samples = sample_before(run, reference, params, tokenizer, prompts, checkpoints)
+        is_live = config.method.reference == "live"
+        if not is_live:
+            examples = with_reference(run, reference, params, examples, plan, checkpoints)
+        # The step donates what is trained: a copy, if the original is the reference or belongs to the caller.
+        policy = make_trainable(config.lora, reference, params, config.train.seed, copy=is_live or model is not None)
+        frozen = params if is_live and policy.fixed is None else None
+        fitted = fit(
+            run,
+            build_method(config.method, policy.model, loss, metrics),
+            policy,
+            plan,
+            *make_batches(run, examples, plan),
+            checkpoints,
+            tokenizer=tokenizer,
+            frozen=frozen,
+            notes=examples.counts,
+        )
+    policy = policy._replace(trained=fitted.params)
+    return finish(run, policy, tokenizer, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
+
+
+def build_method(
+    section: DpoSection,
+    model: Model,
+    loss: Callable[..., Any] | None = None,
+    metrics: Callable[..., Any] | None = None,
+) -> loop.Method:
+    """Returns the method of a configuration, or that of a function ``loss(pc, pr, rc, rr) -> [B]``."""
+    options: dict[str, Any] = {"metrics": metrics} if metrics is not None else {}
+    if loss is not None:
+        return dpo(model, beta=section.beta, loss=lambda *logps, beta: loss(*logps), **options)
+    if not section.soft_labels:
+        options["label_smoothing"] = section.label_smoothing
+    return dpo(model, beta=section.beta, soft_labels=section.soft_labels, **options)
+
+
+def check_soft_labels(config: Config, examples: Examples) -> None:
+    """Raises UserError if a pair lacks the flip probability that ``method.soft_labels`` needs."""
+    trees = [*examples.train, *examples.eval]
+    if config.method.soft_labels and any("label_smoothing" not in tree.extras for tree in trees):
+        raise UserError(
+            f"{config.data.path or 'rows'}: not every pair has a field 'label_smoothing', which method.soft_labels "
+            "needs. Add it, or leave method.soft_labels out."
+        )
+
+
+def validate_config(config: Config) -> None:
+    """Raises UserError for settings that make no sense, before anything is read."""
+    check_budget(config.budget)
+    if config.method.soft_labels and config.method.label_smoothing:
+        raise UserError(
+            "method.label_smoothing is one number for all pairs, and method.soft_labels is one for each. Set only one."
+        )
+    ranges = {"method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)}
+    check_ranges(config, {**TRAIN_RANGES, **SAMPLES_RANGES, **ranges})
+    none = jnp.zeros((1, 1, 2))
+    shapes = jax.eval_shape(lambda: pair_metrics(none, none, none[..., 0] > 0, beta=1.0))
+    check_best_metric(config.train.best, ("loss", *shapes))
