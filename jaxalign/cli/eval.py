@@ -17,6 +17,7 @@ from jaxalign import evals
 from jaxalign.checkpoint import check_writable
 from jaxalign.evals import suite as tasks
 from jaxalign.evals import suite_check
+from jaxalign.evals.config import SuiteSection
 from jaxalign.evals.outcome import Outcome
 from jaxalign.models.open import check_language_model, open_mesh, open_model
 from jaxalign.models.tokenizer import load_tokenizer
@@ -43,7 +44,7 @@ class Config:
     """
 
     model: ModelSection
-    suite: tasks.SuiteSection
+    suite: SuiteSection
     output: str | None = None
     confidence: float = 0.95
     resamples: int = 2000
@@ -54,16 +55,17 @@ class Config:
 def run(config: Config) -> None:
     """Every figure, as a table and, where asked, as files."""
     check_ranges(config, RANGES)
-    suite_check.check(config.suite)
+    suite_check.check_suite(config.suite)
     output = None if config.output is None else Path(config.output).expanduser()
     if output is not None:
         check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
+    report_line = lambda line: console.print(line, markup=False)  # noqa: E731
     mesh = open_mesh(config.mesh)
     subject = open_subject(config.model, mesh, console)
     suite_check.check_lengths(config.suite, subject)
-    scorers = tasks.open_scorers(config.suite, subject, mesh, console)
-    outcomes, answered = tasks.measure(config.suite, subject, seed=config.seed, console=console, scorers=scorers)
+    scorers = tasks.open_scorers(config.suite, subject, mesh, report_line)
+    outcomes, answered = tasks.measure(config.suite, subject, seed=config.seed, scorers=scorers, report=report_line)
     bootstrap = Bootstrap(config.confidence, config.resamples, config.seed)
     figures = {each.name: evals.figure(each, bootstrap=bootstrap) for each in outcomes}
     if output is not None:

@@ -19,6 +19,7 @@ from jaxalign.cli.judge_audit import check_matplotlib
 from jaxalign.errors import UserError
 from jaxalign.evals import suite as tasks
 from jaxalign.evals import suite_check
+from jaxalign.evals.config import SuiteSection
 from jaxalign.models.open import open_mesh
 from jaxalign.paths import write_whole
 from jaxalign.settings import MeshSection, ModelSection, check_ranges
@@ -46,7 +47,7 @@ class Config:
 
     before: str
     after: str
-    suite: tasks.SuiteSection
+    suite: SuiteSection
     output: str = "runs/tax"
     confidence: float = 0.95
     resamples: int = 2000
@@ -59,12 +60,13 @@ class Config:
 def run(config: Config) -> None:
     """The report, in every form."""
     check_ranges(config, single.RANGES)
-    suite_check.check(config.suite)
+    suite_check.check_suite(config.suite)
     if config.picture:
         check_matplotlib()
     output = Path(config.output).expanduser()
     check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
+    report_line = lambda line: console.print(line, markup=False)  # noqa: E731
     mesh = open_mesh(config.mesh)
     before, after = (
         single.open_subject(ModelSection(path, dtype=config.dtype), mesh, console)
@@ -79,8 +81,8 @@ def run(config: Config) -> None:
         )
     for each in (before, after):
         suite_check.check_lengths(config.suite, each)
-    scorers = tasks.open_scorers(config.suite, before, mesh, console)
-    options: Any = {"seed": config.seed, "console": console, "scorers": scorers}
+    scorers = tasks.open_scorers(config.suite, before, mesh, report_line)
+    options: Any = {"seed": config.seed, "report": report_line, "scorers": scorers}
     console.print("before:", style="bold")
     old, old_answers = tasks.measure(config.suite, before, **options)
     console.print("after:", style="bold")

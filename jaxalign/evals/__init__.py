@@ -2,38 +2,87 @@
 
 A task is a function from a model (or its answers) and items to ``Outcome``s; adding one is writing one. ``figure`` and
 ``difference`` turn outcomes into numbers with intervals, ``tax`` puts two models side by side.
+
+Names load on first use, so that importing the sections of a suite (``evals.config``) costs nothing.
 """
 
-from jaxalign.evals.choices import Choice, multiple_choice, parse_choice
-from jaxalign.evals.likelihood import perplexity, tree_logps
-from jaxalign.evals.outcome import Difference, Estimate, Good, NotFinite, Outcome, difference, figure
-from jaxalign.evals.preference import length_controlled_win_rate, win_rate
-from jaxalign.evals.refusal import is_refusal, refusals
-from jaxalign.evals.tax import Exchange, Tax, tax
-from jaxalign.evals.text import distinct_n, diversity, ngram_entropy, verbosity
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Choice",
-    "Difference",
-    "Estimate",
-    "Exchange",
-    "Good",
-    "NotFinite",
-    "Outcome",
-    "Tax",
-    "difference",
-    "distinct_n",
-    "diversity",
-    "figure",
-    "is_refusal",
-    "length_controlled_win_rate",
-    "multiple_choice",
-    "ngram_entropy",
-    "parse_choice",
-    "perplexity",
-    "refusals",
-    "tax",
-    "tree_logps",
-    "verbosity",
-    "win_rate",
-]
+if TYPE_CHECKING:
+    from jaxalign.evals.choices import Choice as Choice
+    from jaxalign.evals.choices import multiple_choice as multiple_choice
+    from jaxalign.evals.choices import parse_choice as parse_choice
+    from jaxalign.evals.exchange import Exchange as Exchange
+    from jaxalign.evals.exchange import Tax as Tax
+    from jaxalign.evals.exchange import tax as tax
+    from jaxalign.evals.likelihood import perplexity as perplexity
+    from jaxalign.evals.likelihood import tree_logps as tree_logps
+    from jaxalign.evals.outcome import Difference as Difference
+    from jaxalign.evals.outcome import Estimate as Estimate
+    from jaxalign.evals.outcome import Good as Good
+    from jaxalign.evals.outcome import NotFinite as NotFinite
+    from jaxalign.evals.outcome import Outcome as Outcome
+    from jaxalign.evals.outcome import difference as difference
+    from jaxalign.evals.outcome import figure as figure
+    from jaxalign.evals.preference import length_controlled_win_rate as length_controlled_win_rate
+    from jaxalign.evals.preference import win_rate as win_rate
+    from jaxalign.evals.refusal import is_refusal as is_refusal
+    from jaxalign.evals.refusal import refusals as refusals
+    from jaxalign.evals.text import distinct_n as distinct_n
+    from jaxalign.evals.text import diversity as diversity
+    from jaxalign.evals.text import ngram_entropy as ngram_entropy
+    from jaxalign.evals.text import verbosity as verbosity
+
+_NAMES = {
+    "choices": (
+        "Choice",
+        "multiple_choice",
+        "parse_choice",
+    ),
+    "likelihood": (
+        "perplexity",
+        "tree_logps",
+    ),
+    "outcome": (
+        "Difference",
+        "Estimate",
+        "Good",
+        "NotFinite",
+        "Outcome",
+        "difference",
+        "figure",
+    ),
+    "preference": (
+        "length_controlled_win_rate",
+        "win_rate",
+    ),
+    "refusal": (
+        "is_refusal",
+        "refusals",
+    ),
+    "exchange": (
+        "Exchange",
+        "Tax",
+        "tax",
+    ),
+    "text": (
+        "distinct_n",
+        "diversity",
+        "ngram_entropy",
+        "verbosity",
+    ),
+}
+_HOME = {name: f"jaxalign.evals.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = [*_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'jaxalign.evals' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

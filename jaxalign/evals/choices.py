@@ -11,11 +11,10 @@ from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
+from jaxalign.evals.config import TEMPLATE
 from jaxalign.evals.likelihood import tree_logps
 from jaxalign.evals.outcome import Outcome
 from jaxalign.models.model import Model
-
-TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
 class Choice(NamedTuple):

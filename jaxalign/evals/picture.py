@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from jaxalign.evals.tax import Tax
+from jaxalign.evals.exchange import Tax
 
 COLOURS = {True: "#1b7f4d", False: "#b3362b", None: "0.45"}
 """Better, worse, neither."""

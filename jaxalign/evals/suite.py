@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.console import Console
 
 from jaxalign import evals
 from jaxalign.data.encode import Encoder
@@ -19,7 +16,7 @@ from jaxalign.data.records import Demonstration, read_records
 from jaxalign.data.tokenize import tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.evals.choices import TEMPLATE
+from jaxalign.evals.config import AnswerTask, ChoiceTask, SuiteSection, TextTask
 from jaxalign.evals.likelihood import tree_scores
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_scores
@@ -27,6 +24,7 @@ from jaxalign.methods.collect import Sampler
 from jaxalign.models.model import Model
 from jaxalign.models.open import check_tokens, check_trees, open_model
 from jaxalign.models.tokenizer import load_tokenizer
+from jaxalign.reporting import Report, silent
 from jaxalign.rewards import compute_rewards
 from jaxalign.rewards.functions import load_function
 from jaxalign.rollout import Sampling
@@ -36,87 +34,6 @@ from jaxalign.stats import Bootstrap
 
 BATCH = 32
 """Prompts answered at a time."""
-RANGES: dict[str, dict[str, tuple[float, float]]] = {
-    "perplexity": {"limit": (1, math.inf), "max_length": (2, math.inf)},
-    "choices": {"limit": (1, math.inf)},
-    "answers": {"limit": (1, math.inf), "max_new_tokens": (1, math.inf), "temperature": (0, math.inf)},
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class TextTask:
-    """Perplexity of texts.
-
-    Args:
-        path: texts, prompts with completions, instructions or chats, as `jaxalign sft` reads them
-        limit: the first so many
-        max_length: tokens of a text; a longer one is cut as in training
-    """
-
-    path: str
-    limit: int | None = None
-    max_length: int = 1024
-
-
-@dataclasses.dataclass(frozen=True)
-class ChoiceTask:
-    """Multiple choice by likelihood.
-
-    Args:
-        path: rows in PIQA's, BLiMP's or TruthfulQA's form, or with prompt, choices and label
-        labels: a file with the number of the right choice on each line, where rows do not hold it
-        limit: the first so many
-        template: around the prompt
-    """
-
-    path: str
-    labels: str | None = None
-    limit: int | None = None
-    template: str = TEMPLATE
-
-
-@dataclasses.dataclass(frozen=True)
-class AnswerTask:
-    """Sampled answers: their length and repetition, refusals, a score, a reward model's verdict.
-
-    Args:
-        path: rows with a field prompt, or transcripts
-        limit: the first so many
-        max_new_tokens: the longest answer
-        temperature: 0 takes the most likely token
-        safe: the field that says whether a prompt should be answered (safe or unsafe, as in XSTest): then refusals
-            are counted
-        score: number_match, exact_match or module:function, of the answer and its row: then its mean is taken
-        reward: a reward model, which shares the models' tokenizer: then its score of answers is taken, and two models'
-            win rate
-    """
-
-    path: str
-    limit: int | None = None
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    safe: str | None = None
-    score: str | None = None
-    reward: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class SuiteSection:
-    """What to measure; a task's name begins the names of its figures.
-
-    Args:
-        perplexity: by name, texts
-        choices: by name, questions with choices
-        answers: by name, prompts to answer
-        capabilities: figures that alignment may cost (task/figure)
-        gains: figures that alignment is for
-    """
-
-    perplexity: dict[str, TextTask] = dataclasses.field(default_factory=dict)
-    choices: dict[str, ChoiceTask] = dataclasses.field(default_factory=dict)
-    answers: dict[str, AnswerTask] = dataclasses.field(default_factory=dict)
-    capabilities: tuple[str, ...] = ()
-    gains: tuple[str, ...] = ()
 
 
 class Subject(NamedTuple):
@@ -140,7 +57,7 @@ class Answered(NamedTuple):
 
 
 def measure(
-    suite: SuiteSection, subject: Subject, *, seed: int, console: Console, scorers: Mapping[str, Subject]
+    suite: SuiteSection, subject: Subject, *, seed: int, scorers: Mapping[str, Subject], report: Report = silent
 ) -> tuple[list[Outcome], dict[str, Answered]]:
     """The outcomes of every task, and the answers that were sampled.
 
@@ -148,20 +65,20 @@ def measure(
         suite: the tasks.
         subject: the model.
         seed: of sampling: the same prompts are answered with the same random numbers by any model.
-        console: where to tell.
         scorers: reward models by path.
+        report: called with a line for each task.
     """
     outcomes: list[Outcome] = []
     answered: dict[str, Answered] = {}
     for name, texts in suite.perplexity.items():
-        console.print(f"{name}: perplexity", markup=False)
+        report(f"{name}: perplexity")
         outcomes += evals.perplexity(name, subject.model, subject.params, text_trees(name, texts, subject))
     for name, choices in suite.choices.items():
-        console.print(f"{name}: multiple choice", markup=False)
+        report(f"{name}: multiple choice")
         items = read_choices(choices)
         outcomes += evals.multiple_choice(name, *subject, items, template=choices.template)
     for name, task in suite.answers.items():
-        console.print(f"{name}: answers", markup=False)
+        report(f"{name}: answers")
         found, answered[name] = measure_answers(name, task, subject, seed, scorers)
         outcomes += found
     return outcomes, answered
@@ -278,11 +195,11 @@ def compare_answers(
     return ours, theirs
 
 
-def open_scorers(suite: SuiteSection, subject: Subject, mesh: Any, console: Console) -> dict[str, Subject]:
+def open_scorers(suite: SuiteSection, subject: Subject, mesh: Any, report: Report = silent) -> dict[str, Subject]:
     """The reward models of the suite, by path."""
     found = {}
     for path in dict.fromkeys(task.reward for task in suite.answers.values() if task.reward is not None):
-        model, params = open_model(ModelSection(path=path), mesh, lambda line: console.print(line, markup=False))
+        model, params = open_model(ModelSection(path=path), mesh, report)
         if not model.config.num_scores:
             raise UserError(f"{path} is no reward model; train one with jaxalign reward.")
         if load_tokenizer(path).get_vocab() != subject.tokenizer.get_vocab():

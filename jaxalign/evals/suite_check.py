@@ -9,11 +9,9 @@ from jaxalign.data.records import Demonstration, read_records
 from jaxalign.data.shapes import LENGTHS
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import check_template, choice_trees
+from jaxalign.evals.config import RANGES, AnswerTask, SuiteSection
 from jaxalign.evals.suite import (
-    RANGES,
-    AnswerTask,
     Subject,
-    SuiteSection,
     is_safe,
     prompt_ids,
     prompt_of,
@@ -26,7 +24,7 @@ from jaxalign.rewards.functions import FUNCTIONS, load_function
 from jaxalign.settings import check_ranges
 
 
-def check(suite: SuiteSection) -> None:
+def check_suite(suite: SuiteSection) -> None:
     """Raise for a suite that measures nothing, names that clash, or a file that a task cannot use: before the work."""
     names = [*suite.perplexity, *suite.choices, *suite.answers]
     if not names:

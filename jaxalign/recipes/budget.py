@@ -1,4 +1,4 @@
-"""A budget of capability: figures measured as a run trains, which stop it when they fall by more than is allowed."""
+"""A budget of capability: training stops when a measured figure gets worse by more than the budget allows."""
 
 from __future__ import annotations
 
@@ -8,125 +8,143 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from rich.console import Console
+import jax.numpy as jnp
 
-from jaxalign import evals
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.errors import UserError
-from jaxalign.evals import suite as tasks
-from jaxalign.evals import suite_check
+from jaxalign.evals.config import SuiteSection
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, union
 from jaxalign.paths import write_whole
+from jaxalign.reporting import Report, silent
+
+if TYPE_CHECKING:
+    from jaxalign.evals.outcome import Good
 
 BEFORE, WITHIN = "budget.json", "within_budget"
+# Relative rounding error of a difference: 268 / 400 - 260 / 400 is a little more than 0.02 in binary.
 ROUNDING = 1e-9
-"""Of what is subtracted: 268 / 400 - 260 / 400 is a little more than 0.02."""
 
 
 @dataclasses.dataclass(frozen=True)
 class BudgetSection:
-    """Capabilities that training may cost so much and no more; where one costs more, the run stops.
+    """How much capability training may cost. Where a figure gets worse by more, the run stops.
 
     Args:
         max_tax: by figure (task/figure, as `jaxalign eval` names them), how much worse it may get, in its own unit
-        suite: what is measured, before training and every so many steps
-        every: steps (iterations, of methods that sample) between measurements; the last is always measured
+        suite: what to measure, before training and at intervals
+        every: steps (iterations, of methods that sample) between measurements; the last step is always measured
     """
 
     max_tax: dict[str, float] = dataclasses.field(default_factory=dict)
-    suite: tasks.SuiteSection = dataclasses.field(default_factory=tasks.SuiteSection)
+    suite: SuiteSection = dataclasses.field(default_factory=SuiteSection)
     every: int = 50
 
 
-def check(section: BudgetSection) -> None:
-    """Raise for a budget that cannot be kept, before anything is read."""
+def check_budget(section: BudgetSection) -> None:
+    """Raises UserError for a budget that cannot be measured, before the model is loaded.
+
+    The suite's files are read. Without ``max_tax`` nothing of ``jaxalign.evals`` but its configuration is imported.
+    """
     if not section.max_tax:
-        if section.suite != tasks.SuiteSection():
-            raise UserError("budget.suite measures what nothing limits; give budget.max_tax too, or leave it away.")
+        if section.suite != SuiteSection():
+            raise UserError("budget.suite is given, but no figure is limited. Set budget.max_tax too, or omit both.")
         return
     for name, allowed in section.max_tax.items():
         if not 0 <= allowed < math.inf:
-            raise UserError(f"budget.max_tax: {name} may get worse by {allowed}; give a finite number, 0 or more.")
+            raise UserError(f"budget.max_tax: the limit of {name} is {allowed}. Give a finite number, 0 or more.")
     if section.every < 1:
-        raise UserError(f"budget.every is {section.every}; give a number of steps, 1 or more.")
-    suite_check.check(section.suite)
-    known = suite_check.figures_of(section.suite, of_two=False)
-    known = [name for name in known if not name.endswith(("/words", "/entropy_per_token"))]  # neither is better
+        raise UserError(f"budget.every is {section.every}. Give a number of steps, 1 or more.")
+
+    from jaxalign.evals import suite_check  # only a run with a budget pays for this import
+
+    suite_check.check_suite(section.suite)
+    names = suite_check.figures_of(section.suite, of_two=False)
+    # For these two neither direction is better, so they cannot get worse.
+    names = [name for name in names if not name.endswith(("/words", "/entropy_per_token"))]
     for name in section.max_tax:
-        if name not in known:
-            raise UserError(
-                f"budget.max_tax: {name} is no figure of budget.suite that can get worse; those are {', '.join(known)}."
-            )
+        if name not in names:
+            raise UserError(f"budget.max_tax: unknown figure {name}. Choose among {', '.join(names)}.")
 
 
-def is_beyond(before: float, now: float, good: evals.Good, allowed: float) -> bool:
-    """Whether a figure got worse by more than is allowed, but for rounding; NaN is beyond everything."""
+def is_beyond(before: float, now: float, good: Good, allowed: float) -> bool:
+    """Returns whether a figure got worse by more than is allowed, up to rounding. NaN is beyond every limit."""
     worse = before - now if good == "more" else now - before
     return not worse <= allowed + ROUNDING * max(1.0, abs(before))
 
 
 class Budget:
-    """A run's budget: the figures before training, and the last state that was within it.
+    """The budget of a run: the figures before training, and the last state that was within the budget.
 
     Args:
-        section: the settings.
-        output: the run's directory.
-        model: the model as it is trained (adapters and all).
-        fixed: the part of its parameters that is not trained.
-        policy: takes the policy out of all that is trained.
-        unit: what positions count.
-        tokenizer: the model's.
-        seed: of sampled answers.
-        console: where to tell.
-        resuming: whether the run goes on; what one that was killed before its first checkpoint kept is not this run's.
+        section: the settings, with at least one figure in ``max_tax``.
+        output: the run's directory. With None the last state within the budget is a copy in device memory.
+        model: the model as it is trained (adapters included).
+        fixed: parameters that are not trained.
+        tokenizer: the model's tokenizer.
+        seed: seed of sampled answers.
+        report: called with a line for each task that is measured.
+        resuming: whether the run resumes. Otherwise a state that an earlier, killed run saved is deleted.
+        policy: selects the policy from all trained parameters.
+        unit: what positions count, for messages.
     """
 
     def __init__(
         self,
         section: BudgetSection,
-        output: Path,
+        output: Path | None,
         model: Model,
         fixed: Params,
         tokenizer: Any,
         seed: int,
-        console: Console,
+        report: Report = silent,
         *,
         resuming: bool,
         policy: Callable[[Params], Params] = lambda params: params,
         unit: str = "step",
     ) -> None:
+        from jaxalign.evals import suite
+
         self.unit = unit
-        self.section, self.output, self.seed, self.console = section, output, seed, console
+        self.section, self.output, self.seed, self.report = section, output, seed, report
         self._model, self._fixed, self._tokenizer, self._policy = model, fixed, tokenizer, policy
-        self._scorers = tasks.open_scorers(section.suite, self._subject(None), model.mesh, console)
-        if not resuming:
+        self._scorers = suite.open_scorers(section.suite, suite.Subject(model, None, tokenizer), model.mesh, report)
+        if output is not None and not resuming:
             shutil.rmtree(output / WITHIN, ignore_errors=True)
-        self._within = Checkpoints(output / WITHIN, keep=1)
-        self._before: dict[str, Any] = self._read_before() if resuming else {}
+        self._within = _StateInMemory() if output is None else Checkpoints(output / WITHIN, keep=1)
+        self._before: dict[str, Any] = self._read_before(output) if resuming and output is not None else {}
 
     def begin(self, state: Any) -> dict[str, float]:
-        """Measure the model before training."""
-        found = self._measure(state)
-        self._before = found
-        kept = {"figures": found, "files": suite_check.digests(self.section.suite)}
-        write_whole(self.output / BEFORE, json.dumps(kept, indent=2) + "\n")
+        """Measures the model before training and returns its figures."""
+        from jaxalign.evals.suite_check import digests
+
+        self._before = self._measure(state)
+        if self.output is not None:
+            record = {"figures": self._before, "files": digests(self.section.suite)}
+            write_whole(self.output / BEFORE, json.dumps(record, indent=2) + "\n")
         self._within.save(state)
-        return {name: each["value"] for name, each in found.items()}
+        return {name: entry["value"] for name, entry in self._before.items()}
 
     def measure(self, state: Any, position: int) -> tuple[dict[str, float], str | None]:
-        """The figures after so many steps or iterations, and a sentence if they are beyond the budget.
+        """Measures the model during training.
 
-        A state within it is kept.
+        Args:
+            state: the train state. It is saved if it is within the budget.
+            position: number of steps or iterations so far.
+
+        Returns:
+            The figures, and a sentence if one of them is beyond the budget.
         """
+        from jaxalign.evals.outcome import NotFinite
+
         try:
-            found = self._measure(state)
-        except evals.NotFinite as error:  # the parameters are not: beyond any budget
+            figures = self._measure(state)
+        except NotFinite as error:  # parameters that are not finite are beyond any budget
             return {}, f"{error} ({self.unit} {position})."
-        values = {name: each["value"] for name, each in found.items()}
+        values = {name: entry["value"] for name, entry in figures.items()}
         for name, allowed in self.section.max_tax.items():
             before = self._before[name]
             if is_beyond(before["value"], values[name], before["good"], allowed):
@@ -135,38 +153,67 @@ class Budget:
                     f"{position}: worse by {abs(before['value'] - values[name]):.3g}, {allowed:g} is allowed "
                     "(budget.max_tax)."
                 )
-        # A run that goes on from an earlier checkpoint comes by the same states again.
+        # A run that resumes from an earlier checkpoint reaches the same states again.
         if int(state.step) > (self._within.latest_step() or 0):
             self._within.save(state, position=position)
         return values, None
 
-    def _read_before(self) -> dict[str, Any]:
-        kept = json.loads((self.output / BEFORE).read_text())
-        now = suite_check.digests(self.section.suite)
-        changed = [path for path in sorted(now | kept["files"]) if now.get(path) != kept["files"].get(path)]
+    def _read_before(self, output: Path) -> dict[str, Any]:
+        from jaxalign.evals.suite_check import digests
+
+        record = json.loads((output / BEFORE).read_text())
+        now = digests(self.section.suite)
+        changed = [path for path in sorted(now | record["files"]) if now.get(path) != record["files"].get(path)]
         if changed:
             raise UserError(
-                f"{changed[0]} is not what it was when the run in {self.output} began, and its budget is in figures of "
-                "that file: restore it, or give another output."
+                f"{changed[0]} changed since the run in {output} began, and the budget compares figures of that file. "
+                "Restore the file, or choose another output directory."
             )
-        return dict(kept["figures"])
+        return dict(record["figures"])
 
     def restore(self, like: Any) -> tuple[Any, int]:
-        """The last state within the budget, and its position; ``like`` is given up, for two may not fit."""
+        """Returns the last state within the budget, and its position.
+
+        Args:
+            like: the current state. Its parameters and optimiser state are deleted first: two states may not fit.
+        """
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         jax.tree.map(lambda leaf: leaf.delete(), (like.params, like.opt_state))
         return self._within.restore(shapes)
 
     def close(self) -> None:
-        """Wait until everything is written."""
+        """Waits until everything is written."""
         self._within.close()
 
-    def _subject(self, params: Params) -> tasks.Subject:
-        return tasks.Subject(self._model, params, self._tokenizer)
-
     def _measure(self, state: Any) -> dict[str, Any]:
-        subject = self._subject(self._policy(union(state.params, self._fixed)))
-        outcomes, _ = tasks.measure(
-            self.section.suite, subject, seed=self.seed, console=self.console, scorers=self._scorers
+        from jaxalign import evals
+        from jaxalign.evals import suite
+
+        params = self._policy(union(state.params, self._fixed))
+        subject = suite.Subject(self._model, params, self._tokenizer)
+        outcomes, _ = suite.measure(
+            self.section.suite, subject, seed=self.seed, scorers=self._scorers, report=self.report
         )
-        return {each.name: {"value": evals.figure(each).value, "good": each.good} for each in outcomes}
+        return {outcome.name: {"value": evals.figure(outcome).value, "good": outcome.good} for outcome in outcomes}
+
+
+class _StateInMemory:
+    """The last saved state as a copy on the devices, with the methods of `Checkpoints` that a budget uses."""
+
+    def __init__(self) -> None:
+        self._saved: tuple[Any, int] | None = None
+
+    def save(self, state: Any, *, position: int | None = None) -> None:
+        # The training step donates its state, so a reference would not survive it.
+        self._saved = jax.tree.map(jnp.copy, state), int(state.step) if position is None else position
+
+    def restore(self, like: Any) -> tuple[Any, int]:
+        del like  # the copy already has its shapes and shardings
+        assert self._saved is not None, "begin() saves a state first"
+        return self._saved
+
+    def latest_step(self) -> int | None:
+        return None if self._saved is None else int(self._saved[0].step)
+
+    def close(self) -> None:
+        self._saved = None

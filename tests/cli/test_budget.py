@@ -91,16 +91,16 @@ def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected)
 
 
 def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
-    assert "texts/magic is no figure of budget.suite that can get worse; those are texts/perplexity" in told(
+    assert "unknown figure texts/magic. Choose among texts/perplexity." in told(
         flags(tmp_path / "a", **{**budget(rejected, 1.0), "budget.max_tax": '{"texts/magic": 1.0}'})
     )
-    assert "other/accuracy is no figure of budget.suite" in told(
+    assert "unknown figure other/accuracy." in told(
         flags(tmp_path / "b", **{**budget(rejected, 1.0), "budget.max_tax": '{"other/accuracy": 1.0}'})
     )
     assert "give a finite number, 0 or more" in told(flags(tmp_path / "c", **budget(rejected, -1.0)))
     assert "budget.every is 0" in told(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
     unlimited = budget(rejected, 1.0) | {"budget.max_tax": "{}"}
-    assert "budget.suite measures what nothing limits" in told(flags(tmp_path / "e", **unlimited))
+    assert "budget.suite is given, but no figure is limited" in told(flags(tmp_path / "e", **unlimited))
 
 
 def test_what_is_told_and_exported_is_what_is_kept(tmp_path, flags, rejected):
@@ -157,4 +157,4 @@ def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, told):
     for step in (4, 5):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step), ignore_errors=True)
     file.write_text(json.dumps({"prompt": "x", "completion": "zzzz qqqq"}) + "\n")
-    assert "texts.jsonl is not what it was when the run in" in told(given)
+    assert "texts.jsonl changed since the run in" in told(given)

@@ -13,7 +13,9 @@ import jaxalign
 from jaxalign import evals
 from jaxalign.cli import main
 from jaxalign.data.trees import Tree
+from jaxalign.evals import likelihood
 from jaxalign.evals import suite as tasks
+from jaxalign.evals.config import AnswerTask, SuiteSection
 from jaxalign.models.weights import save_model
 from tests.cli.conftest import pair
 
@@ -147,12 +149,12 @@ def test_kl_is_that_of_the_tokens_sampled(tiny_model, other_model):
         model, params = jaxalign.load_model(path)
         subjects.append(tasks.Subject(model, params, jaxalign.load_tokenizer(path)))
     before, after = subjects
-    task = tasks.AnswerTask("-", max_new_tokens=1)
+    task = AnswerTask("-", max_new_tokens=1)
     prompts = [[5, 9, 7]] * 400
     trees = tasks.sample(after, prompts, task, seed=0)
     logps = np.concatenate(evals.tree_logps(after.model, after.params, trees))
     answered = {"x": tasks.Answered(trees, [""] * 400, logps=logps)}
-    suite = tasks.SuiteSection(answers={"x": task})
+    suite = SuiteSection(answers={"x": task})
     _, outcomes = tasks.compare_answers(suite, before, answered, answered)
     logits = [np.asarray(s.model.logits(s.params, np.array([[5, 9, 7]])))[0, -1] for s in (after, before)]
     p, q = (x - np.logaddexp.reduce(x) for x in logits)
@@ -168,7 +170,7 @@ def test_answers_are_those_of_each_prompt_at_its_place(tiny_model, monkeypatch):
     subject = tasks.Subject(model, params, jaxalign.load_tokenizer(tiny_model))
     random = np.random.default_rng(0)
     prompts = [random.integers(3, 200, 3 + 7 * i % 20).tolist() for i in range(9)]
-    task = tasks.AnswerTask("-", max_new_tokens=6)
+    task = AnswerTask("-", max_new_tokens=6)
     whole = tasks.sample(subject, prompts, task, seed=3)
     monkeypatch.setattr(tasks, "BATCH", 4)
     parts = tasks.sample(subject, prompts, task, seed=3)
@@ -185,11 +187,11 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
     trees = [Tree.of(text(), [text() for _ in range(1 + i % 3)]) for i in range(7)]
     model, params = jaxalign.load_model(tiny_model)
     scorer, weights = jaxalign.load_model(reward_model)
-    logps, scores = evals.tree_logps(model, params, trees), evals.likelihood.tree_scores(scorer, weights, trees)
+    logps, scores = evals.tree_logps(model, params, trees), likelihood.tree_scores(scorer, weights, trees)
     for tree, logp, score in zip(trees, logps, scores, strict=True):
         for k, completion in enumerate(tree.completions):
             alone = Tree.of(tree.prompt, [completion])
-            assert evals.likelihood.tree_scores(scorer, weights, [alone])[0][0] == pytest.approx(score[k], abs=1e-4)
+            assert likelihood.tree_scores(scorer, weights, [alone])[0][0] == pytest.approx(score[k], abs=1e-4)
             length = len(tree.prompt) + len(completion)
             tokens = np.zeros((1, 24), np.int32)
             tokens[0, :length] = np.concatenate([tree.prompt, completion])

