@@ -7,7 +7,9 @@ import types
 
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 
+from jaxalign.cli.console import LiveReport
 from jaxalign.errors import UserError
 from jaxalign.tracking import Clock, Jsonl, LogConfig, Tracker, read_jsonl
 
@@ -21,14 +23,14 @@ def step_metrics(step: int) -> dict:
     }
 
 
-def run(directory, first: int, last: int, *, total: int = 6, resume_step: int | None = None, **options) -> str:
-    stream = io.StringIO()
-    with Tracker(directory, total_steps=total, resume_step=resume_step, stream=stream, **options) as tracker:
+def run(directory, first: int, last: int, *, total: int = 6, resume_step: int | None = None, **options) -> list[str]:
+    lines = []
+    with Tracker(directory, total_steps=total, resume_step=resume_step, report=lines.append, **options) as tracker:
         for step in range(first, last + 1):
             tracker.log(step, step_metrics(step))
             if step % 2 == 0:
                 tracker.log_eval(step, {"loss": 0.1 * step})
-    return stream.getvalue()
+    return lines
 
 
 def test_a_resumed_run_writes_the_file_of_an_uninterrupted_one(tmp_path):
@@ -74,20 +76,33 @@ def test_a_file_of_something_else_is_named(tmp_path):
 
 
 def test_plain_lines_show_loss_accuracy_margin_speed_and_time_left(tmp_path):
-    lines = run(tmp_path, 1, 2).splitlines()
+    lines = run(tmp_path, 1, 2)
     assert lines[0].startswith("step 1/6  loss 0.7000  accuracy 0.5000  margin 0.1000  ")
     assert lines[0].endswith("tokens/s")  # the first step compiles: no forecast from it
     assert lines[1].endswith(" left")
-    assert lines[2] == "step 2/6  eval: loss 0.2000"
+    assert lines[2] == "eval at step 2: loss 0.2000"
 
 
-def test_a_terminal_gets_a_live_line(tmp_path, monkeypatch):
+def test_a_terminal_gets_a_live_line(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
-    shown = run(tmp_path, 1, 6)
+    stream = io.StringIO()
+    with LiveReport(Console(file=stream, force_terminal=True)) as report:
+        for step in range(1, 7):
+            report(f"step {step}/6  margin {step / 10:.4f}")
+        report("eval at step 6: loss 0.2")
+    shown = stream.getvalue()
     assert "\x1b[" in shown
     assert "6/6" in shown
     assert "margin 0.6000" in shown
+    assert "eval at step 6: loss 0.2" in shown
+
+
+def test_a_run_without_a_directory_records_in_memory():
+    with Tracker(None, total_steps=2) as tracker:
+        tracker.log(1, step_metrics(1))
+        tracker.log_eval(1, {"loss": 0.5})
+    assert [line["step"] for line in tracker.lines] == [1, 1]
+    assert tracker.lines[1]["eval/loss"] == 0.5
 
 
 def test_the_clock_leaves_out_compilation_and_evaluation(monkeypatch):
@@ -112,7 +127,7 @@ def test_tensorboard_gets_every_scalar(tmp_path):
     assert b"eval/loss" in content
 
 
-def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
     calls = []
 
     class Run:
@@ -129,23 +144,23 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
         return Run()
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    options = {"config": LogConfig(wandb="mine"), "settings": {"beta": 0.1}}
+    options = {"config": LogConfig(wandb="project"), "settings": {"beta": 0.1}}
     run(tmp_path, 1, 1, **options)
     run(tmp_path, 2, 2, resume_step=1, **options)
-    assert calls[0] == ("init", "mine", None, {"beta": 0.1})
+    assert calls[0] == ("init", "project", None, {"beta": 0.1})
     assert calls[1] == ("log", 1, ["loss", "num_tokens", "rewards/accuracies", "rewards/margins"])
-    assert calls[3] == ("init", "mine", "abc", {"beta": 0.1})
+    assert calls[3] == ("init", "project", "abc", {"beta": 0.1})
     assert calls[-2:] == [("log", 2, ["eval/loss"]), ("finish",)]
 
 
 @pytest.mark.parametrize(
     ("module", "config", "command"),
     [
-        ("wandb", LogConfig(wandb="mine"), r"pip install 'jaxalign\[wandb\]'"),
+        ("wandb", LogConfig(wandb="project"), r"pip install 'jaxalign\[wandb\]'"),
         ("tensorboardX", LogConfig(tensorboard=True), r"pip install 'jaxalign\[tensorboard\]'"),
     ],
 )
-def test_a_missing_package_is_told_with_its_command_before_anything_is_written(
+def test_a_missing_package_is_named_with_its_command_before_anything_is_written(
     tmp_path, monkeypatch, module, config, command
 ):
     monkeypatch.setitem(sys.modules, module, None)

@@ -100,7 +100,7 @@ def pairs_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def flags(tiny_model, pairs_file):
-    """The command line of a short run into a directory, as a function of what to change; None leaves a setting away."""
+    """The command line of a short run into a directory, as a function of what to change; None omits a setting."""
 
     def build(output: Path, command: str = "dpo", **changes) -> list[str]:
         settings = {
@@ -135,8 +135,8 @@ def same_model(a: Path, b: Path) -> bool:
 
 
 @pytest.fixture
-def told(capsys):
-    """What a command says about a mistake: one line on standard error, and exit code 2."""
+def error_of(capsys):
+    """Runs a command with a mistake and returns its one line on standard error; the exit code is 2."""
 
     def run(arguments: list[str]) -> str:
         assert main(arguments) == 2

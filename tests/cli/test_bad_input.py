@@ -27,13 +27,13 @@ DATA = {  # what stands in row 2 of the file: what the sentence says
 
 
 @pytest.fixture
-def refused(told, flags, tmp_path):
+def refused(error_of, flags, tmp_path):
     """The sentence of a run with these changes, after checking that it left nothing behind."""
     output = tmp_path / "new" / "run"
 
     def run(**changes) -> str:
         before = sorted(tmp_path.rglob("*"))
-        line = told(flags(output, **changes))
+        line = error_of(flags(output, **changes))
         assert sorted(tmp_path.rglob("*")) == before
         assert "\n" not in line, "one line"
         return line
@@ -99,7 +99,7 @@ def test_limits_that_leave_nothing_are_told(refused, pairs_file):
 
 
 def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
-    assert "unknown setting data.max_lenght; did you mean data.max_length?" in refused(data__max_lenght=3)
+    assert "Unknown setting data.max_lenght. Did you mean data.max_length?" in refused(data__max_lenght=3)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
         ({"samples__temperature": ".nan"}, "samples.temperature is nan;"),
         ({"data__max_length": 1025}, "data.max_length is 1025, and the model was made for 1024 positions"),
         ({"optim__b1": 1}, "optim.b1 is 1.0; give a number from 0 to below 1"),
-        ({"train__steps": "null", "train__epochs": 0}, "the run has 0 steps;"),
+        ({"train__steps": "null", "train__epochs": 0}, "The run has 0 steps."),
         ({"train__row_lengths": "[16]"}, "train.row_lengths is [16], and the longest example has 50 tokens"),
         ({"train__rows_per_microbatch": 3, "mesh__data": 2}, "must be a multiple of the mesh's data × fsdp = 2"),
         ({"mesh__data": 64}, "needs 64 devices, this machine has 8;"),
@@ -123,7 +123,7 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
         ({"log__every": 0}, "log.every is 0;"),
         ({"method__beta": 0}, "method.beta is 0.0;"),
         ({"method__label_smoothing": 0.7}, "method.label_smoothing is 0.7;"),
-        ({"train__best": "eval/lost"}, "train.best is eval/lost; give one of eval/loss, "),
+        ({"train__best": "eval/lost"}, "train.best is eval/lost. Give one of eval/loss, "),
         ({"samples__max_new_tokens": 0}, "samples.max_new_tokens is 0;"),
     ],
 )
@@ -158,12 +158,12 @@ def test_token_ids_beyond_the_embedding_are_told(refused, tiny_model, tmp_path, 
 @pytest.mark.parametrize("package", ["tensorboardX", "wandb"])
 def test_a_missing_dashboard_is_told_before_the_work(refused, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
-    changes = {"log__tensorboard": "true"} if package == "tensorboardX" else {"log__wandb": "mine"}
-    assert f"needs the {package} package; run: pip install" in refused(model__path="no.gguf", **changes)
+    changes = {"log__tensorboard": "true"} if package == "tensorboardX" else {"log__wandb": "project"}
+    assert f"needs the package {package}. Run: pip install" in refused(model__path="no.gguf", **changes)
 
 
 @pytest.mark.parametrize("setting", ["data.path", "model.path", "output"])
-def test_a_place_that_may_not_be_looked_into_is_told(refused, told, flags, monkeypatch, setting):
+def test_a_place_that_may_not_be_looked_into_is_told(refused, error_of, flags, monkeypatch, setting):
     """By a stand-in for the system's answer: tests may run as root, who may look everywhere."""
     stat = Path.stat
 
@@ -174,18 +174,18 @@ def test_a_place_that_may_not_be_looked_into_is_told(refused, told, flags, monke
 
     monkeypatch.setattr(Path, "stat", forbidden)
     if setting == "output":
-        assert "(Permission denied at /locked/place)" in told(flags("/locked/place"))
+        assert "(Permission denied at /locked/place)" in error_of(flags("/locked/place"))
     else:
         line = refused(**{setting: "/locked/place"})
         assert line.startswith("/locked/place: ")  # from Python 3.14 on it is no such file, before it cannot be read
 
 
-def test_a_name_too_long_is_told(told, flags, tmp_path):
-    assert "cannot be written (File name too long" in told(flags(tmp_path / ("x" * 300)))
+def test_a_name_too_long_is_told(error_of, flags, tmp_path):
+    assert "cannot be written (File name too long" in error_of(flags(tmp_path / ("x" * 300)))
 
 
-def test_an_output_directory_that_cannot_be_written_is_told_first(told, flags, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    line = told(flags(tmp_path / "file" / "run", data__path="no.jsonl", model__path="no.gguf"))
+def test_an_output_directory_that_cannot_be_written_is_told_first(error_of, flags, tmp_path):
+    (tmp_path / "file").write_text("text")
+    line = error_of(flags(tmp_path / "file" / "run", data__path="no.jsonl", model__path="no.gguf"))
     assert line.startswith(f"The directory {tmp_path}/file/run cannot be written (")
-    assert (tmp_path / "file").read_text() == "mine"
+    assert (tmp_path / "file").read_text() == "text"

@@ -90,17 +90,17 @@ def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected)
     assert same_model(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
 
 
-def test_mistakes_are_told_before_training(tmp_path, flags, rejected, told):
-    assert "unknown figure texts/magic. Choose among texts/perplexity." in told(
+def test_mistakes_are_told_before_training(tmp_path, flags, rejected, error_of):
+    assert "unknown figure texts/magic. Choose among texts/perplexity." in error_of(
         flags(tmp_path / "a", **{**budget(rejected, 1.0), "budget.max_tax": '{"texts/magic": 1.0}'})
     )
-    assert "unknown figure other/accuracy." in told(
+    assert "unknown figure other/accuracy." in error_of(
         flags(tmp_path / "b", **{**budget(rejected, 1.0), "budget.max_tax": '{"other/accuracy": 1.0}'})
     )
-    assert "give a finite number, 0 or more" in told(flags(tmp_path / "c", **budget(rejected, -1.0)))
-    assert "budget.every is 0" in told(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
+    assert "give a finite number, 0 or more" in error_of(flags(tmp_path / "c", **budget(rejected, -1.0)))
+    assert "budget.every is 0" in error_of(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
     unlimited = budget(rejected, 1.0) | {"budget.max_tax": "{}"}
-    assert "budget.suite is given, but no figure is limited" in told(flags(tmp_path / "e", **unlimited))
+    assert "budget.suite is given, but no figure is limited" in error_of(flags(tmp_path / "e", **unlimited))
 
 
 def test_what_is_told_and_exported_is_what_is_kept(tmp_path, flags, rejected):
@@ -141,15 +141,15 @@ def test_exactly_what_is_allowed_is_allowed(right, of, allowed):
     assert is_beyond(1.0, math.nan, "more", 1.0)
 
 
-def test_a_run_with_a_model_is_not_written_over(tmp_path, flags, rejected, told):
+def test_a_run_with_a_model_is_not_written_over(tmp_path, flags, rejected, error_of):
     """One that its budget stops at its first step has no checkpoint."""
     early = {"train.checkpoint_every": 10, "train.eval_every": 0, "optim.learning_rate": 3e-2}
     assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 1), **early)) == 0
-    assert "already holds a run" in told(flags(tmp_path / "run", **early, **{"train.resume": "never"}))
-    assert "holds a run with other settings" in told(flags(tmp_path / "run", **early))
+    assert "already holds a run" in error_of(flags(tmp_path / "run", **early, **{"train.resume": "never"}))
+    assert "holds a run with other settings" in error_of(flags(tmp_path / "run", **early))
 
 
-def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, told):
+def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, error_of):
     file = tmp_path / "texts.jsonl"
     shutil.copy(rejected, file)
     given = flags(tmp_path / "cut", **budget(file, 1e9, 1), **{"train.keep": 5})
@@ -157,4 +157,4 @@ def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, told):
     for step in (4, 5):
         shutil.rmtree(tmp_path / "cut" / "checkpoints" / str(step), ignore_errors=True)
     file.write_text(json.dumps({"prompt": "x", "completion": "zzzz qqqq"}) + "\n")
-    assert "texts.jsonl changed since the run in" in told(given)
+    assert "texts.jsonl changed since the run in" in error_of(given)

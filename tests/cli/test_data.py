@@ -127,5 +127,5 @@ def test_what_counts_is_in_colour(tmp_path, tiny_model, capsys, monkeypatch):
         (["data", "inspect", "no.jsonl", "--examples", "-1"], "examples is -1;"),
     ],
 )
-def test_mistakes_are_told(told, arguments, words):
-    assert words in told(arguments)
+def test_mistakes_are_told(error_of, arguments, words):
+    assert words in error_of(arguments)

@@ -47,9 +47,9 @@ def test_a_run_learns_the_preference_and_leaves_its_files(finished):
 def test_a_live_reference_learns_the_same(flags, finished, tmp_path, capsys):
     assert main(flags(tmp_path / "run", method__reference="live")) == 0
     check_learned(tmp_path / "run")
-    ours, theirs = (read_jsonl(run / "metrics.jsonl")[-1] for run in (tmp_path / "run", finished))
-    for name, value in theirs.items():
-        assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
+    live, cached = (read_jsonl(run / "metrics.jsonl")[-1] for run in (tmp_path / "run", finished))
+    for name, value in cached.items():
+        assert live[name] == pytest.approx(value, rel=1e-3, abs=1e-3), name
     shown = capsys.readouterr().out
     for words in (
         "20 of 20 rows kept",
@@ -87,13 +87,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(flags, finished, tmp_path, monke
     assert not (cut / "model").exists()
     capsys.readouterr()
     assert main(arguments) == 0
-    assert f"going on after step {stop - 1}" in capsys.readouterr().out
+    assert f"resuming after step {stop - 1}" in capsys.readouterr().out
     for name in ("metrics.jsonl", "samples.json"):
         assert (finished / name).read_bytes() == (cut / name).read_bytes()
     assert same_model(finished / "model", cut / "model")
 
 
-def test_ctrl_c_ends_the_step_and_the_same_command_goes_on(flags, finished, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_ends_the_step_and_the_same_command_resumes(flags, finished, tmp_path, monkeypatch, capsys):
     """With the default settings: no checkpoint would be due yet."""
     fold = loop.run
 
@@ -109,7 +109,7 @@ def test_ctrl_c_ends_the_step_and_the_same_command_goes_on(flags, finished, tmp_
         patch.setattr(loop, "run", with_ctrl_c)
         assert main(flags(run)) == 130
     assert signal.getsignal(signal.SIGINT) is before
-    assert capsys.readouterr().err == "jaxalign: interrupted; the same command goes on after step 3.\n"
+    assert capsys.readouterr().err == "jaxalign: interrupted; rerun to resume after step 3.\n"
     assert main(flags(run)) == 0
     for name in ("metrics.jsonl", "samples.json"):
         assert (finished / name).read_bytes() == (run / name).read_bytes()
@@ -140,39 +140,39 @@ def test_a_lost_reference_is_computed_again(flags, finished, stopped, content, c
         (stopped / "reference.npz").write_bytes(content)
     (stopped / "samples.json").write_text("{")
     assert main(flags(stopped)) == 0
-    assert "reference.npz is missing or damaged, and computed again" in capsys.readouterr().out
+    assert "reference.npz is missing or damaged. It is computed again." in capsys.readouterr().out
     with np.load(stopped / "reference.npz") as after:
         assert all(np.array_equal(before[name], after[name]) for name in ("train", "held"))
     assert (stopped / "samples.json").read_bytes() == (finished / "samples.json").read_bytes()
 
 
-def test_a_run_does_not_go_on_with_other_data_or_samples(flags, stopped, tmp_path, pairs_file, told):
+def test_a_run_does_not_resume_with_other_data_or_samples(flags, stopped, tmp_path, pairs_file, error_of):
     file = tmp_path / "pairs.jsonl"
     shutil.copy(pairs_file, file)
     run = tmp_path / "new"
     assert main(flags(run, data__path=file, train__steps=1)) == 0
     file.write_text(file.read_text().replace("blue", "azure"))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert "the examples (the data or the tokenizer) changed since it began" in told(
+    assert "the examples (the data or the tokenizer) changed since it began" in error_of(
         flags(run, data__path=file, train__steps=1)
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    assert "other settings: samples.prompts (was 1, now 2)" in told(flags(stopped, samples__prompts=2))
+    assert "other settings: samples.prompts (was 1, now 2)" in error_of(flags(stopped, samples__prompts=2))
 
 
-def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(flags, finished, told, tmp_path):
+def test_a_finished_run_stays_as_it_is_and_other_settings_are_refused(flags, finished, error_of, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = (run / "metrics.jsonl").read_bytes()
     assert main(flags(run, log__every=2)) == 0
     assert (run / "metrics.jsonl").read_bytes() == before
-    told_of = told(flags(run, optim__learning_rate=0.1))
-    assert "holds a run with other settings: optim.learning_rate (was 0.01, now 0.1);" in told_of
-    assert "already holds a run" in told(flags(run, train__resume="never"))
+    message = error_of(flags(run, optim__learning_rate=0.1))
+    assert "contains a run with other settings: optim.learning_rate (was 0.01, now 0.1)." in message
+    assert "already contains a run" in error_of(flags(run, train__resume="never"))
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_export_writes_the_best_the_latest_or_a_given_checkpoint(flags, told, tmp_path, capsys):
+def test_export_writes_the_best_the_latest_or_a_given_checkpoint(flags, error_of, tmp_path, capsys):
     # Rejected answers become ever less likely: the best checkpoint by this measure is the first.
     run = tmp_path / "run"
     best_by = {"train__best": "eval/logps/rejected", "train__best_mode": "max", "train__eval_every": 1}
@@ -187,13 +187,13 @@ def test_export_writes_the_best_the_latest_or_a_given_checkpoint(flags, told, tm
         assert f"step {step}, eval/logps/rejected {scores[step]:.4f}" in capsys.readouterr().out
         assert same_model(target, run / "model") == (step == 5)
         assert jaxalign.load_tokenizer(target).chat_template
-    assert "holds no checkpoint of step 77" in told(
+    assert "holds no checkpoint of step 77" in error_of(
         ["export", "--run", str(run), "--output", "x", "--checkpoint", "77"]
     )
-    assert "holds no run" in told(["export", "--run", str(tmp_path), "--output", "x"])
+    assert "does not contain a run" in error_of(["export", "--run", str(tmp_path), "--output", "x"])
 
 
-def test_generate_answers_a_prompt_or_a_file(tiny_model, pairs_file, told, tmp_path, capsys):
+def test_generate_answers_a_prompt_or_a_file(tiny_model, pairs_file, error_of, tmp_path, capsys):
     few = ["generate", "--model.path", str(tiny_model), "--max_new_tokens", "5"]
     once, again = [], []
     for shown in (once, again):
@@ -207,11 +207,11 @@ def test_generate_answers_a_prompt_or_a_file(tiny_model, pairs_file, told, tmp_p
     assert rows[3]["prompt"] == "what is the sky 3?"
     assert len({row["completion"] for row in rows}) > 1
     capsys.readouterr()
-    assert told(few) == "give either --prompt TEXT or --prompts FILE."
+    assert error_of(few) == "give either --prompt TEXT or --prompts FILE."
     for given, read in {"-1": "-1.0", ".inf": "inf", ".nan": "nan"}.items():
         words = f"temperature must be a finite number, 0 or more, it is {read}."
-        assert told([*few, "--prompt", "x", "--temperature", given]) == words
-    assert "output is the directory" in told([*few, "--prompt", "x", "--output", str(tmp_path)])
+        assert error_of([*few, "--prompt", "x", "--temperature", given]) == words
+    assert "output is the directory" in error_of([*few, "--prompt", "x", "--output", str(tmp_path)])
 
 
 @pytest.mark.parametrize("unset", ["data.holdout", "samples.prompts"])

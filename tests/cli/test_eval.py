@@ -236,17 +236,17 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
         ),
     ],
 )
-def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, told, change, words):
+def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, error_of, change, words):
     settings = yaml.safe_load(suite.read_text())
     settings["suite"] |= change
     blimp = str(suite.parent / "blimp.jsonl")
     text = yaml.safe_dump(settings).replace("PAIRS", str(pairs_file)).replace("MODEL", str(tiny_model))
     text = text.replace("BLIMP", blimp).replace("LABELS", str(suite.parent / "labels.lst"))
     (tmp_path / "suite.yaml").write_text(text)
-    assert words in told(["eval", "--config", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
+    assert words in error_of(["eval", "--config", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
 
 
-def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model, suite, tmp_path, told):
+def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model, suite, tmp_path, error_of):
     """It would be given ids that mean something else to it."""
     other = tmp_path / "other"
     shutil.copytree(reward_model, other)
@@ -258,7 +258,7 @@ def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model
     settings = yaml.safe_load(suite.read_text())
     settings["suite"]["answers"]["pairs"]["reward"] = str(other)
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(settings["suite"]))
-    said = told(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
+    said = error_of(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
     assert "other has another tokenizer than the model it is to score" in said
 
 
@@ -271,14 +271,14 @@ def test_equal_answers_tie_whatever_their_neighbours():
     assert tasks.wins_over(old, new._replace(rewards=None)) is None
 
 
-def test_models_with_different_chat_templates_are_not_compared(tiny_model, suite, tmp_path, told):
+def test_models_with_different_chat_templates_are_not_compared(tiny_model, suite, tmp_path, error_of):
     """They would be asked different texts: the same parameters would have a tax."""
     model, params = jaxalign.load_model(tiny_model)
     tokenizer = jaxalign.load_tokenizer(tiny_model)
     tokenizer.chat_template = None
     save_model(tmp_path / "base", model, params, tokenizer)
     run = ["eval", "tax", "--config", str(suite), "--before", str(tmp_path / "base"), "--after", str(tiny_model)]
-    assert "have different chat templates" in told([*run, "--output", str(tmp_path / "out")])
+    assert "have different chat templates" in error_of([*run, "--output", str(tmp_path / "out")])
 
 
 def test_names_are_shown_as_they_are_written(tiny_model, suite, tmp_path, capsys):
@@ -291,7 +291,7 @@ def test_names_are_shown_as_they_are_written(tiny_model, suite, tmp_path, capsys
     assert "blimp[/x]/accuracy" in said
 
 
-def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, capsys, told):
+def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, capsys, error_of):
     rows = [
         {"first_order": "second", "second_order": "first"},  # answer_b, in both orders
         {"first_order": "second", "second_order": "first"},
@@ -317,9 +317,9 @@ def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, c
     assert one["value"] == pytest.approx(1 - other["value"])
     responses = wins("--second_names", "response")
     assert responses["win_rate"]["value"] == (0.5 + 0.5 + 0.5 + 0 + 0.5) / 5
-    said = told(["eval", "wins", str(tmp_path), "--of", "nobody"])
+    said = error_of(["eval", "wins", str(tmp_path), "--of", "nobody"])
     assert "5 of 5 pairs of j do not have one answer by 'nobody'" in said
 
-    assert "columns names 'answer_c', which is no field of ours" in told(
+    assert "columns names 'answer_c', which is no field of ours" in error_of(
         ["eval", "wins", str(tmp_path), "--columns", '{"answer_c": "x"}']
     )

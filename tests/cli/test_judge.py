@@ -96,7 +96,7 @@ def test_pairs_with_human_labels_become_preferences_that_dpo_trains_on(pairs_fil
     assert main(flags(tmp_path / "dpo", data__path=run / "preferences.jsonl", train__steps=1)) == 0
 
 
-def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, flags, told, tmp_path, capsys):
+def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, flags, error_of, tmp_path, capsys):
     run = tmp_path / "run"
     local = ["--judge.model", tiny_model, "--data.limit", 6]
     assert main(judge(pairs_file, run, *local, function=None)) in (0, 2)  # a random model may contradict itself always
@@ -119,14 +119,14 @@ def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, 
     assert norms[0.25] == pytest.approx(norms[0.0] / 2, rel=1e-4)
     assert norms[0.5] == pytest.approx(0, abs=1e-5 * norms[0.0])
     capsys.readouterr()
-    assert "'label_smoothing' for method.soft_labels" in told(flags(tmp_path / "x", method__soft_labels=True))
+    assert "'label_smoothing' for method.soft_labels" in error_of(flags(tmp_path / "x", method__soft_labels=True))
     both = flags(tmp_path / "x", data__path=file, method__soft_labels=True, method__label_smoothing=0.1)
-    assert "give one" in told(both)
+    assert "give one" in error_of(both)
     write(file, [{**pair(0), "label_smoothing": 0.7}])
-    assert f"{file}, row 1: field 'label_smoothing' is 0.7 where" in told(flags(tmp_path / "x", data__path=file))
+    assert f"{file}, row 1: field 'label_smoothing' is 0.7 where" in error_of(flags(tmp_path / "x", data__path=file))
 
 
-def test_probabilities_decide_where_verdicts_contradict_each_other(pairs_file, tiny_model, tmp_path, told):
+def test_probabilities_decide_where_verdicts_contradict_each_other(pairs_file, tiny_model, tmp_path, error_of):
     run = tmp_path / "run"
     local = ["--judge.model", tiny_model, "--data.limit", 6, "--decide", "probabilities"]
     assert main(judge(pairs_file, run, *local, function=None)) == 0
@@ -137,10 +137,10 @@ def test_probabilities_decide_where_verdicts_contradict_each_other(pairs_file, t
         p = verdict["probability"]
         assert row["chosen"] == verdict["answers"][0 if p > 0.5 else 1]
         assert row["label_smoothing"] == pytest.approx(min(p, 1 - p))
-    assert "decide=probabilities is for" in told(judge(pairs_file, tmp_path / "x", "--decide", "probabilities"))
+    assert "decide=probabilities is for" in error_of(judge(pairs_file, tmp_path / "x", "--decide", "probabilities"))
 
 
-def test_a_reward_model_judges_without_being_asked(pairs_file, tiny_model, flags, tmp_path, capsys, told):
+def test_a_reward_model_judges_without_being_asked(pairs_file, tiny_model, flags, tmp_path, capsys, error_of):
     trained = flags(tmp_path / "rm", "reward", **{"samples.prompts": None, "samples.max_new_tokens": None})
     assert main(trained) == 0
     run = tmp_path / "run"
@@ -153,13 +153,13 @@ def test_a_reward_model_judges_without_being_asked(pairs_file, tiny_model, flags
         assert verdict["probability"] == pytest.approx(1 / (1 + math.exp(-gap)))
         assert {verdict["first_order"], verdict["second_order"]} == {"first", "second"}
     ties = tmp_path / "ties"
-    assert "left nothing to train on (0 of 20 items labelled, 20 tied" in told(
+    assert "left nothing to train on (0 of 20 items labelled, 20 tied" in error_of(
         judge(pairs_file, ties, *model, "--judge.margin", 1e6, function=None)
     )
-    assert "it is a reward model; name it as judge.reward" in told(
+    assert "it is a reward model; name it as judge.reward" in error_of(
         judge(pairs_file, tmp_path / "x", "--judge.model", tmp_path / "rm" / "model", function=None)
     )
-    assert "name it as judge.model" in told(
+    assert "name it as judge.model" in error_of(
         judge(pairs_file, tmp_path / "x", "--judge.reward", tiny_model, function=None)
     )
 
@@ -236,10 +236,10 @@ def test_only_the_principle_without_an_answer_is_asked_again(pairs_file, tmp_pat
         assert all("Be brief" in question for question in server.asked)
 
 
-def test_a_secret_in_an_address_is_told_nowhere(pairs_file, tmp_path, told):
+def test_a_secret_in_an_address_is_told_nowhere(pairs_file, tmp_path, error_of):
     assert main(judge(pairs_file, tmp_path / "run")) == 0
     who = ("--judge.endpoint.model", "m", "--judge.endpoint.base_url", "http://me:sk-SECRET@host/v1")
-    line = told(judge(pairs_file, tmp_path / "run", *who, function=None))
+    line = error_of(judge(pairs_file, tmp_path / "run", *who, function=None))
     assert "it holds a user, password or query" in line
     assert "SECRET" not in line
 
@@ -284,7 +284,7 @@ def test_a_share_of_the_pairs_in_both_orders(pairs_file, tmp_path):
     assert len(read_jsonl(tmp_path / "run" / "preferences.jsonl")) == 20
 
 
-def test_a_stopped_run_goes_on_and_asks_nothing_twice(pairs_file, tmp_path, monkeypatch, told):
+def test_a_stopped_run_goes_on_and_asks_nothing_twice(pairs_file, tmp_path, monkeypatch, error_of):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     down = {"after": 15}
 
@@ -296,18 +296,18 @@ def test_a_stopped_run_goes_on_and_asks_nothing_twice(pairs_file, tmp_path, monk
         settings = {"model": "m", "base_url": server.url, "key_env": "JUDGE_KEY", "concurrency": 1, "retries": 0}
         who = [part for name, value in settings.items() for part in (f"--judge.endpoint.{name}", value)]
         arguments = judge(pairs_file, run, *who, "--save_every", 4, function=None)
-        assert "the key in JUDGE_KEY was refused" in told(arguments)
+        assert "the key in JUDGE_KEY was refused" in error_of(arguments)
         assert len(read_jsonl(run / "verdicts.jsonl")) == 4  # of whole chunks; single answers are in the cache
         with (run / "verdicts.jsonl").open("a") as file:
             file.write('{"key": "cut off by a ki')
         down["after"] = 10**6
         refused = server.asked.copy()
-        assert "left nothing to train on (0 of 20 items labelled, 20 tied" in told(arguments)
+        assert "left nothing to train on (0 of 20 items labelled, 20 tied" in error_of(arguments)
         assert len(read_jsonl(run / "verdicts.jsonl")) == 20
         paid = Counter(server.asked)
         assert sum(paid.values()) - len(paid) == sum(refused.values()) - 15  # only what was refused was asked again
         before = sum(paid.values())
-        told(arguments)
+        error_of(arguments)
         assert sum(server.asked.values()) == before
     written = b"".join(path.read_bytes() for path in run.rglob("*") if path.is_file())
     assert KEY.encode() not in written
@@ -333,7 +333,7 @@ def test_unanswered_questions_are_asked_again(pairs_file, tmp_path, monkeypatch,
         assert "no answer" not in capsys.readouterr().out
 
 
-def test_other_settings_do_not_mix_with_kept_verdicts(pairs_file, tmp_path, told):
+def test_other_settings_do_not_mix_with_kept_verdicts(pairs_file, tmp_path, error_of):
     template = tmp_path / "mine.txt"
     template.write_text(
         "{{ prompt }}<response_a>{{ response_a }}</response_a><response_b>{{ response_b }}</response_b>"
@@ -342,9 +342,9 @@ def test_other_settings_do_not_mix_with_kept_verdicts(pairs_file, tmp_path, told
     assert main(judge(pairs_file, run, "--template", template, "--data.limit", 5)) == 0
     assert main(judge(pairs_file, run, "--template", template)) == 0  # more of the same is no other setting
     assert len(read_jsonl(run / "verdicts.jsonl")) == 20
-    assert "think (was False, now True)" in told(judge(pairs_file, run, "--template", template, "--think", "true"))
+    assert "think (was False, now True)" in error_of(judge(pairs_file, run, "--template", template, "--think", "true"))
     template.write_text(template.read_text() + "?")
-    assert "asked.template (was " in told(judge(pairs_file, run, "--template", template))
+    assert "asked.template (was " in error_of(judge(pairs_file, run, "--template", template))
 
 
 GOOD = {"prompt": "p", "answer_a": "x", "answer_b": "yy"}
@@ -363,9 +363,9 @@ GOOD = {"prompt": "p", "answer_a": "x", "answer_b": "yy"}
         ([1], "is a JSON list"),
     ],
 )  # fmt: skip
-def test_a_bad_row_is_named_and_nothing_is_written(told, tmp_path, row, words):
+def test_a_bad_row_is_named_and_nothing_is_written(error_of, tmp_path, row, words):
     file = write(tmp_path / "pairs.jsonl", [GOOD, row, GOOD])
-    line = told(judge(file, tmp_path / "run"))
+    line = error_of(judge(file, tmp_path / "run"))
     assert line.startswith(f"{file}, row 2: ")
     assert words in line
     assert not (tmp_path / "run").exists()
@@ -390,8 +390,8 @@ def test_a_bad_row_is_named_and_nothing_is_written(told, tmp_path, row, words):
         (("--judge.endpoint.model", "m", "--judge.endpoint.base_url", f"http://u:{KEY}@h/v1"), "it holds a user"),
     ],
 )  # fmt: skip
-def test_mistakes(told, pairs_file, tmp_path, more, words):
-    line = told(judge(pairs_file, tmp_path / "run", *more, function=None))
+def test_mistakes(error_of, pairs_file, tmp_path, more, words):
+    line = error_of(judge(pairs_file, tmp_path / "run", *more, function=None))
     assert words in line
     assert KEY not in line
     assert not (tmp_path / "run" / "preferences.jsonl").exists()

@@ -131,18 +131,18 @@ def test_a_run_of_ours_and_its_labels_are_audited(audited, pairs_file, tmp_path,
 
 
 def test_what_an_audit_cannot_read_is_told(tmp_path, capsys):
-    def told(rows, *more):
+    def error_of(rows, *more):
         file = write(tmp_path / "v.jsonl", rows)
         assert main(["judge", "audit", str(file), "--picture", "false", *more]) == 2
         return " ".join(capsys.readouterr().err.split())
 
     sound = {"first_order": "a", "second_order": "b"}
     three = {**sound, "answers": ["x", "y", "z"]}
-    assert "its 2 rows are not of two answers each, and an audit is of pairs" in told([three] * 2)
-    assert "columns names 'humans', which is no field of ours" in told([sound], "--columns", "{humans: label}")
-    assert "family names 'me', and the judges are judge" in told([sound], "--family", "{me: us}")
-    assert "field 'key' is [1] where one text or number" in told([{**sound, "key": [1]}])
-    assert "field 'by' is 5 where a list" in told([{**sound, "by": 5}], "--family", "{judge: us}")
+    assert "its 2 rows are not of two answers each, and an audit is of pairs" in error_of([three] * 2)
+    assert "columns names 'humans', which is no field of ours" in error_of([sound], "--columns", "{humans: label}")
+    assert "family names 'me', and the judges are judge" in error_of([sound], "--family", "{me: us}")
+    assert "field 'key' is [1] where one text or number" in error_of([{**sound, "key": [1]}])
+    assert "field 'by' is 5 where a list" in error_of([{**sound, "by": 5}], "--family", "{judge: us}")
 
 
 def test_scores_votes_and_labelled_pairs_are_called_so(audited, tmp_path):
@@ -211,17 +211,17 @@ GOOD = {"first_order": "first", "second_order": "second"}
         ([1], (), "is a JSON list"),
     ],
 )  # fmt: skip
-def test_mistakes(told, tmp_path, row, more, words):
+def test_mistakes(error_of, tmp_path, row, more, words):
     file = write(tmp_path / "v.jsonl", [GOOD, row])
-    line = told(["judge", "audit", str(file), "--output", str(tmp_path / "out"), *more])
+    line = error_of(["judge", "audit", str(file), "--output", str(tmp_path / "out"), *more])
     assert words in line
     assert not (tmp_path / "out").exists()
 
 
-def test_matplotlib_is_asked_for_in_a_sentence(told, tmp_path, monkeypatch):
+def test_matplotlib_is_asked_for_in_a_sentence(error_of, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     file = write(tmp_path / "v.jsonl", [GOOD])
-    assert "the picture needs matplotlib: pip install 'jaxalign[plots]'" in told(["judge", "audit", str(file)])
+    assert "the picture needs matplotlib: pip install 'jaxalign[plots]'" in error_of(["judge", "audit", str(file)])
     assert main(["judge", "audit", str(file), "--picture", "false"]) == 0
 
 

@@ -20,7 +20,7 @@ def finished(flags, tmp_path_factory):
     return output
 
 
-def test_pairs_are_taken_apart_and_the_run_tells_liked_from_other_answers(finished):
+def test_pairs_are_split_and_the_run_separates_liked_from_other_answers(finished):
     lines = read_jsonl(finished / "metrics.jsonl")
     training, evaluations = [x for x in lines if "loss" in x], [x for x in lines if "eval/loss" in x]
     assert [line["step"] for line in training] == [1, 2, 3, 4, 5]
@@ -31,9 +31,9 @@ def test_pairs_are_taken_apart_and_the_run_tells_liked_from_other_answers(finish
     assert evaluations[-1]["eval/loss"] < 0.45
     assert evaluations[0]["eval/rewards/margins"] == 0 < evaluations[-1]["eval/rewards/margins"]
     assert {"kl", "rewards/chosen", "rewards/rejected", "logps/chosen", "num_tokens", "grad_norm"} <= set(training[0])
-    found = json.loads((finished / "separation.json").read_text())
-    assert (found["liked"], found["others"], found["prompts"]) == (2, 2, 2), "pairs keep together in the split"
-    assert found["auc"] == 1
+    content = json.loads((finished / "separation.json").read_text())
+    assert (content["liked"], content["others"], content["prompts"]) == (2, 2, 2), "pairs keep together in the split"
+    assert content["auc"] == 1
     left = "base checkpoints config.yaml inputs.json metrics.jsonl model samples.json separation.json timings.jsonl"
     assert names(finished) == left.split()
 
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(flags, finished, tmp_path, monke
     assert same_model(whole / "model", cut / "model")
 
 
-def test_a_product_log_is_read_through_its_signals(flags, tmp_path, capsys, told):
+def test_a_product_log_is_read_through_its_signals(flags, tmp_path, capsys, error_of):
     """12 short answers voted up, 4 long ones voted down, one row without votes, one with as many of each."""
     rows = []
     for i in range(16):
@@ -85,10 +85,10 @@ def test_a_product_log_is_read_through_its_signals(flags, tmp_path, capsys, told
     assert "16 of 18 rows kept (2 without a signal)" in shown
     liked, others = (sum(w) for w in zip(*[(r["up"] > 0, r["down"] > 0) for r in rows[:16]], strict=True))
     assert (liked, others) == (12, 4)
-    # 12 are trained on; what is weighed up is the smaller kind, to the upper end of the bound.
+    # 12 are trained on. The smaller kind is weighted up to the upper end of the bound.
     assert "a ratio of 1.33 (1 to 1.33 is advised)" in shown
-    assert "need completion and label" in told(flags(tmp_path / "r", "kto", **log))
-    assert "no row has the field 'likes'" in told(flags(tmp_path / "r", "kto", **log, data__signals__up="likes"))
+    assert "need completion and label" in error_of(flags(tmp_path / "r", "kto", **log))
+    assert "no row has the field 'likes'" in error_of(flags(tmp_path / "r", "kto", **log, data__signals__up="likes"))
 
 
 def test_votes_of_openassistant_trees(flags, tmp_path, capsys):
@@ -132,7 +132,7 @@ def test_what_was_cut_and_a_kind_that_is_not_there_are_metrics(flags, tmp_path, 
     evaluations = [line for line in lines if "eval/loss" in line]
     assert all(line["eval/rewards/rejected"] is line["eval/rewards/margins"] is None for line in evaluations)
     assert all(line["eval/rewards/chosen"] is not None for line in evaluations)
-    assert "held-out answers: all 3 are liked, so none can be told apart" in capsys.readouterr().out
+    assert "held-out answers: all 3 are liked, so the AUC is undefined" in capsys.readouterr().out
     assert not (run / "separation.json").exists()
 
 
@@ -145,19 +145,19 @@ def test_adapters_are_held_to_their_base(flags, tmp_path):
     assert lines[-1]["eval/rewards/margins"] > 0
 
 
-def test_what_cannot_be_learned_from_is_told(flags, tmp_path, told):
+def test_data_that_cannot_be_learned_from_are_refused(flags, tmp_path, error_of):
     file = tmp_path / "liked.jsonl"
     rows = [{"prompt": f"why {i}?", "completion": "so", "label": True} for i in range(8)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert "all 4 training examples are liked: give answers of both kinds" in told(
+    assert "All 4 training examples are liked. Give answers of both kinds" in error_of(
         flags(tmp_path / "r", "kto", data__path=file)
     )
     rows = [{"prompt": "why?", "completion": f"so {i}", "label": i % 2 == 0} for i in range(8)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     alone = {"data__path": file, "data__holdout": 0}
-    assert "all training examples share one prompt" in told(flags(tmp_path / "r", "kto", **alone))
-    assert "one is given: give both" in told(flags(tmp_path / "r", "kto", method__desirable_weight=1))
-    assert "eval/kl" in told(flags(tmp_path / "r", "kto", train__best="eval/rewards/accuracies"))
+    assert "All training examples share one prompt" in error_of(flags(tmp_path / "r", "kto", **alone))
+    assert "is set. Set both, or neither" in error_of(flags(tmp_path / "r", "kto", method__desirable_weight=1))
+    assert "eval/kl" in error_of(flags(tmp_path / "r", "kto", train__best="eval/rewards/accuracies"))
     assert not (tmp_path / "r" / "model").exists()
 
 
@@ -168,10 +168,10 @@ def test_area_under_the_curve_is_that_of_all_pairs():
     prompts = [int(i) for i in random.integers(0, 25, 60)]
     up, down = scores[liked][:, None], scores[~liked][None]
     want = np.mean((up > down) + 0.5 * (up == down))
-    found = separation(scores.tolist(), liked.tolist(), prompts)
-    assert found.auc == pytest.approx(want, abs=1e-12)
-    assert found.auc_ci[0] < want < found.auc_ci[1]
-    assert (found.liked, found.others, found.prompts) == (liked.sum(), (~liked).sum(), len(set(prompts)))
+    result = separation(scores.tolist(), liked.tolist(), prompts)
+    assert result.auc == pytest.approx(want, abs=1e-12)
+    assert result.auc_ci[0] < want < result.auc_ci[1]
+    assert (result.liked, result.others, result.prompts) == (liked.sum(), (~liked).sum(), len(set(prompts)))
     assert np.isnan(separation([1.0, 2.0], [True, True], [0, 1]).auc)
 
 
@@ -181,6 +181,6 @@ def test_the_interval_covers_the_truth_as_often_as_it_says():
     covered = 0
     for seed in range(200):
         liked = np.arange(80) % 2 == 0
-        found = separation((random.normal(size=80) + liked).tolist(), liked.tolist(), list(range(80)), seed)
-        covered += found.auc_ci[0] <= 0.76025 <= found.auc_ci[1]
+        result = separation((random.normal(size=80) + liked).tolist(), liked.tolist(), list(range(80)), seed)
+        covered += result.auc_ci[0] <= 0.76025 <= result.auc_ci[1]
     assert 0.90 <= covered / 200 <= 0.995

@@ -63,13 +63,13 @@ RUNS = [
 
 @pytest.mark.parametrize(
     ("command", "changes"),
-    [pytest.param(*each, marks=() if number == 0 else pytest.mark.thorough) for number, each in enumerate(RUNS)],
+    [pytest.param(*case, marks=() if number == 0 else pytest.mark.thorough) for number, case in enumerate(RUNS)],
 )
 def test_a_run_and_the_same_stopped_and_resumed(online, tmp_path, capsys, command, changes):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     assert main(online(whole, command, **changes)) == 0
     shown = capsys.readouterr().out
-    for words in ("bytes held", "optimiser", "an iteration, by phase (median): generate", str(whole / "model")):
+    for words in ("MiB in memory", "optimiser", "an iteration, by phase (median): generate", str(whole / "model")):
         assert words in shown
     lines = read_jsonl(whole / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
@@ -84,7 +84,7 @@ def test_a_run_and_the_same_stopped_and_resumed(online, tmp_path, capsys, comman
     assert [line["step"] for line in read_jsonl(halves / "metrics.jsonl")] == [1]
     brief_rewards.stop_at = None
     assert main(online(halves, command, **changes)) == 0
-    assert "going on after iteration 1" in capsys.readouterr().out
+    assert "resuming after iteration 1" in capsys.readouterr().out
     assert read_jsonl(halves / "metrics.jsonl") == lines
     assert same_model(whole / "model", halves / "model")
     assert main(["export", "--run", str(halves), "--output", str(tmp_path / "exported")]) == 0
@@ -118,21 +118,23 @@ def test_a_reward_model_on_the_policys_base(flags, online, tiny_model, tmp_path)
     base, params = jaxalign.load_model(tiny_model)
     _, whole, own = shared_reward_model(ScoreSection(adapter=str(scorer / "adapter")), base, params)
     shared = {id(leaf) for leaf in jax.tree.leaves(params)}
-    kept = [leaf for leaf in jax.tree.leaves(whole) if id(leaf) not in shared]
-    assert sum(leaf.nbytes for leaf in kept) == size_of(own) < size_of(params) / 4
+    own_leaves = [leaf for leaf in jax.tree.leaves(whole) if id(leaf) not in shared]
+    assert sum(leaf.nbytes for leaf in own_leaves) == size_of(own) < size_of(params) / 4
 
 
-def test_mistakes(online, told, tmp_path, tiny_model):
+def test_mistakes(online, error_of, tmp_path, tiny_model):
     run = tmp_path / "run"
-    assert "there is nothing to reward" in told(online(run, "ppo", **{"reward.functions": None}))
-    assert "is no reward model" in told(online(run, "ppo", **{"reward.path": tiny_model}))
-    assert "give lora.rank" in told(online(run, "ppo", **{"reward.adapter": tmp_path}))
-    assert "holds no readable" in told(online(run, "ppo", **{"reward.adapter": tmp_path, "lora.rank": 2}))
-    assert "method.samples is 1" in told(online(run, "grpo", **{"method.samples": 1}))
-    assert "'no_such' is not number_match" in told(online(run, "ppo", **{"reward.functions": '{"no_such": 1.0}'}))
-    assert "small steps" in told(online(run, "ppo", **{"reference.refresh": "average", "reference.hold": "bfloat16"}))
-    assert "row 1" in told(online(run, "grpo", **{"reward.functions": '{"brief_rewards:broken": 1.0}'}))
-    words = told(online(tmp_path / "far", "grpo", **{"train.stop_entropy": 100.0}))
+    assert "Nothing is rewarded" in error_of(online(run, "ppo", **{"reward.functions": None}))
+    assert "is no reward model" in error_of(online(run, "ppo", **{"reward.path": tiny_model}))
+    assert "Set lora.rank" in error_of(online(run, "ppo", **{"reward.adapter": tmp_path}))
+    assert "holds no readable" in error_of(online(run, "ppo", **{"reward.adapter": tmp_path, "lora.rank": 2}))
+    assert "method.samples is 1" in error_of(online(run, "grpo", **{"method.samples": 1}))
+    assert "'no_such' is not number_match" in error_of(online(run, "ppo", **{"reward.functions": '{"no_such": 1.0}'}))
+    assert "small steps" in error_of(
+        online(run, "ppo", **{"reference.refresh": "average", "reference.hold": "bfloat16"})
+    )
+    assert "row 1" in error_of(online(run, "grpo", **{"reward.functions": '{"brief_rewards:broken": 1.0}'}))
+    words = error_of(online(tmp_path / "far", "grpo", **{"train.stop_entropy": 100.0}))
     assert "less than 100: it has collapsed" in words
     assert json.loads((tmp_path / "far" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
     assert "checkpoints" in names(tmp_path / "far")
@@ -162,8 +164,8 @@ def test_a_budget_of_capability_keeps_the_last_iteration_within_it(online, tmp_p
     assert len(figures) == 4
     assert max(figures[:3]) < figures[3]
     assert run("tight", (max(figures[:3]) + figures[3]) / 2 - figures[0]) == figures
-    said = " ".join(capsys.readouterr().out.split())
-    assert "after iteration 3: worse by" in said
-    assert "The model of iteration 2 is kept." in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "after iteration 3: worse by" in output
+    assert "The model of iteration 2 is the result." in output
     assert run("two", 1e9, **{"train.iterations": 2}) == figures[:3]
     assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")

@@ -10,8 +10,8 @@ from jaxalign.cli import COMMANDS, main
 REQUIRED = ["--model.path", "m", "--data.path", "d.jsonl", "--output", "o"]
 
 
-def told(capsys, arguments) -> str:
-    """What main says about a mistake: one line on standard error, exit code 2, nothing on standard output."""
+def error_line(capsys, arguments) -> str:
+    """Runs main with a mistake: one line on standard error, exit code 2, nothing on standard output."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -41,48 +41,48 @@ def test_every_command_has_help_for_each_setting(command, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--train.batch_sise", "3"], "unknown setting train.batch_sise; did you mean train.batch_size?"),
-        (["--train.batch_size", "abc"], "train.batch_size: expected int, got abc;"),
-        (["--train.batch_size"], "train.batch_size: expected one argument;"),
-        (["--data.holdout", "many"], "data.holdout: expected int or float, got many;"),
-        (["--model.dtype", "int8"], "model.dtype: expected Literal['float32', 'bfloat16'], got int8;"),
-        (["surplus"], "unknown setting surplus;"),
+        (["--train.batch_sise", "3"], "Unknown setting train.batch_sise. Did you mean train.batch_size?"),
+        (["--train.batch_size", "abc"], "train.batch_size: expected int, got abc."),
+        (["--train.batch_size"], "train.batch_size: expected one argument."),
+        (["--data.holdout", "many"], "data.holdout: expected int or float, got many."),
+        (["--model.dtype", "int8"], "model.dtype: expected Literal['float32', 'bfloat16'], got int8."),
+        (["surplus"], "Unknown setting surplus."),
     ],
 )
 def test_a_mistaken_flag_is_told_in_one_sentence(arguments, words, capsys):
-    assert words in told(capsys, ["dpo", *REQUIRED, *arguments])
+    assert words in error_line(capsys, ["dpo", *REQUIRED, *arguments])
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("train: {batch_sise: 3}", "unknown setting train.batch_sise in {file}; did you mean train.batch_size?"),
-        ("modle: {path: m}", "unknown setting modle.path in {file}; did you mean model.path?"),
-        ("train: {batch_size: abc}", "train.batch_size: expected int, got abc;"),
+        ("train: {batch_sise: 3}", "Unknown setting train.batch_sise in {file}. Did you mean train.batch_size?"),
+        ("modle: {path: m}", "Unknown setting modle.path in {file}. Did you mean model.path?"),
+        ("train: {batch_size: abc}", "train.batch_size: expected int, got abc."),
         ("train: [3", "The settings in {file} cannot be read:"),
         ("- 3", "The settings in {file} cannot be read:"),
-        ("", "The configuration file {file} is empty;"),
-        ("# nothing yet", "The configuration file {file} is empty;"),
+        ("", "The configuration file {file} is empty."),
+        ("# nothing yet", "The configuration file {file} is empty."),
     ],
 )
 def test_a_mistaken_file_is_told_in_one_sentence(content, words, tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(content)
-    assert words.format(file=file) in told(capsys, ["dpo", *REQUIRED, "--config", str(file)])
+    assert words.format(file=file) in error_line(capsys, ["dpo", *REQUIRED, "--config", str(file)])
 
 
 def test_a_file_in_another_encoding_is_told(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_bytes("output: café".encode("latin-1"))
-    assert f"{file} is not UTF-8 (byte 11); save it as UTF-8." in told(
+    assert f"{file} is not UTF-8 (byte 11). Save it as UTF-8." in error_line(
         capsys, ["dpo", *REQUIRED, "--config", str(file)]
     )
 
 
 def test_what_is_missing_is_named(tmp_path, capsys):
-    assert told(capsys, ["dpo"]).startswith("model.path, data.path, output must be given;")
-    assert "no.yaml does not exist" in told(capsys, ["dpo", "--config", str(tmp_path / "no.yaml")])
-    assert "'train' is not a command; the commands are quickstart, sft," in told(capsys, ["train"])
+    assert error_line(capsys, ["dpo"]).startswith("model.path, data.path, output must be set.")
+    assert "no.yaml does not exist" in error_line(capsys, ["dpo", "--config", str(tmp_path / "no.yaml")])
+    assert "'train' is not a command; the commands are quickstart, sft," in error_line(capsys, ["train"])
 
 
 def test_help_comes_at_once_without_loading_jax():

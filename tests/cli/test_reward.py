@@ -55,11 +55,16 @@ def test_pairs_to_a_reward_model(reward, tmp_path, capsys):
     assert model.config.pad_token_id not in model.config.eos_token_ids
     tokenizer = jaxalign.load_tokenizer(str(run / "model"))
     assert tokenizer.pad_token_id == model.config.pad_token_id
-    found = json.loads((run / "calibration.json").read_text())
-    assert sum(each["size"] for each in found["bins"]) == 4
-    assert 0 <= found["brier"] < 0.25
+    content = json.loads((run / "calibration.json").read_text())
+    assert sum(entry["size"] for entry in content["bins"]) == 4
+    assert 0 <= content["brier"] < 0.25
     shown = capsys.readouterr().out
-    for words in ("probability said, frequency seen", "expected calibration error", "Brier score", str(run / "model")):
+    for words in (
+        "predicted probability, observed frequency",
+        "expected calibration error",
+        "Brier score",
+        str(run / "model"),
+    ):
         assert words in shown
 
 
@@ -78,9 +83,9 @@ def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_
     base, trunk = jaxalign.load_model(tiny_model)
     adapted, adapters = lora.load(run / "adapter", base)
     assert adapted.config.num_scores == 3
-    merged, found = lora.merge(adapted, union(adapters, trunk))
+    merged, merged_params = lora.merge(adapted, union(adapters, trunk))
     assert merged.config.num_scores == model.config.num_scores
-    jax.tree.map(np.testing.assert_array_equal, found, params)
+    jax.tree.map(np.testing.assert_array_equal, merged_params, params)
 
 
 @pytest.mark.parametrize("heads", [1, 3])
@@ -104,7 +109,7 @@ def test_resumed_is_bitwise(reward, tmp_path, monkeypatch, heads):
     assert same_model(whole / "model", cut / "model")
 
 
-def test_a_tokenizer_without_padding_is_told_before_training(reward, tiny_model, told, tmp_path):
+def test_a_tokenizer_without_padding_is_refused_before_training(reward, tiny_model, error_of, tmp_path):
     """One whose only special token ends the text, as GPT-2's."""
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
@@ -115,27 +120,29 @@ def test_a_tokenizer_without_padding_is_told_before_training(reward, tiny_model,
     bare.save_pretrained(model)
     (model / "chat_template.jinja").unlink()
     run = tmp_path / "run"
-    assert "no special token but its end token to pad with" in told(reward(run, **{"model.path": model}))
+    assert "no special token but its end token to pad with" in error_of(reward(run, **{"model.path": model}))
     assert not run.exists()
 
 
-def test_a_reward_model_is_trained_further(reward, told, tmp_path):
+def test_a_reward_model_is_trained_further(reward, error_of, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert main(reward(first)) == 0
     assert main(reward(second, **{"model.path": first / "model"})) == 0
     before, after = (read_jsonl(run / "metrics.jsonl") for run in (first, second))
     ends, starts = before[-1]["eval/loss"], after[0]["eval/loss"]
     np.testing.assert_allclose(starts, ends, rtol=1e-6)
-    words = told(reward(tmp_path / "third", **{"model.path": first / "model", "method.heads": 2}))
-    assert words == "method.heads is 2, and the reward model has 1."
+    words = error_of(reward(tmp_path / "third", **{"model.path": first / "model", "method.heads": 2}))
+    assert words == "method.heads is 2, but the reward model has 1."
 
 
-def test_mistakes(reward, told, tmp_path):
+def test_mistakes(reward, error_of, tmp_path):
     run = tmp_path / "run"
-    assert "method.heads is 0" in told(reward(run, **{"method.heads": 0}))
-    assert "method.centering is for pairs" in told(reward(run, **{"method.learn": "rankings", "method.centering": 0.1}))
-    assert "give one of eval/loss, eval/rewards/mean" in told(
+    assert "method.heads is 0" in error_of(reward(run, **{"method.heads": 0}))
+    assert "method.centering is for pairs" in error_of(
+        reward(run, **{"method.learn": "rankings", "method.centering": 0.1})
+    )
+    assert "Give one of eval/loss, eval/rewards/mean" in error_of(
         reward(run, **{"method.learn": "rankings", "train.best": "eval/rewards/margins"})
     )
-    assert "field 'completions' is missing" in told(reward(run, **{"method.learn": "rankings"}))
+    assert "field 'completions' is missing" in error_of(reward(run, **{"method.learn": "rankings"}))
     assert not run.exists()

@@ -25,9 +25,9 @@ def demonstrations(tmp_path_factory):
     with file.open("w") as out:
         for i in range(20):
             thing, colour = WORDS[i % 3], WORDS[3 + i % 3]
-            said = [f"what is the {thing} {i}?", colour, "sure?", f"yes {colour}"]
+            texts = [f"what is the {thing} {i}?", colour, "sure?", f"yes {colour}"]
             roles = ["user", "assistant"] * 2
-            turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
+            turns = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
             out.write(json.dumps({"messages": turns}) + "\n")
     return file
 
@@ -43,7 +43,7 @@ def sft(flags, demonstrations):
 LORA = {"lora.rank": 4, "lora.targets": "(q|v|down)_proj"}
 
 
-def test_it_learns_and_tells(sft, tmp_path, capsys):
+def test_it_learns_and_reports(sft, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(sft(run, train__steps=30)) == 0
     assert names(run) == [
@@ -83,7 +83,7 @@ def test_resumed_is_bitwise_and_exported_is_the_model(sft, tmp_path, monkeypatch
     assert same_model(target, whole / "model")
 
 
-def test_adapters_are_all_that_is_trained_and_kept(sft, tiny_model, tmp_path):
+def test_adapters_are_all_that_is_trained_and_saved(sft, tiny_model, tmp_path):
     run = tmp_path / "run"
     assert main(sft(run, **LORA)) == 0
     base, params = jaxalign.load_model(tiny_model)
@@ -104,24 +104,26 @@ def test_adapters_are_all_that_is_trained_and_kept(sft, tiny_model, tmp_path):
     assert size(run / "checkpoints") < 0.8 * size(full / "checkpoints")
 
 
-def test_mistakes(sft, tiny_model, told, tmp_path):
+def test_mistakes(sft, tiny_model, error_of, tmp_path):
     run = tmp_path / "run"
-    assert "train.best is eval/accuracy; give one of eval/loss, eval/nll, eval/perplexity." in told(
+    assert "train.best is eval/accuracy. Give one of eval/loss, eval/nll, eval/perplexity." in error_of(
         sft(run, train__best="eval/accuracy")
     )
-    assert "lora.targets 'nothing' matches none of" in told(sft(run, **{"lora.rank": 2, "lora.targets": "nothing"}))
-    assert "lora.rank is -1; give finite numbers, 0 or more." in told(sft(run, **{"lora.rank": -1}))
-    assert "lora.targets '(' is no regular expression" in told(sft(run, **{"lora.rank": 2, "lora.targets": "("}))
+    assert "lora.targets 'nothing' matches none of" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "nothing"}))
+    assert "lora.rank is -1; give finite numbers, 0 or more." in error_of(sft(run, **{"lora.rank": -1}))
+    assert "lora.targets '(' is no regular expression" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "("}))
     scorer = tmp_path / "scorer"
     model, params = jaxalign.load_model(tiny_model)
     model, params = from_language_model(model, params, jax.random.key(0))
     jaxalign.save_model(scorer, model, params, jaxalign.load_tokenizer(str(tiny_model)))
-    assert "is a reward model. Give a language model." in told(sft(run, **{"model.path": scorer, "samples.prompts": 0}))
+    assert "is a reward model. Give a language model." in error_of(
+        sft(run, **{"model.path": scorer, "samples.prompts": 0})
+    )
     assert not run.exists()
 
 
 @pytest.mark.parametrize("settings", [{}, LORA], ids=["full", "lora"])
-def test_a_run_goes_on_with_what_it_began_with_only(sft, demonstrations, tiny_model, told, tmp_path, settings):
+def test_a_run_resumes_with_its_own_inputs_only(sft, demonstrations, tiny_model, error_of, tmp_path, settings):
     model, data, run = tmp_path / "model", tmp_path / "chats.jsonl", tmp_path / "run"
     shutil.copytree(tiny_model, model)
     shutil.copy(demonstrations, data)
@@ -129,14 +131,14 @@ def test_a_run_goes_on_with_what_it_began_with_only(sft, demonstrations, tiny_mo
     assert main(given) == 0
     text = data.read_text()
     data.write_text(text.replace("sure?", "really?"))
-    assert "the examples (the data or the tokenizer) changed since it began" in told(given)
+    assert "the examples (the data or the tokenizer) changed since it began" in error_of(given)
     data.write_text(text)
     other, params = jaxalign.load_model(model)
     jaxalign.save_model(model, other, jax.tree.map(lambda leaf: leaf * 1.01, params))
-    assert "the model at model.path changed since it began" in told(given)
+    assert "the model changed since it began" in error_of(given)
     if settings:
         export = ["export", "--run", str(run), "--output", str(tmp_path / "out"), "--checkpoint", "latest"]
-        assert f"{model} is not the model that {run} began with. Restore it." in told(export)
+        assert f"{model} is not the model that {run} began with. Restore it." in error_of(export)
         assert not (tmp_path / "out").exists()
 
 
