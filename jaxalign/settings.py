@@ -68,6 +68,12 @@ class SourceSection:
     on_error: Literal["stop", "skip"] = "stop"
     limit: int | None = None
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """The options of ``data.load.read_source``."""
+        names = {"name": self.name, "data_dir": self.data_dir, "split": self.split}
+        return {**names, "format": self.format, "columns": self.columns, "on_error": self.on_error}
+
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix: str = "") -> None:
     """Raise for the first number that is not finite or outside its range; null is in every range, [] in none.

@@ -86,7 +86,9 @@ def test_plain_lines_show_loss_accuracy_margin_speed_and_time_left(tmp_path):
 def test_a_terminal_gets_a_live_line(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = io.StringIO()
-    with LiveReport(Console(file=stream, force_terminal=True)) as report:
+    with LiveReport(
+        Console(file=stream, force_terminal=True, color_system="standard", width=100, highlight=False)
+    ) as report:
         for step in range(1, 7):
             report(f"step {step}/6  margin {step / 10:.4f}")
         report("eval at step 6: loss 0.2")

@@ -63,7 +63,6 @@ def load_examples(run: Run, kind: type[Record], tokenizer: Any, rows: Any = None
         UserError: For a bad source or row, or if nothing is left to train on.
     """
     data: DataSection = run.config.data
-    names = ("columns", "format", "on_error", "split", "name", "data_dir")
     records = read_examples(
         kind,
         data.path,
@@ -75,7 +74,7 @@ def load_examples(run: Run, kind: type[Record], tokenizer: Any, rows: Any = None
         limit=data.limit,
         report=run.report,
         signals=getattr(data, "signals", None),
-        **{name: getattr(data, name) for name in names},
+        **data.reading,
     )
     (train, counts), (held_out, eval_counts) = (
         tokenize_examples(

@@ -155,9 +155,7 @@ def load_prompts(run: Run, tokenizer: Any, rows: Any = None) -> Prompts:
     data = run.config.data
     if data.path is None and rows is None:
         raise UserError("The prompts are missing. Set data.path, or pass rows.")
-    names = ("columns", "format", "on_error", "split", "name", "data_dir")
-    options = {name: getattr(data, name) for name in names}
-    records, _ = read_source(Prompt, data.path if rows is None else rows, report=run.report, **options)
+    records, _ = read_source(Prompt, data.path if rows is None else rows, report=run.report, **data.reading)
     texts, result = tokenize_prompts(
         records[: data.limit], tokenizer, max_length=data.max_length, template=data.template, on_error=data.on_error
     )

@@ -258,7 +258,7 @@ def sample_before(
 
 @contextlib.contextmanager
 def open_budget(
-    run: Run, policy: Trainable, tokenizer: Any, *, resuming: bool, **options: Any
+    run: Run, trainable: Trainable, tokenizer: Any, *, resuming: bool, **options: Any
 ) -> Iterator[Budget | None]:
     """Yields the run's budget of capability, or None if none is set; ``options`` are those of ``Budget``."""
     section = getattr(run.config, "budget", None)
@@ -267,7 +267,15 @@ def open_budget(
         return
     seed = run.config.train.seed
     budget = Budget(
-        section, run.directory, policy.model, policy.fixed, tokenizer, seed, run.report, resuming=resuming, **options
+        section,
+        run.directory,
+        trainable.model,
+        trainable.fixed,
+        tokenizer,
+        seed,
+        run.report,
+        resuming=resuming,
+        **options,
     )
     with contextlib.closing(budget):
         yield budget

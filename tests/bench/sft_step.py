@@ -31,13 +31,13 @@ def side(path: str, rank: int) -> dict[str, float]:
     from jaxalign.data.tokenize import tokenize_sft
     from jaxalign.methods.sft import sft
     from jaxalign.recipes.config import LoraSection
-    from jaxalign.recipes.fit import trainable
+    from jaxalign.recipes.run import make_trainable
 
     records, _ = read_records(Demonstration, path)
     trees, _ = tokenize_sft(records[: BATCH * STEPS], jaxalign.load_tokenizer(GGUF))
     data = batches(trees, batch_size=BATCH)
     model, params = jaxalign.load_model(GGUF)
-    model, trained, fixed = trainable(LoraSection(rank=rank), model, params, 0)
+    model, trained, fixed = make_trainable(LoraSection(rank=rank), model, params, 0)
     del params
     optimizer, _ = optim.make_optimizer(optim.OptimConfig(schedule="constant", warmup_ratio=0.0), STEPS)
     state = loop.init_state(trained, optimizer, jax.random.key(0))

@@ -31,11 +31,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxalign.cli.compare import across, run_seed, student, write_table
+from jaxalign.cli.compare import across, run_seed, write_table
 from jaxalign.compare import arms, figures
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.paths import write_whole
 from jaxalign.recipes.run_directory import settings
+from jaxalign.stats import student
 from jaxalign.testbed.annotators import Judge
 
 Line = dict[str, Any]

@@ -80,8 +80,8 @@ def test_bytes_are_those_of_a_run(tiny_model):
     assert more == sum(2 * sum(shape) for shape in kernels) * config.num_hidden_layers
 
 
-def test_mistakes_are_told(tiny_model, tmp_path, told):
+def test_mistakes_are_told(tiny_model, tmp_path, error_of):
     file = write(tmp_path / "rows.jsonl", [PAIR])
-    assert "missing.jsonl" in told(["advise", "--data", "missing.jsonl", "--model", str(tiny_model)])
-    assert "nowhere" in told(["advise", "--data", file, "--model", "./nowhere"])
-    assert "memory is 0" in told(["advise", "--data", file, "--model", str(tiny_model), "--memory", "0"])
+    assert "missing.jsonl" in error_of(["advise", "--data", "missing.jsonl", "--model", str(tiny_model)])
+    assert "nowhere" in error_of(["advise", "--data", file, "--model", "./nowhere"])
+    assert "memory is 0" in error_of(["advise", "--data", file, "--model", str(tiny_model), "--memory", "0"])

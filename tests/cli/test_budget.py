@@ -60,7 +60,7 @@ def test_the_last_state_within_the_budget_is_kept(tmp_path, flags, rejected, cap
     assert main(flags(tmp_path / "tight", **budget(rejected, allowed, 1), **constant)) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "after step 3: worse by" in said
-    assert "The model of step 2 is kept." in said
+    assert "The model of step 2 is the result." in said
     assert sorted(figures(tmp_path / "tight")) == [0, 1, 2, 3]
     assert main(flags(tmp_path / "two", **{"train.steps": 2}, **constant)) == 0
     assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")
@@ -90,14 +90,14 @@ def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected)
     assert same_model(tmp_path / "cut" / "model", tmp_path / "whole" / "model")
 
 
-def test_mistakes_are_told_before_training(tmp_path, flags, rejected, error_of):
+def test_mistakes_are_refused_before_training(tmp_path, flags, rejected, error_of):
     assert "unknown figure texts/magic. Choose among texts/perplexity." in error_of(
         flags(tmp_path / "a", **{**budget(rejected, 1.0), "budget.max_tax": '{"texts/magic": 1.0}'})
     )
     assert "unknown figure other/accuracy." in error_of(
         flags(tmp_path / "b", **{**budget(rejected, 1.0), "budget.max_tax": '{"other/accuracy": 1.0}'})
     )
-    assert "give a finite number, 0 or more" in error_of(flags(tmp_path / "c", **budget(rejected, -1.0)))
+    assert "Give a finite number, 0 or more" in error_of(flags(tmp_path / "c", **budget(rejected, -1.0)))
     assert "budget.every is 0" in error_of(flags(tmp_path / "d", **budget(rejected, 1.0, 0)))
     unlimited = budget(rejected, 1.0) | {"budget.max_tax": "{}"}
     assert "budget.suite is given, but no figure is limited" in error_of(flags(tmp_path / "e", **unlimited))
@@ -126,7 +126,7 @@ def test_parameters_that_are_not_finite_are_beyond_any_budget(tmp_path, flags, r
     assert main(flags(tmp_path / "run", **budget(rejected, 1e300, 1), **diverging)) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "has no finite value" in said
-    assert re.search(r"The model of step \d is kept", said)
+    assert re.search(r"The model of step \d is the result", said)
     _, params = load_model(tmp_path / "run/model")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -145,8 +145,8 @@ def test_a_run_with_a_model_is_not_written_over(tmp_path, flags, rejected, error
     """One that its budget stops at its first step has no checkpoint."""
     early = {"train.checkpoint_every": 10, "train.eval_every": 0, "optim.learning_rate": 3e-2}
     assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 1), **early)) == 0
-    assert "already holds a run" in error_of(flags(tmp_path / "run", **early, **{"train.resume": "never"}))
-    assert "holds a run with other settings" in error_of(flags(tmp_path / "run", **early))
+    assert "already contains a run" in error_of(flags(tmp_path / "run", **early, **{"train.resume": "never"}))
+    assert "contains a run with other settings" in error_of(flags(tmp_path / "run", **early))
 
 
 def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, error_of):

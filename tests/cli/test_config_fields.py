@@ -33,7 +33,8 @@ def fields(kind: type, section: str) -> typing.Iterator[tuple[str, str]]:
 
 
 # Sections handed whole to a function (optim.make_optimizer, Tracker, open_model, Signals.read), and what it calls them.
-ALIAS = {"optim": "config", "log": "config", "model": "section", "budget": "section"}
+ALIAS = {"optim": "config", "log": "config", "data": "self"}
+ALIAS |= dict.fromkeys(("model", "mesh", "samples", "reference", "budget", "method"), "section")
 ALIAS |= dict.fromkeys(("signals", "thumbs", "judge"), "self")
 READS = attribute_reads(Path(jaxalign.__file__).parent)
 

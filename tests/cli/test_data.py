@@ -121,9 +121,9 @@ def test_what_counts_is_in_colour(tmp_path, tiny_model, capsys, monkeypatch):
     [
         (["data"], "Run: jaxalign data inspect FILE"),
         (["data", "show", "a.jsonl"], "Run: jaxalign data inspect FILE"),
-        (["data", "inspect"], "data.path must be given"),
+        (["data", "inspect"], "data.path must be set"),
         (["data", "inspect", "no.jsonl"], "no.jsonl: there is no such file"),
-        (["data", "inspect", "no.jsonl", "--data.kinds", "sft"], "did you mean data.kind?"),
+        (["data", "inspect", "no.jsonl", "--data.kinds", "sft"], "Did you mean data.kind?"),
         (["data", "inspect", "no.jsonl", "--examples", "-1"], "examples is -1;"),
     ],
 )

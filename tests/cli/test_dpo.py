@@ -207,7 +207,7 @@ def test_generate_answers_a_prompt_or_a_file(tiny_model, pairs_file, error_of, t
     assert rows[3]["prompt"] == "what is the sky 3?"
     assert len({row["completion"] for row in rows}) > 1
     capsys.readouterr()
-    assert error_of(few) == "give either --prompt TEXT or --prompts FILE."
+    assert error_of(few) == "Give either --prompt TEXT or --prompts FILE."
     for given, read in {"-1": "-1.0", ".inf": "inf", ".nan": "nan"}.items():
         words = f"temperature must be a finite number, 0 or more, it is {read}."
         assert error_of([*few, "--prompt", "x", "--temperature", given]) == words
