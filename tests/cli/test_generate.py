@@ -71,7 +71,7 @@ def test_several_answers_to_each_prompt_of_a_file(generated, tmp_path):
     assert len({row["completion"] for row in rows[0]}) == 6
 
 
-def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(generated, tmp_path, tiny_model, error_of):
+def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(generated, tmp_path, tiny_model, told):
     opening = "\n\nHuman: sky?\n\nAssistant: blue\n\nHuman: sea?\n\nAssistant:"
     file, out = tmp_path / "hh.jsonl", tmp_path / "out.jsonl"
     rows = [{"chosen": f"{opening} deep", "rejected": f"{opening} red"}] * 2
@@ -83,7 +83,7 @@ def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(gener
     chat = "<|user|>sky?<|end|><|assistant|>blue<|end|><|user|>sea?<|end|><|assistant|>"
     assert tokenizer.decode(encode_prompts(tokenizer, [row["prompt"]])[0]) == chat
     file.write_text('{"chosen": "no turns", "rejected": "none"}\n')
-    line = error_of(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
+    line = told(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
     assert line.startswith(f"{file}, row 1: there is no field 'prompt', and field 'chosen' is not a transcript")
 
 
@@ -92,7 +92,6 @@ def test_an_answer_is_reported_when_it_is_complete(tiny_model):
     model, params = jaxalign.load_model(tiny_model)
     tokenizer = byte_tokenizer()
     settings = {"max_new_tokens": 200, "key": jax.random.key(1), "num_completions": 8, "segment": 8}
-<<<<<<< HEAD
     pieces = list(stream_text(model, params, tokenizer, [tokenizer("what?")["input_ids"]], **settings))
     last = {number: at for at, (number, _, is_last) in enumerate(pieces) if is_last}
     assert sorted(last) == list(range(8))
@@ -140,12 +139,6 @@ def test_generate_text_refuses(tiny_model, prompt, settings, words):
         generate_text(
             model, params, tokenizer, ["x", prompt], **{"key": jax.random.key(0), "max_new_tokens": 2} | settings
         )
-=======
-    streamed = list(pieces(model, params, tokenizer, [tokenizer("what?")["input_ids"]], **settings))
-    last = {number: at for at, (number, _, done) in enumerate(streamed) if done}
-    assert sorted(last) == list(range(8))
-    assert min(last.values()) < len(streamed) // 2, "no answer ended early"
->>>>>>> ac0bc7b (Commands, tests and benches use the recipes)
 
 
 @pytest.mark.parametrize(
@@ -156,8 +149,8 @@ def test_generate_text_refuses(tiny_model, prompt, settings, words):
         ("stop", '[""]', "the stop string '' can end nothing"),
     ],
 )
-def test_settings_that_make_no_sense(tiny_model, error_of, setting, value, words):
-    assert words in error_of(["generate", "--model.path", str(tiny_model), "--prompt", "x", f"--{setting}", value])
+def test_settings_that_make_no_sense(tiny_model, told, setting, value, words):
+    assert words in told(["generate", "--model.path", str(tiny_model), "--prompt", "x", f"--{setting}", value])
 
 
 def test_the_configuration_that_comes_with_jaxalign(generated, tiny_model):
