@@ -71,7 +71,7 @@ def test_several_answers_to_each_prompt_of_a_file(generated, tmp_path):
     assert len({row["completion"] for row in rows[0]}) == 6
 
 
-def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(generated, tmp_path, tiny_model, told):
+def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(generated, tmp_path, tiny_model, error_of):
     opening = "\n\nHuman: sky?\n\nAssistant: blue\n\nHuman: sea?\n\nAssistant:"
     file, out = tmp_path / "hh.jsonl", tmp_path / "out.jsonl"
     rows = [{"chosen": f"{opening} deep", "rejected": f"{opening} red"}] * 2
@@ -83,7 +83,7 @@ def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(gener
     chat = "<|user|>sky?<|end|><|assistant|>blue<|end|><|user|>sea?<|end|><|assistant|>"
     assert tokenizer.decode(encode_prompts(tokenizer, [row["prompt"]])[0]) == chat
     file.write_text('{"chosen": "no turns", "rejected": "none"}\n')
-    line = told(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
+    line = error_of(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
     assert line.startswith(f"{file}, row 1: there is no field 'prompt', and field 'chosen' is not a transcript")
 
 
@@ -149,8 +149,8 @@ def test_generate_text_refuses(tiny_model, prompt, settings, words):
         ("stop", '[""]', "the stop string '' can end nothing"),
     ],
 )
-def test_settings_that_make_no_sense(tiny_model, told, setting, value, words):
-    assert words in told(["generate", "--model.path", str(tiny_model), "--prompt", "x", f"--{setting}", value])
+def test_settings_that_make_no_sense(tiny_model, error_of, setting, value, words):
+    assert words in error_of(["generate", "--model.path", str(tiny_model), "--prompt", "x", f"--{setting}", value])
 
 
 def test_the_configuration_that_comes_with_jaxalign(generated, tiny_model):
