@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
 Params = Any  # a nested dict of jax.Arrays
 
@@ -32,7 +31,7 @@ def union(first: Params, second: Params) -> Params:
     return joined
 
 
-def average_params(a: Params, b: Params, weight: ArrayLike, dtype: Any = None) -> Params:
+def average_params(a: Params, b: Params, weight: float | jax.Array, dtype: Any = None) -> Params:
     """Interpolates two parameter trees: a + weight · (b - a), leaf by leaf.
 
     Args:
