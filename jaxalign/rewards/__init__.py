@@ -1,15 +1,14 @@
-"""Verifiable rewards: functions (prompts, completions, rows) -> scores, a weighted sum of them, your own by name.
+"""Verifiable rewards: functions (prompts, completions, rows) -> scores, ours and the user's own.
 
-``jaxalign.rewards.ensemble`` makes one score of a reward model's several heads.
+``jaxalign.rewards.ensemble`` combines the scores of a reward model's heads.
 """
 
-from jaxalign.rewards.call import Reward, WeightedScores, compute_rewards, load_reward, submit, weighted_sum
+from jaxalign.rewards.call import Reward, compute_rewards, load_reward, submit
 from jaxalign.rewards.numbers import final_number, number_match
 from jaxalign.rewards.text import exact_match, length_cap, length_target, normalise, regex
 
 __all__ = [
     "Reward",
-    "WeightedScores",
     "compute_rewards",
     "exact_match",
     "final_number",
@@ -20,5 +19,4 @@ __all__ = [
     "number_match",
     "regex",
     "submit",
-    "weighted_sum",
 ]

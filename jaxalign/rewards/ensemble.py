@@ -1,4 +1,4 @@
-"""Several reward heads as one score, against over-optimisation of any single one."""
+"""Combines several reward heads into one score, against over-optimisation of any single one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 
 def mean(scores: Float[Array, "*B M"]) -> Float[Array, "*B"]:
-    """The average of the heads: (1/M) Σ_m r_m.
+    """Returns the average of the heads: (1/M) Σ_m r_m.
 
     Source: Coste et al. 2023, arXiv:2310.02743, "mean optimization".
 
@@ -18,7 +18,7 @@ def mean(scores: Float[Array, "*B M"]) -> Float[Array, "*B"]:
 
 
 def minimum(scores: Float[Array, "*B M"]) -> Float[Array, "*B"]:
-    """The most pessimistic head: min_m r_m.
+    """Returns the lowest score of the heads: min_m r_m.
 
     Source: Coste et al. 2023, arXiv:2310.02743, "worst-case optimization".
 
@@ -29,13 +29,13 @@ def minimum(scores: Float[Array, "*B M"]) -> Float[Array, "*B"]:
 
 
 def uncertainty_weighted(scores: Float[Array, "*B M"], *, weight: float) -> Float[Array, "*B"]:
-    """The average less the heads' disagreement: mean_m r_m - λ (1/M) Σ_m (r_m - mean)².
+    """Returns the average minus the weighted variance of the heads: mean_m r_m - λ (1/M) Σ_m (r_m - mean)².
 
     Source: Coste et al. 2023, arXiv:2310.02743, "uncertainty-weighted optimization".
 
     Args:
-      scores: of M heads, ``[..., M]``.
-      weight: λ; 0 is ``mean``.
+        scores: of M heads, ``[..., M]``.
+        weight: λ; 0 is ``mean``.
 
     >>> uncertainty_weighted(jnp.array([[1.0, 3.0]]), weight=0.5)
     Array([1.5], dtype=float32)

@@ -1,4 +1,4 @@
-"""Reward functions by name, as configurations give them."""
+"""Reward functions by name."""
 
 from __future__ import annotations
 
@@ -14,9 +14,15 @@ FUNCTIONS: Mapping[str, Callable[[], rewards.Reward]] = {
 
 
 def load_function(name: str) -> rewards.Reward:
-    """A reward function by the name of one of ours, or by ``module:function``."""
+    """Returns a built-in reward function by its name, or the user's own by ``module:function``.
+
+    Raises:
+        UserError: if the name is neither.
+    """
     if ":" in name:
         return rewards.load_reward(name)
     if name not in FUNCTIONS:
-        raise UserError(f"reward.functions: {name!r} is not {', '.join(FUNCTIONS)}, nor of the form module:function.")
+        raise UserError(
+            f"Reward {name!r} is not {' or '.join(FUNCTIONS)}, or of the form module:function. Name one of these."
+        )
     return FUNCTIONS[name]()

@@ -1,4 +1,4 @@
-"""The final number of an answer, as GSM8K and MATH write it: ``#### 18``, ``\\boxed{18}``, or just the last one."""
+"""Reads the final number of an answer, as GSM8K and MATH write it: ``#### 18``, ``\\boxed{18}``, or the last one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(?:\{\s*(-?)([\d.,]+)\s*\}\s*\{\s*([\
 
 
 def final_number(text: str, *, marked: bool = False) -> Fraction | None:
-    """The number an answer ends with: in its last ``\\boxed{…}``, after its last ``####``, or else its last number.
+    """Returns the number that an answer ends with: in its last ``\\boxed{…}``, after its last ``####``,
+    or else its last number.
 
     Of ``####`` and ``\\boxed{…}`` the later one counts. Thousands separators, currency, units and a percent sign are
     dropped (50 % is 50); fractions, mixed numbers, decimals and 1e3 are understood, GSM8K's ``<<2*3=6>>`` is skipped.
@@ -42,10 +43,10 @@ def final_number(text: str, *, marked: bool = False) -> Fraction | None:
 
     Args:
         text: the answer.
-        marked: take a marked number only, never simply the last.
+        marked: accept only a marked number, not just the last one.
 
     Returns:
-        the exact value, or None if there is none.
+        The exact value, or None if the answer has no number.
 
     >>> final_number("3 * 6 = 18, so she makes\\n#### $1,018.50 a day")
     Fraction(2037, 2)
@@ -55,21 +56,21 @@ def final_number(text: str, *, marked: bool = False) -> Fraction | None:
     text = re.sub(r"<<[^<>\n]*>>", "", text)
     number = _marked(text)
     if number is None and not marked:
-        found = _numbers(_plain(text))
-        number = found[-1] if found else None
+        numbers = _numbers(_plain(text))
+        number = numbers[-1] if numbers else None
     return number
 
 
 def number_match(field: str = "answer", *, tolerance: float = 0.0, marked: bool = False) -> Reward:
-    """The reward r = 1 if |final number of the completion - that of the row's answer| <= tolerance, else 0.
+    """Makes the reward r = 1 if |final number of completion - that of the row's answer| <= tolerance, else 0.
 
     Args:
-        field: where a row holds the reference: a number, or a text that ends with one as :func:`final_number` reads it.
+        field: field of a row with the reference: a number, or a text that ends with one (see :func:`final_number`).
         tolerance: absolute; 0 compares exactly (0.50 is ½).
-        marked: give nothing for a number that is neither boxed nor behind ``####``.
+        marked: score 0 for a number that is neither boxed nor after ``####``.
 
     Returns:
-        the reward function. It raises UserError, naming the row, where a row lacks the field or a number in it.
+        The reward function. It raises UserError, naming the row, if a row lacks the field or a number in it.
 
     Raises:
         UserError: if the tolerance is negative or not finite.
@@ -79,34 +80,35 @@ def number_match(field: str = "answer", *, tolerance: float = 0.0, marked: bool 
     array([1., 1., 0.])
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
-        raise UserError(f"tolerance is {tolerance}: give a finite number that is not negative")
+        raise UserError(f"tolerance is {tolerance}. Give a finite number that is not negative.")
 
     def number_match(prompts: Texts, completions: Texts, rows: Rows) -> NDArray[np.float64]:
         del prompts
         wanted = [_reference(row, i, field) for i, row in enumerate(rows)]
-        found = [final_number(completion, marked=marked) for completion in completions]
-        right = [
-            got is not None and abs(got - want) <= Fraction(tolerance) for got, want in zip(found, wanted, strict=True)
+        numbers = [final_number(completion, marked=marked) for completion in completions]
+        matches = [
+            number is not None and abs(number - want) <= Fraction(tolerance)
+            for number, want in zip(numbers, wanted, strict=True)
         ]
-        return np.array(right, np.float64)
+        return np.array(matches, np.float64)
 
     return number_match
 
 
 def _reference(row: Mapping[str, Any], index: int, field: str) -> Fraction:
     if field not in row:
-        raise UserError(f"row {index + 1}: field {field!r} is missing: name the one that holds the reference answer")
+        raise UserError(f"Row {index + 1}: field {field!r} is missing. Name the field with the reference answer.")
     value = row[field]
     if isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value):
-        return Fraction(str(value))  # what is written there, 0.1, and not the float next to it
+        return Fraction(str(value))  # the decimal as written, 0.1, and not the nearest float
     number = final_number(value) if isinstance(value, str) else None
     if number is None:
-        raise UserError(f"row {index + 1}: field {field!r} holds no number: mend the row, or name another field")
+        raise UserError(f"Row {index + 1}: field {field!r} contains no number. Fix the row, or name another field.")
     return number
 
 
 def _marked(text: str) -> Fraction | None:
-    """The number of the last mark that has one."""
+    """Returns the number of the last mark that has one."""
     marks: list[tuple[int, str]] = []
     for match in _MARK.finditer(text):
         answer = _joined(_plain(match["answer"]).lstrip(" =:*"))
@@ -124,12 +126,12 @@ def _marked(text: str) -> Fraction | None:
 
 
 def _joined(answer: str) -> str:
-    """A leading minus sign joined to its number: in a list ``- 3`` is an item, in a marked answer it is -3."""
+    """Joins a leading minus sign to its number: in a list ``- 3`` is an item, in a marked answer it is -3."""
     return re.sub(rf"^\s*-\s+(?=[\d.]|{_CURRENCY})", "-", answer)
 
 
 def _braced(text: str, start: int) -> str | None:
-    """What stands between the brace at ``start`` and its partner, which may be missing."""
+    """Returns the text between the brace at ``start`` and the matching one, or None if that is missing."""
     depth = 0
     for i in range(start, len(text)):
         if text[i - 1 : i] != "\\":
@@ -140,7 +142,7 @@ def _braced(text: str, start: int) -> str | None:
 
 
 def _plain(text: str) -> str:
-    """Numbers as plain text writes them: without LaTeX, Unicode minus signs and spaced or braced separators."""
+    """Rewrites numbers as plain text: without LaTeX, Unicode minus signs and spaced or braced separators."""
     text = re.sub("[−–—‐‑]", "-", text)
     text = re.sub(r"(?<=\d)(?:\{,\}|\\,|\\!|\u202f|\u00a0|\u2009|,\\!)(?=\d{3}(?!\d))", ",", text)
     text = _FRACTION.sub(lambda m: f" {m[1] or m[2] or ''}{m[3] or m[6]}/{m[4] or m[7]} ", text)

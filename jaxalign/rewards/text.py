@@ -1,4 +1,4 @@
-"""Rewards that look at a completion's text: a pattern, the right answer, its length."""
+"""Rewards of a completion's text: a pattern, the right answer, its length."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Unit = Literal["words", "characters"]
 
 
 def regex(pattern: str, *, whole: bool = False, flags: int = 0) -> Reward:
-    """The reward r = 1 if the pattern occurs in the completion, else 0.
+    """Makes the reward r = 1 if the pattern occurs in the completion, else 0.
 
     Args:
         pattern: a regular expression of Python's ``re``.
-        whole: must it match the whole completion, outer white space aside, rather than occur in it?
+        whole: whether it must match the whole completion, without outer white space, and not just occur in it.
         flags: such as ``re.DOTALL | re.IGNORECASE``.
 
     Returns:
-        the reward function.
+        The reward function.
 
     Raises:
         UserError: if the pattern is not a regular expression.
@@ -36,24 +36,24 @@ def regex(pattern: str, *, whole: bool = False, flags: int = 0) -> Reward:
     try:
         compiled = re.compile(pattern, flags)
     except re.error as error:
-        raise UserError(f"pattern {pattern!r}: not a regular expression ({error}): mend it") from None
+        raise UserError(f"Pattern {pattern!r} is not a regular expression ({error}). Correct it.") from None
 
     def regex(prompts: Texts, completions: Texts, rows: Rows) -> NDArray[np.float64]:
         del prompts, rows
-        found = [compiled.fullmatch(text.strip()) if whole else compiled.search(text) for text in completions]
-        return np.array([match is not None for match in found], np.float64)
+        matches = [compiled.fullmatch(text.strip()) if whole else compiled.search(text) for text in completions]
+        return np.array([match is not None for match in matches], np.float64)
 
     return regex
 
 
 def normalise(text: str) -> str:
-    """A text without what rarely matters: case, Unicode forms, runs of white space, punctuation at its ends.
+    """Removes what rarely matters: case, Unicode forms, runs of white space, punctuation at the ends.
 
     Args:
         text: any text.
 
     Returns:
-        the same, normalised.
+        The normalised text.
 
     >>> normalise("  The  Nile. ")
     'the nile'
@@ -63,14 +63,14 @@ def normalise(text: str) -> str:
 
 
 def exact_match(field: str = "answer", *, form: Callable[[str], str] = normalise) -> Reward:
-    """The reward r = 1 if form(completion) = form(the row's answer), or that of one of its answers, else 0.
+    """Makes the reward r = 1 if form(completion) = form(the row's answer), or that of one of its answers, else 0.
 
     Args:
-        field: where a row holds the answer: a text, a number, or a list of answers that are all right.
+        field: field of a row with the answer: a text, a number, or a list of accepted answers.
         form: applied to both before they are compared; ``str`` compares them as they are.
 
     Returns:
-        the reward function. It raises UserError, naming the row, where a row has no answer.
+        The reward function. It raises UserError, naming the row, where a row has no answer.
 
     >>> exact_match()(["Longest river?"] * 2, ["the Nile.", "Amazon"], [{"answer": ["Nile", "The Nile"]}] * 2)
     array([1., 0.])
@@ -81,7 +81,7 @@ def exact_match(field: str = "answer", *, form: Callable[[str], str] = normalise
         scores = []
         for i, (text, row) in enumerate(zip(completions, rows, strict=True)):
             if row.get(field) is None or row[field] == []:
-                raise UserError(f"row {i + 1}: there is no answer in field {field!r}: name the one that holds it")
+                raise UserError(f"Row {i + 1}: field {field!r} has no answer. Name the field with the answer.")
             answers = row[field] if isinstance(row[field], (list, tuple)) else [row[field]]
             scores.append(form(text) in {form(str(answer)) for answer in answers})
         return np.array(scores, np.float64)
@@ -90,14 +90,14 @@ def exact_match(field: str = "answer", *, form: Callable[[str], str] = normalise
 
 
 def length_target(target: int, *, unit: Unit = "words") -> Reward:
-    """The reward r = max(0, 1 - |n - target| / target) for a completion of n words or characters.
+    """Makes the reward r = max(0, 1 - |n - target| / target) for a completion of n words or characters.
 
     Args:
         target: the length that earns 1, at least 1.
         unit: ``words`` (between white space) or ``characters``.
 
     Returns:
-        the reward function.
+        The reward function.
 
     Raises:
         UserError: if the target is not positive or the unit unknown.
@@ -115,14 +115,14 @@ def length_target(target: int, *, unit: Unit = "words") -> Reward:
 
 
 def length_cap(cap: int, *, unit: Unit = "words") -> Reward:
-    """The reward r = 1 up to n = cap words or characters, then falling: max(0, 1 - max(0, n - cap) / cap).
+    """Makes the reward r = 1 up to n = cap words or characters, then falling: max(0, 1 - max(0, n - cap) / cap).
 
     Args:
-        cap: the length up to which nothing is lost, at least 1; at twice the cap all is.
+        cap: the length that still earns 1, at least 1; twice the cap earns 0.
         unit: ``words`` (between white space) or ``characters``.
 
     Returns:
-        the reward function.
+        The reward function.
 
     Raises:
         UserError: if the cap is not positive or the unit unknown.
@@ -141,7 +141,7 @@ def length_cap(cap: int, *, unit: Unit = "words") -> Reward:
 
 def _counter(name: str, value: int, unit: str) -> Callable[[Texts], NDArray[np.float64]]:
     if not value >= 1:
-        raise UserError(f"{name} is {value}: give a length of at least 1")
+        raise UserError(f"{name} is {value}. Give a length of at least 1.")
     if unit not in ("words", "characters"):
-        raise UserError(f"unit is {unit!r}: give words or characters")
+        raise UserError(f"unit is {unit!r}. Give words or characters.")
     return lambda texts: np.array([len(text.split()) if unit == "words" else len(text) for text in texts], float)

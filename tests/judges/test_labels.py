@@ -19,7 +19,7 @@ from jaxalign.judges import (
     panel_vote,
     preference_rows,
 )
-from jaxalign.rewards import compute_rewards, length_cap, weighted_sum
+from jaxalign.rewards import compute_rewards
 
 LOGS = {"A": ({"A": np.log(0.8), "B": np.log(0.2)},), "B": ({"A": np.log(0.3), "B": np.log(0.7)},)}
 
@@ -95,19 +95,6 @@ def test_a_judge_is_a_reward_function():
     assert compute_rewards(judge_reward(grade, on_failure=0.0), ["p", "p"], texts, rows).tolist() == [0.9, 0.0]
     with pytest.raises(UserError, match="Row 2: the judge gave no score"):
         compute_rewards(judge_reward(grade), ["p", "p"], texts, rows)
-
-
-def test_a_judge_is_one_reward_among_others():
-    def grade(questions):
-        return [Reply(f"Score: {8 if 'good' in question[0]['content'] else 3}") for question in questions]
-
-    rewards = {"judged": judge_reward(grade), "brief": length_cap(1)}
-    found = weighted_sum(rewards, {"judged": 1.0, "brief": 0.5}, ["p", "p"], ["good", "quite bad"], [{}, {}])
-    assert found.components["judged"].tolist() == [0.8, 0.3]
-    np.testing.assert_allclose(found.total, found.components["judged"] + 0.5 * found.components["brief"])
-    assert found.total[0] > found.total[1]
-    with pytest.raises(UserError, match="Row 1: the judge gave no score"):
-        weighted_sum({"judged": judge_reward(lambda q: [Reply("Hm.")])}, {"judged": 1.0}, ["p"], ["x"], [{}])
 
 
 class DecodeIds:

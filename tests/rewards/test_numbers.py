@@ -130,7 +130,7 @@ def test_marked_only():
     assert score(["18", "#### 18"], ["#### 18"] * 2, marked=True) == [0, 1]
 
 
-def test_comparison_is_exact_unless_told():
+def test_comparison_is_exact_unless_a_tolerance_is_given():
     assert score(["1000001", "0.50", "33.33"], ["1000000", "1/2", "100/3"]) == [0, 1, 0]
     assert score(["33.33", "33.3"], ["100/3"] * 2, tolerance=0.01) == [1, 0]
     assert score(["0.1"], [0.1]) == [1]
@@ -140,7 +140,7 @@ def test_comparison_is_exact_unless_told():
 
 @pytest.mark.parametrize("row", [{}, {"answer": "none"}, {"answer": None}, {"answer": True}, {"answer": float("nan")}])
 def test_a_row_without_an_answer_is_named(row):
-    with pytest.raises(UserError, match="row 2: field 'answer'"):
+    with pytest.raises(UserError, match="Row 2: field 'answer'"):
         number_match()(["", ""], ["1", "1"], [{"answer": "1"}, row])
 
 
