@@ -1,4 +1,4 @@
-"""Advantages: how much better an action was than expected. Also per-token rewards with a KL penalty, and whitening."""
+"""Advantages (how much better an action was than expected), per-token rewards with a KL penalty, and whitening."""
 
 from __future__ import annotations
 
@@ -20,27 +20,32 @@ def gae(
     gamma: float,
     lam: float,
 ) -> tuple[Float[Array, "*B T"], Float[Array, "*B T"]]:
-    """Generalised advantage estimation over the tokens that count::
+    """Computes generalised advantage estimates (GAE) and returns over the tokens that count.
 
         δ_t = r_t + γ V_{t+1} - V_t        A_t = δ_t + γλ A_{t+1}        R_t = A_t + V_t
 
-    where t + 1 is the next True position of the row, and V and A after the last one are 0 (the text has ended). Source:
-    Schulman et al. 2015, arXiv:1506.02438, eqs. 11 and 16.
+    t + 1 is the next True position of the row. V and A after the last one are 0, because the text has ended.
 
     Args:
-      rewards, values: r and V, ``[..., T]``, one trajectory per row.
-      mask: True on the tokens of the trajectory; holes are skipped over.
-      gamma: discount γ.
-      lam: λ: 0 trusts the values, 1 the rewards.
+        rewards: r, one per token, ``[..., T]``, one trajectory per row.
+        values: V, ``[..., T]``.
+        mask: True on the tokens of the trajectory, ``[..., T]``; holes are skipped.
+        gamma: γ, discount.
+        lam: λ: 0 trusts the values, 1 the rewards.
+
     Returns:
-      (advantages, returns), each ``[..., T]``, 0 where masked whatever stands there; not whitened.
+        ``(advantages, returns)``, each ``[..., T]``, 0 where masked whatever the inputs contain there; not whitened.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> rewards, values = jnp.array([[0.0, 9.0, 1.0]]), jnp.array([[0.5, 9.0, 0.25]])
     >>> mask = jnp.array([[True, False, True]])
     >>> gae(rewards, values, mask, gamma=1.0, lam=1.0)
     (Array([[0.5 , 0.  , 0.75]], dtype=float32), Array([[1., 0., 1.]], dtype=float32))
+
+    Source: Schulman et al. 2015, arXiv:1506.02438, eqs. 11 and 16.
     """
     values = check.to_float("values", values)
     check.at_least_axes("values", values, 1, "[..., T]")
@@ -65,22 +70,29 @@ def gae(
 
 
 def group_relative(rewards: Float[Array, "*B K"], *, scale: bool = True, eps: float = 1e-4) -> Float[Array, "*B K"]:
-    """GRPO's advantages within the samples of a prompt: (r - mean r) / (std r + eps), the sample std (K - 1).
+    """Computes GRPO's advantages within the K samples of each prompt.
 
-    Source: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, sec. 4.1.2. Without the scale it is Dr. GRPO's, Liu et
-    al. 2025, arXiv:2503.20783.
+        (r - mean r) / (std r + eps)
+
+    std is the sample standard deviation (K - 1). Without the scale these are Dr. GRPO's advantages. Equal rewards give
+    0, up to the rounding of their mean divided by ``eps``.
 
     Args:
-      rewards: of the K samples of each prompt, ``[..., K]``.
-      scale: divide by the standard deviation.
-      eps: added to it.
+        rewards: of the K samples of each prompt, ``[..., K]``.
+        scale: divide by the standard deviation.
+        eps: added to it.
+
     Returns:
-      advantages, ``[..., K]``; 0 at K = 1.
+        advantages, ``[..., K]``; 0 at K = 1.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> group_relative(jnp.array([[0.0, 1.0, 2.0]]))
     Array([[-0.9999,  0.    ,  0.9999]], dtype=float32)
+
+    Source: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, sec. 4.1.2; Dr. GRPO: Liu et al. 2025, arXiv:2503.20783.
     """
     rewards = check.to_number("rewards", rewards)
     check.at_least_axes("rewards", rewards, 1, "[..., K]")
@@ -93,20 +105,25 @@ def group_relative(rewards: Float[Array, "*B K"], *, scale: bool = True, eps: fl
 
 
 def leave_one_out(rewards: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
-    """RLOO's advantages: r_k - mean of the other K - 1 samples of the prompt, which is (r_k - mean r) K/(K - 1).
+    """Computes RLOO's advantages: a sample's reward minus the mean of the prompt's other samples.
 
-    Source: Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE; for language models Ahmadian et al.
-    2024, arXiv:2402.14740.
+        r_k - mean_{j≠k} r_j = (r_k - mean r) K/(K - 1)
 
     Args:
-      rewards: of the K samples of each prompt, ``[..., K]``.
+        rewards: of the K samples of each prompt, ``[..., K]``.
+
     Returns:
-      advantages, ``[..., K]``, which sum to 0; 0 at K = 1.
+        advantages, ``[..., K]``, which sum to 0; 0 at K = 1.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> leave_one_out(jnp.array([[0.0, 1.0, 5.0]]))
     Array([[-3. , -1.5,  4.5]], dtype=float32)
+
+    Source: Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE; for language models Ahmadian et al. 2024,
+    arXiv:2402.14740.
     """
     rewards = check.to_number("rewards", rewards)
     check.at_least_axes("rewards", rewards, 1, "[..., K]")
@@ -119,12 +136,13 @@ def leave_one_out(rewards: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
 def per_sequence(
     group: Callable[[Float[Array, "*B K"]], Float[Array, "*B K"]],
 ) -> Callable[[Float[Array, "*B K C"], Bool[Array, "*B K C"]], Float[Array, "*B K C"]]:
-    """(token rewards, mask) -> advantages in which every token has its completion's: group(Σ_t r_kt) on all of them.
+    """Returns a function that gives every token the advantage of its completion's summed reward.
 
     Args:
-      group: of the K samples of a prompt, such as ``group_relative`` or ``leave_one_out``.
+        group: advantages of the K samples of a prompt, such as ``group_relative`` or ``leave_one_out``.
+
     Returns:
-      the function; advantages are 0 where masked.
+        a function ``(token rewards, mask) -> advantages``, all ``[..., K, C]``; advantages are 0 where masked.
 
     >>> rewards, mask = jnp.array([[[0.0, 1.0], [0.0, 0.0]]]), jnp.array([[[True, True], [True, False]]])
     >>> per_sequence(leave_one_out)(rewards, mask)
@@ -140,19 +158,24 @@ def per_sequence(
 
 
 def reinforce_plus_plus(rewards: Float[Array, "*B K C"], mask: Bool[Array, "*B K C"]) -> Float[Array, "*B K C"]:
-    """REINFORCE++: the rewards still to come, Σ_{s≥t} r_s, whitened over all tokens of the batch.
+    """Computes REINFORCE++'s advantages: the rewards to come, whitened over all tokens of the batch.
 
-    Source: Hu et al. 2025, arXiv:2501.03262, for rewards that hold the KL penalty (``kl_shaped_rewards``).
+        whiten(Σ_{s≥t} r_s)
+
+    The rewards contain the KL penalty (``kl_shaped_rewards``).
 
     Args:
-      rewards: per token, ``[..., C]``.
-      mask: True on the tokens, of the same shape.
+        rewards: per token, ``[..., C]``.
+        mask: True on the tokens, ``[..., C]``.
+
     Returns:
-      advantages, 0 where masked.
+        advantages, ``[..., C]``, 0 where masked.
 
     >>> reinforce_plus_plus(jnp.array([[0.0, 1.0], [0.0, -1.0]]), jnp.ones((2, 2), bool))
     Array([[ 1.,  1.],
            [-1., -1.]], dtype=float32)
+
+    Source: Hu et al. 2025, arXiv:2501.03262.
     """
     return whiten(gae(rewards, jnp.zeros_like(rewards), mask, gamma=1.0, lam=1.0)[0], mask)
 
@@ -160,20 +183,21 @@ def reinforce_plus_plus(rewards: Float[Array, "*B K C"], mask: Bool[Array, "*B K
 def reinforce_plus_plus_baseline(
     rewards: Float[Array, "*B K C"], mask: Bool[Array, "*B K C"]
 ) -> Float[Array, "*B K C"]:
-    """REINFORCE++-baseline: rewards less their prompt's mean, then whitened over all tokens of the batch.
-
-    Source: Hu et al. 2025, arXiv:2501.03262.
+    """Computes REINFORCE++-baseline: rewards minus their prompt's mean, whitened over all tokens of the batch.
 
     Args:
-      rewards: per token, of the K samples of each prompt, ``[..., K, C]``.
-      mask: True on the tokens, of the same shape.
+        rewards: per token, of the K samples of each prompt, ``[..., K, C]``.
+        mask: True on the tokens, ``[..., K, C]``.
+
     Returns:
-      advantages, 0 where masked.
+        advantages, ``[..., K, C]``, 0 where masked.
 
     >>> rewards = jnp.array([[[3.0], [1.0]], [[9.0], [7.0]]])
     >>> reinforce_plus_plus_baseline(rewards, jnp.ones(rewards.shape, bool))[..., 0]
     Array([[ 1., -1.],
            [ 1., -1.]], dtype=float32)
+
+    Source: Hu et al. 2025, arXiv:2501.03262.
     """
     centred = per_sequence(lambda scores: group_relative(scores, scale=False))
     return whiten(centred(rewards, mask), mask)
@@ -188,24 +212,30 @@ def kl_shaped_rewards(
     beta: float | Float[Array, ""],
     estimator: str = "k1",
 ) -> Float[Array, "*B T"]:
-    """Per-token rewards of RLHF: -β kl_t everywhere, plus the score on the last token.
+    """Computes the per-token rewards of RLHF: a KL penalty on each token, and the score on the last one.
 
-    Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2, spread over tokens as in Ouyang et al. 2022, arXiv:2203.02155.
+        -β kl_t + [t is the last token] score
 
     Args:
-      scores: one per completion, ``[...]``.
-      logps, ref_logps: of its tokens under policy and reference, nats, ``[..., T]``.
-      mask: True on its tokens, ``[..., T]``.
-      beta: price of a nat of KL.
-      estimator: as in ``jaxalign.logprobs.kl_estimate``.
+        scores: one per completion, ``[...]``.
+        logps: log-probabilities of the completion's tokens under the policy, nats, ``[..., T]``.
+        ref_logps: the same under the reference.
+        mask: True on the completion's tokens, ``[..., T]``.
+        beta: β, price of a nat of KL.
+        estimator: ``k1``, ``k2`` or ``k3``, as in ``jaxalign.logprobs.kl_estimate``.
+
     Returns:
-      rewards, ``[..., T]``, 0 where masked; a row with no valid token drops its score.
+        rewards, ``[..., T]``, 0 where masked; a row with no valid token drops its score.
+
     Raises:
-      TypeError, ValueError: for a wrong type, shape or estimator, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape, or if the estimator is unknown; the message names it.
 
     >>> logps, ref_logps, mask = jnp.array([[-1.0, -1.0, -1.0]]), jnp.zeros([1, 3]), jnp.array([[True, True, False]])
     >>> kl_shaped_rewards(jnp.array([2.0]), logps, ref_logps, mask, beta=0.5)
     Array([[0.5, 2.5, 0. ]], dtype=float32)
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2, spread over tokens as in Ouyang et al. 2022, arXiv:2203.02155.
     """
     logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
     check.at_least_axes("logps", logps, 1, "[..., T]")
@@ -219,21 +249,28 @@ def kl_shaped_rewards(
 
 
 def whiten(x: Float[Array, "*B"], mask: Bool[Array, "*B"], *, shift_mean: bool = True) -> Float[Array, "*B"]:
-    """Whitening over all entries that count: (x - mean) / √(var + 1e-8), with the biased variance.
+    """Whitens values over all entries that count, with the biased variance.
 
-    Source: https://github.com/openai/lm-human-preferences, lm_human_preferences/utils/core.py (Ziegler et al. 2019).
+        (x - mean) / √(var + 1e-8)
+
+    Equal values give 0 (or their mean, if it is put back), up to the rounding of their mean times 1e4.
 
     Args:
-      x: values of any shape; the statistics are over all of it.
-      mask: which entries count, of the same shape.
-      shift_mean: False puts the mean back.
+        x: values of any shape; the statistics are over all of it.
+        mask: True on entries that count, of the same shape.
+        shift_mean: False adds the mean back.
+
     Returns:
-      whitened values, 0 where masked; finite for no or one valid entry.
+        whitened values, of the same shape, 0 where masked; finite for 0 or 1 valid entries.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> whiten(jnp.array([1.0, 3.0, 100.0]), jnp.array([True, True, False]))
     Array([-1.,  1.,  0.], dtype=float32)
+
+    Source: https://github.com/openai/lm-human-preferences, lm_human_preferences/utils/core.py (Ziegler et al. 2019).
     """
     x = check.to_float("x", x)
     mask = check.to_mask("mask", mask, x.shape, "x")

@@ -1,6 +1,6 @@
-"""Log-probabilities of tokens, from logits or straight from hidden states and the head, and the KL estimators.
+"""Log-probabilities of tokens, from logits or directly from hidden states and the head, and estimators of the KL.
 
-This is the one place where precision is decided: log-sum-exp runs in float32, or in float64 where the input is.
+This module alone decides the precision: log-sum-exp runs in float32, or in float64 where the input is float64.
 """
 
 from __future__ import annotations
@@ -21,15 +21,20 @@ KL_ESTIMATORS = ("k1", "k2", "k3")
 
 
 def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Float[Array, "*B"]:
-    """Log-probability of each target under its logits: z_target - log Σ_v exp z_v.
+    """Computes the log-probability of each target under its logits.
+
+        z_target - log Σ_v exp z_v
 
     Args:
-      logits: unnormalised log-probabilities, ``[..., V]``.
-      targets: token ids, ``[...]``, in [0, V); beyond either end, the nearest one is taken.
+        logits: unnormalised log-probabilities, ``[..., V]``.
+        targets: token ids in [0, V), ``[...]``; ids outside are clipped to the nearest one.
+
     Returns:
-      log-probabilities in nats, ``[...]``, in float32 or wider.
+        log-probabilities in nats, ``[...]``, in float32 or wider.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> token_logps(jnp.zeros([3, 4]), jnp.array([0, 1, 2]))
     Array([-1.3862..., -1.3862..., -1.3862...], dtype=float32)
@@ -44,14 +49,19 @@ def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Floa
 
 
 def token_entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
-    """Entropy of the next token: -Σ_v p_v log p_v.
+    """Computes the entropy of the next token.
+
+        -Σ_v p_v log p_v
 
     Args:
-      logits: unnormalised log-probabilities, ``[..., V]``.
+        logits: unnormalised log-probabilities, ``[..., V]``.
+
     Returns:
-      entropies in nats, ``[...]``, in float32 or wider.
+        entropies in nats, ``[...]``, in float32 or wider.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> token_entropy(jnp.zeros([1, 4]))
     Array([1.3862...], dtype=float32)
@@ -59,7 +69,7 @@ def token_entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     logits = check.to_float("logits", logits)
     check.at_least_axes("logits", logits, 1, "[..., V]")
     log_probs = jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
-    # A logit of -inf rules an entry out: 0 · -∞ would be NaN.
+    # A logit of -inf excludes an entry, whose term 0 · -∞ would be NaN.
     return -jnp.sum(jnp.exp(log_probs) * jnp.where(log_probs > -jnp.inf, log_probs, 0), axis=-1)
 
 
@@ -71,39 +81,44 @@ def fused_token_logps(
     chunk_size: int = 8192,
     vocab_axis: int = 1,
 ) -> Float[Array, "*B"]:
-    """``token_logps(hidden @ head, targets)`` without an array of (tokens × V), forward or backward.
+    """Computes ``token_logps(hidden @ head, targets)`` without a (tokens × V) array, forward or backward.
 
-    The vocabulary is scanned in chunks with an online log-sum-exp (Milakov & Gimelshein 2018, arXiv:1805.02867, alg.
-    3); the backward pass computes each chunk's logits again, so that memory is (tokens × ``chunk_size``) beside the
-    head and its gradient. Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head
-    sharded over its vocabulary stays where it is. Leading axes need no ``vmap``, which would make one gradient of the
-    head for each element. There is no forward-mode derivative.
+    The forward pass scans the vocabulary in chunks with an online log-sum-exp. The backward pass computes each chunk's
+    logits again. Memory is (tokens × ``chunk_size``) in addition to the head and its gradient.
+
+    Products are in the type of ``hidden`` and ``head``, accumulated in float32 or wider. A head sharded over its
+    vocabulary is not gathered. Pass leading axes as they are: under ``vmap`` each element would get its own gradient of
+    the head. Forward-mode derivatives are not supported.
 
     Args:
-      hidden: states that predict, ``[..., D]``.
-      head: output matrix, ``[D, V]``, or ``[V, D]`` with ``vocab_axis=0``.
-      targets: token ids, ``[...]``, in [0, V); beyond either end, the nearest one is taken, as in ``token_logps``.
-      chunk_size: logits of this many vocabulary entries exist at a time (static).
-      vocab_axis: 0 for a tied head, whose embedding is used as it lies: ``embedding.T`` gives the same, but may cost a
-        transposed copy.
+        hidden: states that predict, ``[..., D]``.
+        head: output matrix, ``[D, V]``, or ``[V, D]`` with ``vocab_axis=0``.
+        targets: token ids in [0, V), ``[...]``; ids outside are clipped to the nearest one, as in ``token_logps``.
+        chunk_size: number of vocabulary entries whose logits exist at a time (static).
+        vocab_axis: 0 for a tied embedding ``[V, D]``, used without the transposed copy that ``embedding.T`` may cost.
+
     Returns:
-      log-probabilities in nats, ``[...]``, in float32 or wider.
+        log-probabilities in nats, ``[...]``, in float32 or wider.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> hidden, head = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
     >>> fused_token_logps(hidden, head, jnp.array([2]))
     Array([-0.4076...], dtype=float32)
+
+    Source: Milakov & Gimelshein 2018, arXiv:1805.02867, alg. 3.
     """
     return _fused_logps(*_fused_arguments(hidden, head, targets, chunk_size, vocab_axis))
 
 
 class TokenStatistics(NamedTuple):
-    """What one pass over the vocabulary tells of each token."""
+    """Statistics of tokens that one pass over the vocabulary computes."""
 
     logps: Float[Array, "*B"]  # log p of the target, nats
     entropy: Float[Array, "*B"]  # -Σ_v p_v log p_v, nats
-    log_sum_sq_probs: Float[Array, "*B"]  # log Σ_v p_v², which WPO's weights are measured by; no gradient
+    log_sum_sq_probs: Float[Array, "*B"]  # log Σ_v p_v², an input of WPO's weights; without gradient
 
 
 def fused_token_statistics(
@@ -114,14 +129,21 @@ def fused_token_statistics(
     chunk_size: int = 8192,
     vocab_axis: int = 1,
 ) -> TokenStatistics:
-    """Log-probabilities, entropies and log Σ p² of tokens in one pass, as ``fused_token_logps``.
+    """Computes log-probabilities, entropies and log Σ p² of tokens in one pass over the vocabulary.
 
     Args:
-      hidden, head, targets, chunk_size, vocab_axis: as in ``fused_token_logps``.
+        hidden: states that predict, ``[..., D]``.
+        head: output matrix, ``[D, V]``, or ``[V, D]`` with ``vocab_axis=0``.
+        targets: token ids, ``[...]``, as in ``fused_token_logps``.
+        chunk_size: as in ``fused_token_logps``.
+        vocab_axis: as in ``fused_token_logps``.
+
     Returns:
-      ``TokenStatistics``, each ``[...]``; ``logps`` and ``entropy`` are differentiable.
+        a ``TokenStatistics`` of arrays ``[...]``; ``logps`` and ``entropy`` are differentiable.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> hidden, head = jnp.array([[1.0, 0.0]]), jnp.zeros([2, 4])
     >>> fused_token_statistics(hidden, head, jnp.array([2])).entropy
@@ -132,24 +154,28 @@ def fused_token_statistics(
 
 
 def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, estimator: str) -> Float[Array, "*B"]:
-    """Per-token estimate of KL(π ‖ π_ref) from tokens drawn from π; with r = ref_logps - logps::
+    """Estimates KL(π ‖ π_ref) per token from tokens drawn from π.
 
-        k1 = -r          k2 = r²/2          k3 = exp(r) - 1 - r
+        k1 = -r        k2 = r²/2        k3 = exp(r) - 1 - r        with r = ref_logps - logps
 
-    (Schulman 2020, http://joschu.net/blog/kl-approx.html.) ``k1`` and ``k3`` are unbiased, ``k2`` and ``k3`` never
-    negative. Differentiable with respect to ``logps``; ``ref_logps`` is a constant.
+    ``k1`` and ``k3`` are unbiased; ``k2`` and ``k3`` are never negative. Only ``logps`` gets a gradient.
 
     Args:
-      logps: log-probs of the tokens under the policy, nats.
-      ref_logps: the same under the reference.
-      estimator: ``k1``, ``k2`` or ``k3``.
+        logps: log-probabilities of the tokens under the policy, nats, ``[...]``.
+        ref_logps: the same under the reference; held constant.
+        estimator: ``k1``, ``k2`` or ``k3``.
+
     Returns:
-      the estimates in nats, of the same shape.
+        estimates in nats, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type, shape or estimator, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape, or if the estimator is unknown; the message names it.
 
     >>> kl_estimate(jnp.array([-1.0]), jnp.array([-1.5]), estimator="k3")
     Array([0.1065...], dtype=float32)
+
+    Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
     logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
     check.one_of("estimator", estimator, KL_ESTIMATORS)
@@ -162,23 +188,23 @@ def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, est
 
 
 def _in_vocabulary(targets: Array, vocab_size: int) -> Array:
-    """Ids clipped to the vocabulary, so that value and gradient agree on what an id outside of it means."""
+    """Clips ids to the vocabulary, so that value and gradient agree on ids outside of it."""
     return jnp.clip(targets.astype(jnp.int32), 0, vocab_size - 1)
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """float32, or float64 where the input is."""
+    """Returns float64 for float64, otherwise float32."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
-# A chunk of the vocabulary is not a contiguous range of it but `width` neighbours from each of `lanes` equal parts: the
-# head viewed as [D, lanes, V / lanes] is sliced along its last axis. So a mesh axis that splits the vocabulary splits
-# `lanes`, every device works on every chunk, and slicing moves nothing between devices.
+# A chunk is not a contiguous range of the vocabulary. It takes `width` neighbours from each of `lanes` equal parts: the
+# head is viewed as [D, lanes, V / lanes] and sliced along its last axis. A mesh axis that splits the vocabulary then
+# splits `lanes`. So every device works on every chunk, and slicing moves no data between devices.
 LANES = 16
 
 
 class _Chunking(NamedTuple):
-    """How the vocabulary is cut; ``axis`` is the one it takes in the head."""
+    """Partition of the vocabulary into chunks; ``axis`` is the vocabulary's axis in the head."""
 
     axis: int
     lanes: int
@@ -186,26 +212,26 @@ class _Chunking(NamedTuple):
     width: int  # of a chunk, along a lane
 
     def view(self, head: Array) -> Array:
-        """[D, lanes, length], or [lanes, length, D] where the vocabulary comes first."""
+        """Returns the head as [D, lanes, length], or as [lanes, length, D] where the vocabulary comes first."""
         return head.reshape((-1, self.lanes, self.length) if self.axis else (self.lanes, self.length, -1))
 
     def take(self, view: Array, start: Array, width: int) -> Array:
-        """The chunk of every lane that begins at ``start``, as [D, chunk] or [chunk, D]."""
+        """Returns the chunk that begins at ``start`` in every lane, as [D, chunk] or [chunk, D]."""
         part = jax.lax.dynamic_slice_in_dim(view, start, width, axis=self.axis + 1)
         return part.reshape((-1, self.lanes * width) if self.axis else (self.lanes * width, -1))
 
     def put(self, view: Array, part: Array, start: Array, width: int) -> Array:
-        """The inverse of ``take``: writes the chunk into its place."""
+        """Writes a chunk back to where ``take`` reads it."""
         part = part.reshape((-1, self.lanes, width) if self.axis else (self.lanes, width, -1))
         return jax.lax.dynamic_update_slice_in_dim(view, part, start, axis=self.axis + 1)
 
     def ids(self, start: Array, width: int) -> Array:
-        """Vocabulary ids of the chunk, [lanes · width]."""
+        """Returns the vocabulary ids of a chunk, [lanes · width]."""
         return (jnp.arange(self.lanes)[:, None] * self.length + start + jnp.arange(width)).reshape(-1)
 
     def fold(self, step: Callable[[T, Array, int], T], carry: T) -> T:
-        """``carry = step(carry, start, width)`` over all chunks, of which the first may be narrower."""
-        # The narrow one comes first: after the loop, writing its part of the gradient would copy the gradient.
+        """Folds ``carry = step(carry, start, width)`` over all chunks; the first may be narrower."""
+        # The narrow chunk comes first. After the loop, writing its part of the gradient would copy the whole gradient.
         rest = self.length % self.width
         if rest:
             carry = step(carry, jnp.asarray(0), rest)
@@ -214,7 +240,7 @@ class _Chunking(NamedTuple):
 
 
 def _chunking(vocab_size: int, axis: int, chunk_size: int) -> _Chunking:
-    """Chunks of at most ``chunk_size`` entries, in multiples of 128 along a lane where they are that long."""
+    """Returns chunks of at most ``chunk_size`` entries; wide ones are a multiple of 128 along a lane."""
     lanes = math.gcd(vocab_size, LANES)
     while lanes > chunk_size:
         lanes //= 2
@@ -224,7 +250,7 @@ def _chunking(vocab_size: int, axis: int, chunk_size: int) -> _Chunking:
 
 
 def _matmul(spec: str, a: Array, b: Array) -> Array:
-    """A product in the type of its operands, accumulated in float32 or wider."""
+    """Multiplies in the type of the operands, and accumulates in float32 or wider."""
     return jnp.einsum(spec, a, b, preferred_element_type=_wide(a.dtype))
 
 
@@ -234,7 +260,7 @@ _Sums = tuple[Array, Array, Array, Array]
 def _fused_arguments(
     hidden: Array, head: Array, targets: Array, chunk_size: int, vocab_axis: int
 ) -> tuple[Array, Array, Array, _Chunking]:
-    """The arguments checked, states and head in one type, and how the vocabulary is cut."""
+    """Checks the arguments and returns them, with states and head in one type, and the chunks."""
     hidden, head = check.to_float("hidden", hidden), check.to_float("head", head)
     check.at_least_axes("hidden", hidden, 1, "[..., D]")
     check.one_of("vocab_axis", vocab_axis, (0, 1))
@@ -284,13 +310,16 @@ def _fused_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking
 def _fused_backward(
     chunks: _Chunking, residuals: tuple, to_logps: Array, to_entropy: Array | None
 ) -> tuple[Array, Array, None]:
-    """Through z = hidden @ head, chunk by chunk: ∂logp/∂z_v = 1[v = target] - p_v and ∂H/∂z_v = -p_v (log p_v + H)."""
+    """Computes the gradients to hidden and head chunk by chunk, through z = hidden @ head.
+
+    ∂logp/∂z_v = 1[v = target] - p_v        ∂H/∂z_v = -p_v (log p_v + H)
+    """
     hidden, head, targets, log_normaliser, entropy = residuals
     view = chunks.view(head)
     to_logits = "...d,dc->...c" if chunks.axis else "...d,cd->...c"
     to_hidden = "...c,dc->...d" if chunks.axis else "...c,cd->...d"
     to_head = "d...,...c->dc" if chunks.axis else "d...,...c->cd"
-    hidden_t = jnp.moveaxis(hidden, -1, 0)  # once, and not in every product that contracts the tokens
+    hidden_t = jnp.moveaxis(hidden, -1, 0)  # transposed once, not in every product that contracts the tokens
 
     def step(carry: tuple[Array, Array], start: Array, width: int) -> tuple[Array, Array]:
         d_hidden, d_view = carry
@@ -320,7 +349,7 @@ def _statistics_backward(chunks: _Chunking, residuals: tuple, cotangents: TokenS
 _fused_statistics.defvjp(_fused_forward, _statistics_backward)
 
 
-# Log-probabilities alone: what the forward pass sums beside them the compiler drops, the backward pass has less to do.
+# Log-probabilities alone. The compiler drops the other sums of the forward pass, and the backward pass computes less.
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _fused_logps(hidden: Array, head: Array, targets: Array, chunks: _Chunking) -> Array:
     return _fused_forward(hidden, head, targets, chunks)[0].logps

@@ -1,8 +1,8 @@
 """Alignment objectives as pure functions of arrays.
 
-Losses are unreduced (a value per example or per token), differentiable with respect to the policy's arguments only,
-and run under ``jit``, ``vmap`` and ``grad`` in the float type they are given. ``jaxalign.losses.metrics`` is imported
-as a module.
+Losses are unreduced (a value per example or per token) and differentiable with respect to the policy's arguments only.
+They run under ``jit``, ``vmap`` and ``grad`` in the float type of their arguments. Metrics are in the module
+``jaxalign.losses.metrics``.
 """
 
 from jaxalign.losses import metrics

@@ -1,4 +1,4 @@
-"""KL controllers, pure functions (state, kl) -> state; and what best-of-n costs in KL."""
+"""Controllers of the KL penalty as pure functions (state, kl) -> state, and the KL of best-of-n sampling."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from jaxalign import _checks as check
 
 
 class KLState(NamedTuple):
-    """The coefficient β of a KL penalty, which a controller threads."""
+    """State of a KL controller: the coefficient β of the penalty."""
 
     beta: Float[Array, ""]
 
 
 def fixed_kl(state: KLState, kl: ArrayLike) -> KLState:
-    """The controller that leaves β alone.
+    """Returns the state unchanged: the controller of a constant β.
 
     Args:
-      state: holds β.
-      kl: KL just measured, nats per completion; not used.
+        state: contains β.
+        kl: measured KL, nats per completion; not used.
+
     Returns:
-      the same state.
+        the same state.
 
     >>> fixed_kl(KLState(jnp.array(0.5)), 7.0).beta
     Array(0.5, dtype=float32, weak_type=True)
@@ -34,46 +35,56 @@ def fixed_kl(state: KLState, kl: ArrayLike) -> KLState:
 
 
 def adaptive_kl(state: KLState, kl: ArrayLike, *, target: float, gain: float = 0.1, max_error: float = 0.2) -> KLState:
-    """Proportional control of log β towards a target KL: e = clip(kl/target - 1, ±max_error), β ← β (1 + gain·e).
+    """Moves log β in proportion to the error of the KL towards its target.
 
-    Source: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
+        e = clip(kl/target - 1, ±max_error)        β ← β (1 + gain·e)
 
     Args:
-      state: holds β.
-      kl: KL just measured, nats per completion, a scalar.
-      target: the KL to hold.
-      gain: K_β; TRL's horizon h and batch size n are gain = n / h.
-      max_error: bound on the proportional error.
+        state: contains β.
+        kl: measured KL, nats per completion, a scalar.
+        target: KL to reach, nats per completion.
+        gain: K_β of the paper; TRL's horizon h and batch size n give gain = n / h.
+        max_error: bound on the proportional error.
+
     Returns:
-      the next state.
+        the next state.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> adaptive_kl(KLState(jnp.array(0.5)), 12.0, target=6.0).beta
     Array(0.51, dtype=float32)
+
+    Source: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2.
     """
     kl = check.to_number("kl", kl)
     check.same_shape("kl", kl, (), "a scalar")
     error = jnp.clip(kl / target - 1, -max_error, max_error)
     beta = check.to_number("state.beta", state.beta)
-    return KLState((beta * (1 + gain * error)).astype(beta.dtype))  # the type stays, so that a scan can thread it
+    return KLState((beta * (1 + gain * error)).astype(beta.dtype))  # a scan needs a state of constant type
 
 
 def best_of_n_kl(n: ArrayLike) -> Float[Array, "*B"]:
-    """KL of best-of-n sampling from the policy it samples: log n - (n-1)/n, in nats.
+    """Computes the KL of best-of-n sampling from the policy that it samples.
 
-    Exact where no two samples tie, an upper bound otherwise. Source: Stiennon et al. 2020, arXiv:2009.01325, app. G.3;
-    Beirami et al. 2024, arXiv:2401.01879.
+        log n - (n-1)/n
+
+    It is exact where no two samples tie, an upper bound otherwise.
 
     Args:
-      n: number of samples, at least 1, any shape.
+        n: number of samples, at least 1, any shape.
+
     Returns:
-      the KL in nats, of that shape.
+        KL in nats, of the shape of ``n``.
+
     Raises:
-      TypeError: for a wrong type, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
 
     >>> best_of_n_kl(4)
     Array(0.6362..., dtype=float32)
+
+    Source: Stiennon et al. 2020, arXiv:2009.01325, app. G.3; Beirami et al. 2024, arXiv:2401.01879.
     """
     n = check.to_number("n", n)
     return jnp.log(n) - (n - 1) / n

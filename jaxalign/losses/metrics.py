@@ -1,7 +1,7 @@
-"""What dashboards show, as pure functions of arrays: each metric a (sum, count), or moments, that add.
+"""Training metrics as pure functions of arrays, each a (sum, count) or moments that add.
 
-Add the tuples over microbatches, devices and steps, and divide once, at the end (``mean``, ``explained_variance``): a
-mean of means is another number. Nothing here carries a gradient.
+Add them over microbatches, devices and steps, and divide once, at the end (``mean``, ``explained_variance``). A mean of
+means would be another number. No metric carries a gradient.
 """
 
 from __future__ import annotations
@@ -23,21 +23,24 @@ Metrics = dict[str, SumCount]
 
 
 class Largest(NamedTuple):
-    """The largest of values that are not negative, a metric of which ``add`` takes the larger one."""
+    """Maximum of non-negative values: a metric of which ``add`` takes the larger one."""
 
     value: Float[Array, ""]
 
 
 def sum_count(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None) -> SumCount:
-    """(Σ of the values that count, how many they are).
+    """Returns the sum of the values that count, and their number.
 
     Args:
-      values: any shape.
-      mask: which of them count, all by default; whatever stands in the others stays out.
+        values: any shape.
+        mask: True on values that count; all by default. The others have no influence, even if they are NaN.
+
     Returns:
-      (sum, count), two scalars.
+        ``(sum, count)``, two scalars.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sum_count(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]))
     (Array(4., dtype=float32), Array(2., dtype=float32))
@@ -48,15 +51,18 @@ def sum_count(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None)
 
 
 def largest(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None) -> Largest:
-    """The largest of the values that count, 0 if none is larger.
+    """Returns the largest of the values that count, at least 0.
 
     Args:
-      values: any shape.
-      mask: which of them count, all by default.
+        values: any shape.
+        mask: True on values that count; all by default.
+
     Returns:
-      ``Largest``.
+        a ``Largest``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> add(largest(jnp.array([1.0, 3.0]), jnp.array([True, False])), largest(jnp.array([2.0])))
     Largest(value=Array(2., dtype=float32))
@@ -67,7 +73,7 @@ def largest(values: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None) -
 
 
 def add(metrics: T, more: T) -> T:
-    """The metrics of two batches together: sums, counts and moments added, the larger of two ``Largest``.
+    """Adds the metrics of two batches: sums, counts and moments add, and of two ``Largest`` the larger one stays.
 
     >>> add({"kl": (1.0, 2.0)}, {"kl": (3.0, 2.0)})
     {'kl': (4.0, 4.0)}
@@ -80,7 +86,9 @@ def add(metrics: T, more: T) -> T:
 
 
 def mean(metrics: Mapping[str, SumCount | Largest]) -> dict[str, Float[Array, ""]]:
-    """Each metric's sum over its count, NaN where nothing counted; the largest as it is.
+    """Divides each metric's sum by its count; a ``Largest`` gives its value.
+
+    The result is NaN where nothing was counted.
 
     >>> mean({"kl": (jnp.array(4.0), jnp.array(8.0))})
     {'kl': Array(0.5, dtype=float32, weak_type=True)}
@@ -97,17 +105,23 @@ def preference_metrics(
     *,
     beta: float,
 ) -> Metrics:
-    """Implicit rewards β log(π/π_ref) of pairs, their margins, how often the chosen one leads, and log-probs.
+    """Measures implicit rewards β log(π/π_ref) of pairs, their margins, accuracies and log-probabilities.
 
     Args:
-      policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
-      mask: which pairs count; all by default.
-      beta: scale of the rewards.
+        policy_chosen_logps: log-probabilities of the chosen completions under the policy, nats, ``[...]``.
+        policy_rejected_logps: the same of the rejected completions.
+        reference_chosen_logps: log-probabilities of the chosen completions under the reference, nats, ``[...]``.
+        reference_rejected_logps: the same of the rejected completions.
+        mask: True on pairs that count; all by default.
+        beta: β, scale of the rewards.
+
     Returns:
-      ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies`` (a tie counts half),
-      ``logps/chosen`` and ``logps/rejected``, each as (sum, count).
+        ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins``, ``rewards/accuracies`` (a tie counts half),
+        ``logps/chosen`` and ``logps/rejected``, each as (sum, count).
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> pc, pr, rc, rr = jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0])
     >>> preference_metrics(pc, pr, rc, rr, beta=0.5)["rewards/margins"]
@@ -127,16 +141,20 @@ def preference_metrics(
 
 
 def reward_metrics(chosen_rewards: Logps, rejected_rewards: Logps, mask: Bool[Array, "*B"] | None = None) -> Metrics:
-    """Scores of pairs by a reward model, their margins, and how often the chosen one leads.
+    """Measures a reward model's scores of pairs, their margins and accuracies.
 
     Args:
-      chosen_rewards, rejected_rewards: scores, ``[...]``.
-      mask: which pairs count; all by default.
+        chosen_rewards: r_c, scores of the chosen completions, ``[...]``.
+        rejected_rewards: r_r, scores of the rejected completions, ``[...]``.
+        mask: True on pairs that count; all by default.
+
     Returns:
-      ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins`` and ``rewards/accuracies`` (a tie counts half),
-      each as (sum, count).
+        ``rewards/chosen``, ``rewards/rejected``, ``rewards/margins`` and ``rewards/accuracies`` (a tie counts half),
+        each as (sum, count).
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> reward_metrics(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0]))["rewards/accuracies"]
     (Array(1., dtype=float32), Array(2., dtype=float32))
@@ -160,19 +178,23 @@ def policy_metrics(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
 ) -> Metrics:
-    """How far a policy has moved from the one that sampled, and how much of it ``ppo_clip`` clips.
+    """Measures how far a policy has moved from the one that sampled, and how often ``ppo_clip`` clips.
 
     Args:
-      logps, old_logps: nats, ``[...]``.
-      advantages: A, ``[...]``.
-      mask: which tokens count; all by default.
-      clip_low, clip_high: as in ``ppo_clip``.
+        logps: log-probabilities of the tokens under the policy, nats, ``[...]``.
+        old_logps: the same under the policy that sampled; held constant.
+        advantages: A, ``[...]``.
+        mask: True on tokens that count; all by default.
+        clip_low: lo, distance of the lower bound from 1.
+        clip_high: hi, distance of the upper bound from 1.
+
     Returns:
-      ``policy/approxkl_avg`` (k3 of KL(π_old ‖ π), which the old policy's tokens estimate), ``policy/clipfrac_avg``
-      and its two sides ``policy/clipfrac_low`` (ρ < 1-lo, A < 0) and ``policy/clipfrac_high`` (ρ > 1+hi, A > 0), and
-      ``policy/ratio``, each as (sum, count).
+        ``policy/approxkl_avg`` (k3 of KL(π_old ‖ π)), ``policy/clipfrac_avg`` and its two sides ``policy/clipfrac_low``
+        (ρ < 1-lo, A < 0) and ``policy/clipfrac_high`` (ρ > 1+hi, A > 0), and ``policy/ratio``, each as (sum, count).
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> old, advantages = jnp.zeros(2), jnp.array([1.0, -1.0])
     >>> policy_metrics(jnp.log(jnp.array([1.5, 1.5])), old, advantages)["policy/clipfrac_avg"]
@@ -197,15 +219,19 @@ def policy_metrics(
 def ratio_extremes(
     logps: Float[Array, "*B"], old_logps: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None
 ) -> dict[str, Largest]:
-    """The largest ratio ρ = exp(logps - old_logps) of a batch, at least 1, and the largest 1/ρ.
+    """Measures the largest ratio ρ = exp(logps - old_logps) of a batch and the largest 1/ρ, each at least 1.
 
     Args:
-      logps, old_logps: nats, ``[...]``.
-      mask: which tokens count; all by default.
+        logps: log-probabilities of the tokens under the policy, nats, ``[...]``.
+        old_logps: the same under the policy that sampled; held constant.
+        mask: True on tokens that count; all by default.
+
     Returns:
-      ``policy/ratio_max`` and ``policy/inverse_ratio_max``.
+        ``policy/ratio_max`` and ``policy/inverse_ratio_max``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> ratio_extremes(jnp.log(jnp.array([0.5, 1.5])), jnp.zeros(2))["policy/inverse_ratio_max"]
     Largest(value=Array(2., dtype=float32))
@@ -226,16 +252,21 @@ def value_clip_fraction(
     *,
     clip: float = 0.2,
 ) -> SumCount:
-    """On how many tokens ``value_clip`` takes its clipped term, the larger one, and so has no gradient.
+    """Counts the tokens on which ``value_clip`` takes its clipped term and so has no gradient.
 
     Args:
-      values, old_values, returns: v, v_old and R, ``[...]``.
-      mask: which tokens count; all by default.
-      clip: as in ``value_clip``.
+        values: v, predicted values, ``[...]``.
+        old_values: v_old, the values when the tokens were sampled, ``[...]``.
+        returns: R, ``[...]``.
+        mask: True on tokens that count; all by default.
+        clip: as in ``value_clip``.
+
     Returns:
-      (sum, count).
+        ``(sum, count)``, two scalars.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> value_clip_fraction(jnp.array([1.0, 0.1]), jnp.zeros(2), jnp.ones(2))
     (Array(1., dtype=float32), Array(2., dtype=float32))
@@ -246,7 +277,7 @@ def value_clip_fraction(
 
 
 class Moments(NamedTuple):
-    """Sums from which the explained variance of a batch follows; ``add`` adds two."""
+    """Sums that determine the explained variance of a batch; ``add`` adds two."""
 
     number: Float[Array, ""]
     returns: Float[Array, ""]
@@ -258,15 +289,19 @@ class Moments(NamedTuple):
 def value_moments(
     values: Float[Array, "*B"], returns: Float[Array, "*B"], mask: Bool[Array, "*B"] | None = None
 ) -> Moments:
-    """Moments of the returns and of the errors R - V, to be added up and given to ``explained_variance``.
+    """Sums the moments of the returns and of the errors R - V, the input of ``explained_variance``.
 
     Args:
-      values, returns: V and R, ``[...]``.
-      mask: which tokens count; all by default.
+        values: V, predicted values, ``[...]``.
+        returns: R, ``[...]``.
+        mask: True on tokens that count; all by default.
+
     Returns:
-      their ``Moments``.
+        a ``Moments``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> moments = value_moments(jnp.array([0.0, 1.0]), jnp.array([0.0, 2.0]))
     >>> explained_variance(add(moments, moments))
@@ -279,12 +314,17 @@ def value_moments(
 
 
 def explained_variance(moments: Moments) -> Float[Array, ""]:
-    """1 - Var(R - V) / Var(R): 1 for a perfect value model, 0 for a constant one; NaN for constant returns.
+    """Computes the share of the returns' variance that the value model explains.
+
+        1 - Var(R - V) / Var(R)
+
+    It is 1 for a perfect value model, 0 for a constant one, and NaN for constant returns.
 
     Args:
-      moments: of all the tokens, from ``value_moments``.
+        moments: of all the tokens, from ``value_moments``.
+
     Returns:
-      a scalar.
+        a scalar.
 
     >>> explained_variance(value_moments(jnp.array([0.0, 2.0]), jnp.array([0.0, 2.0])))
     Array(1., dtype=float32)

@@ -1,7 +1,8 @@
-"""Losses of log-ratios h_c and h_r one by one, rather than of their difference: NCA, BCO, SPPO, APO, KTO.
+"""Losses that anchor each log-ratio on its own rather than their difference: NCA, BCO, SPPO, APO, KTO.
 
-``…_pair`` losses, ``sppo_hard``, ``apo_zero`` and ``apo_down`` take a chosen and a rejected completion; the rest take
-single completions with a label, ``desirable``. h = policy - reference, log-probabilities in nats, summed over tokens.
+``nca_pair``, ``bco_pair``, ``sppo_hard``, ``apo_zero`` and ``apo_down`` take a chosen and a rejected completion. The
+others take single completions with a label, ``desirable``. Everywhere h = policy - reference, in nats, summed over a
+completion's tokens. Results are differentiable with respect to the policy arguments only.
 """
 
 from __future__ import annotations
@@ -24,20 +25,28 @@ def nca_pair(
     *,
     beta: float,
 ) -> Logps:
-    """Noise contrastive alignment of a pair: -log σ(βh_c) - ½ log σ(-βh_c) - ½ log σ(-βh_r).
+    """Computes noise contrastive alignment (NCA) of a pair.
 
-    Source: Chen et al. 2024, arXiv:2402.05369, for K = 2 with hard labels.
+        -log σ(βh_c) - ½ log σ(-βh_c) - ½ log σ(-βh_r)
 
     Args:
-      policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
-      beta: strength of the pull to the reference.
+        policy_chosen_logps: log-probabilities of the chosen completions under the policy, nats, ``[...]``.
+        policy_rejected_logps: the same of the rejected completions.
+        reference_chosen_logps: log-probabilities of the chosen completions under the reference, nats, ``[...]``.
+        reference_rejected_logps: the same of the rejected completions.
+        beta: β, strength of the pull to the reference.
+
     Returns:
-      loss per pair, ``[...]``.
+        loss per pair, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> nca_pair(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0]), beta=0.1)
     Array([1.3387...], dtype=float32)
+
+    Source: Chen et al. 2024, arXiv:2402.05369, for K = 2 with hard labels.
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return -log_sigmoid(beta * h_c) - 0.5 * log_sigmoid(-beta * h_c) - 0.5 * log_sigmoid(-beta * h_r)
@@ -52,21 +61,29 @@ def bco_pair(
     beta: float,
     delta: ArrayLike = 0.0,
 ) -> Logps:
-    """Binary classifier optimisation of a pair: -log σ(βh_c - δ) - log σ(-(βh_r - δ)).
+    """Computes binary classifier optimisation (BCO) of a pair.
 
-    Source: Jung et al. 2024, arXiv:2404.04656 (δ the reward shift).
+        -log σ(βh_c - δ) - log σ(-(βh_r - δ))
 
     Args:
-      policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
-      beta: strength of the pull to the reference.
-      delta: reward shift, a scalar (or ``[...]``), a constant.
+        policy_chosen_logps: log-probabilities of the chosen completions under the policy, nats, ``[...]``.
+        policy_rejected_logps: the same of the rejected completions.
+        reference_chosen_logps: log-probabilities of the chosen completions under the reference, nats, ``[...]``.
+        reference_rejected_logps: the same of the rejected completions.
+        beta: β, strength of the pull to the reference.
+        delta: reward shift δ, a scalar or ``[...]``; held constant.
+
     Returns:
-      loss per pair, ``[...]``.
+        loss per pair, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> bco_pair(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0]), beta=0.1)
     Array([1.2887...], dtype=float32)
+
+    Source: Jung et al. 2024, arXiv:2404.04656.
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     delta = _constant("delta", delta, h_c, "policy_chosen_logps")
@@ -81,20 +98,28 @@ def sppo_hard(
     *,
     beta: float,
 ) -> Logps:
-    """Self-play preference optimisation with hard wins: (h_c - 1/(2β))² + (h_r + 1/(2β))².
+    """Computes self-play preference optimisation (SPPO) with hard wins.
 
-    Source: Wu et al. 2024, arXiv:2405.00675, eq. 4.7, with win probability 1 for the chosen and 0 for the rejected.
+        (h_c - 1/(2β))² + (h_r + 1/(2β))²
 
     Args:
-      policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
-      beta: 1/η of the paper.
+        policy_chosen_logps: log-probabilities of the chosen completions under the policy, nats, ``[...]``.
+        policy_rejected_logps: the same of the rejected completions.
+        reference_chosen_logps: log-probabilities of the chosen completions under the reference, nats, ``[...]``.
+        reference_rejected_logps: the same of the rejected completions.
+        beta: 1/η of the paper.
+
     Returns:
-      loss per pair, ``[...]``.
+        loss per pair, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sppo_hard(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0]), beta=0.1)
     Array([32.], dtype=float32)
+
+    Source: Wu et al. 2024, arXiv:2405.00675, eq. 4.7, with win probability 1 for the chosen and 0 for the rejected.
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return (h_c - 1 / (2 * beta)) ** 2 + (h_r + 1 / (2 * beta)) ** 2
@@ -108,21 +133,30 @@ def apo_zero(
     *,
     beta: float,
 ) -> Logps:
-    """Anchored preference optimisation, chosen up and rejected down: 1 - σ(βh_c) + σ(βh_r).
+    """Computes anchored preference optimisation (APO) that raises the chosen and lowers the rejected completion.
 
-    For data whose chosen completions are better than what the model writes. Source: D'Oosterlinck et al. 2024,
-    arXiv:2408.06266, eq. 7 (plus the constant 1).
+        1 - σ(βh_c) + σ(βh_r)
+
+    Use it where chosen completions are better than what the model writes.
 
     Args:
-      policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
-      beta: strength of the pull to the reference.
+        policy_chosen_logps: log-probabilities of the chosen completions under the policy, nats, ``[...]``.
+        policy_rejected_logps: the same of the rejected completions.
+        reference_chosen_logps: log-probabilities of the chosen completions under the reference, nats, ``[...]``.
+        reference_rejected_logps: the same of the rejected completions.
+        beta: β, strength of the pull to the reference.
+
     Returns:
-      loss per pair, ``[...]``, in (0, 2).
+        loss per pair, ``[...]``, in (0, 2).
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> apo_zero(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0]), beta=0.1)
     Array([0.9500...], dtype=float32)
+
+    Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7 (plus the constant 1).
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return sigmoid(-beta * h_c) + sigmoid(beta * h_r)
@@ -136,21 +170,30 @@ def apo_down(
     *,
     beta: float,
 ) -> Logps:
-    """Anchored preference optimisation, chosen down and rejected further down: σ(βh_c) + 1 - σ(βΔ).
+    """Computes anchored preference optimisation (APO) that lowers both, the rejected completion more.
 
-    For data whose chosen completions are worse than what the model writes. Source: D'Oosterlinck et al. 2024,
-    arXiv:2408.06266, eq. 8 (plus the constant 1).
+        σ(βh_c) + 1 - σ(βΔ)
+
+    Use it where chosen completions are worse than what the model writes.
 
     Args:
-      policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps: nats, ``[...]``.
-      beta: strength of the pull to the reference.
+        policy_chosen_logps: log-probabilities of the chosen completions under the policy, nats, ``[...]``.
+        policy_rejected_logps: the same of the rejected completions.
+        reference_chosen_logps: log-probabilities of the chosen completions under the reference, nats, ``[...]``.
+        reference_rejected_logps: the same of the rejected completions.
+        beta: β, strength of the pull to the reference.
+
     Returns:
-      loss per pair, ``[...]``, in (0, 2).
+        loss per pair, ``[...]``, in (0, 2).
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> apo_down(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0]), beta=0.1)
     Array([0.9751...], dtype=float32)
+
+    Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 8 (plus the constant 1).
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     return sigmoid(beta * h_c) + sigmoid(-beta * (h_c - h_r))
@@ -166,24 +209,31 @@ def kto(
     desirable_weight: float = 1.0,
     undesirable_weight: float = 1.0,
 ) -> Logps:
-    """Kahneman-Tversky optimisation: w_D (1 - σ(β(h - kl))) where desirable, else w_U (1 - σ(β(kl - h))).
+    """Computes the loss of Kahneman-Tversky optimisation (KTO).
 
-    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7. ``kl`` is the batch's reference point, from ``kto_kl``.
+        λ_D (1 - σ(β(h - kl)))  where desirable, else  λ_U (1 - σ(β(kl - h)))
 
     Args:
-      policy_logps, reference_logps: nats, ``[...]``.
-      desirable: True for a completion to make likelier, ``[...]``.
-      kl: reference point in nats, a scalar (or ``[...]``), a constant.
-      beta: strength of the pull to the reference.
-      desirable_weight, undesirable_weight: λ_D and λ_U, which balance the two classes.
+        policy_logps: log-probabilities of the completions under the policy, nats, ``[...]``.
+        reference_logps: the same under the reference; held constant.
+        desirable: True for a completion to make likelier, ``[...]``.
+        kl: the batch's reference point from ``kto_kl``, nats, a scalar or ``[...]``; held constant.
+        beta: β, strength of the pull to the reference.
+        desirable_weight: λ_D, weight of desirable completions.
+        undesirable_weight: λ_U, weight of undesirable completions.
+
     Returns:
-      loss per completion, ``[...]``.
+        loss per completion, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> label = jnp.array([True, False])
     >>> kto(jnp.array([-1.0, -4.0]), jnp.array([-2.0, -3.0]), label, jnp.array(0.5), beta=0.1)
     Array([0.4875..., 0.4625...], dtype=float32)
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
     """
     h, desirable = _labelled(policy_logps, reference_logps, desirable)
     kl = _constant("kl", kl, h)
@@ -198,21 +248,29 @@ def kto_kl(
     *,
     mask: Bool[Array, "*B N"] | None = None,
 ) -> Float[Array, "*B"]:
-    """KTO's reference point, max(0, mean(h_kl)), from completions paired with other examples' prompts.
+    """Estimates KTO's reference point from completions paired with other examples' prompts.
 
-    The mean over the last axis first, then the clamp; no gradient. Source: Ethayarajh et al. 2024, arXiv:2402.01306,
-    sec. 4.1. The batch is the whole one: over shards or microbatches, gather the log-probs first.
+        max(0, mean(h_kl))
+
+    The mean over the last axis comes first, then the clamp. The result has no gradient. The batch is the whole one:
+    gather the log-probabilities of shards or microbatches first.
 
     Args:
-      policy_kl_logps, reference_kl_logps: summed log-probs of mismatched completions, nats, ``[N]`` or ``[..., N]``.
-      mask: which of them count; all by default. With none the estimate is 0.
+        policy_kl_logps: summed log-probabilities of mismatched completions under the policy, nats, ``[..., N]``.
+        reference_kl_logps: the same under the reference.
+        mask: True on completions that count, of the same shape; all by default. With none the estimate is 0.
+
     Returns:
-      the estimate in nats, a scalar (or ``[...]``).
+        the estimate in nats, a scalar (or ``[...]``).
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> kto_kl(jnp.array([-1.0, -4.0]), jnp.array([-3.0, -3.0]))
     Array(0.5, dtype=float32)
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306, sec. 4.1.
     """
     policy, reference = check.real(policy_kl_logps=policy_kl_logps, reference_kl_logps=reference_kl_logps)
     check.at_least_axes("policy_kl_logps", policy, 1, "[..., N]")
@@ -225,22 +283,30 @@ def kto_kl(
 def apo_zero_unpaired(
     policy_logps: Logps, reference_logps: Logps, desirable: Bool[Array, "*B"], *, beta: float
 ) -> Logps:
-    """``apo_zero`` on labelled completions: 1 - σ(βh) where desirable, else σ(βh).
+    """Computes ``apo_zero`` on labelled single completions.
 
-    Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, term by term; KTO with its reference point at 0.
+        1 - σ(βh)  where desirable, else  σ(βh)
+
+    It equals KTO with a reference point of 0.
 
     Args:
-      policy_logps, reference_logps: nats, ``[...]``.
-      desirable: True for a completion to make likelier, ``[...]``.
-      beta: strength of the pull to the reference.
+        policy_logps: log-probabilities of the completions under the policy, nats, ``[...]``.
+        reference_logps: the same under the reference; held constant.
+        desirable: True for a completion to make likelier, ``[...]``.
+        beta: β, strength of the pull to the reference.
+
     Returns:
-      loss per completion, ``[...]``.
+        loss per completion, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> label = jnp.array([True, False])
     >>> apo_zero_unpaired(jnp.array([-1.0, -4.0]), jnp.array([-2.0, -3.0]), label, beta=0.1)
     Array([0.4750..., 0.4750...], dtype=float32)
+
+    Source: D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, term by term.
     """
     h, desirable = _labelled(policy_logps, reference_logps, desirable)
     return sigmoid(jnp.where(desirable, -beta * h, beta * h))
@@ -249,24 +315,32 @@ def apo_zero_unpaired(
 def bco(
     policy_logps: Logps, reference_logps: Logps, desirable: Bool[Array, "*B"], delta: Float[Array, ""], *, beta: float
 ) -> Logps:
-    """Binary classifier optimisation: -log σ(βh - δ) where desirable, else -log σ(-(βh - δ)).
+    """Computes binary classifier optimisation (BCO) on labelled single completions.
 
-    Source: Jung et al. 2024, arXiv:2404.04656. δ is the mean of the average reward βh of desirable and of
-    undesirable completions, kept as a running mean.
+        -log σ(βh - δ)  where desirable, else  -log σ(-(βh - δ))
+
+    δ is the mean of two averages of the reward βh, over desirable and over undesirable completions. Keep it as a
+    running mean.
 
     Args:
-      policy_logps, reference_logps: nats, ``[...]``.
-      desirable: True for a completion to make likelier, ``[...]``.
-      delta: reward shift, a scalar (or ``[...]``), a constant.
-      beta: strength of the pull to the reference.
+        policy_logps: log-probabilities of the completions under the policy, nats, ``[...]``.
+        reference_logps: the same under the reference; held constant.
+        desirable: True for a completion to make likelier, ``[...]``.
+        delta: reward shift δ, a scalar or ``[...]``; held constant.
+        beta: β, strength of the pull to the reference.
+
     Returns:
-      loss per completion, ``[...]``.
+        loss per completion, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> label = jnp.array([True, False])
     >>> bco(jnp.array([-1.0, -4.0]), jnp.array([-2.0, -3.0]), label, jnp.array(0.0), beta=0.1)
     Array([0.6443..., 0.6443...], dtype=float32)
+
+    Source: Jung et al. 2024, arXiv:2404.04656.
     """
     h, desirable = _labelled(policy_logps, reference_logps, desirable)
     logits = beta * h - _constant("delta", delta, h)
@@ -274,14 +348,14 @@ def bco(
 
 
 def _labelled(policy_logps: Logps, reference_logps: Logps, desirable: Array) -> tuple[Logps, Array]:
-    """(h, desirable), checked, the reference held constant."""
+    """Checks the arguments and returns (h, desirable), with the reference held constant."""
     policy, reference = check.real(policy_logps=policy_logps, reference_logps=reference_logps)
     desirable = check.to_mask("desirable", desirable, policy.shape, "policy_logps")
     return policy - jax.lax.stop_gradient(reference), desirable
 
 
 def _constant(name: str, value: ArrayLike, h: Logps, like: str = "policy_logps") -> Array:
-    """A scalar, or one value per completion, without gradient; in h's type, which a wider scalar must not change."""
+    """Returns a scalar or one value per completion, without gradient and in h's type, which it must not widen."""
     array = check.to_number(name, value)
     check.scalar_or_shape(name, array, h.shape, like)
     return jax.lax.stop_gradient(array).astype(h.dtype)

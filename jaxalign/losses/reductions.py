@@ -1,4 +1,4 @@
-"""Reductions of per-token losses to one number; in policy-gradient methods they are the algorithm.
+"""Reductions of per-token losses to one number. In policy-gradient methods they are part of the algorithm.
 
 ==================  ==========================================================================================
 GRPO                ``sequence_mean``: mean over sequences of the mean over each one's tokens
@@ -7,10 +7,9 @@ Dr. GRPO            ``fixed_length_mean``: tokens summed, over (sequences × a c
 LUSPO               ``sequence_sum``: mean over sequences of the sum over each one's tokens
 ==================  ==========================================================================================
 
-DAPO and BNPO differ only in whose tokens are counted, the whole batch's or the microbatch's. To accumulate over
-microbatches without changing the result, take ``…_weights`` of the whole batch's mask once, and add up
-``weighted_sum(losses, weights)`` microbatch by microbatch; that is all the reductions do. Sequences without a valid
-token (padding) count nowhere.
+DAPO counts the tokens of the whole batch, BNPO those of a microbatch. To accumulate over microbatches without changing
+the result, compute ``…_weights`` of the whole batch's mask once, and sum ``weighted_sum(losses, weights)`` over the
+microbatches. Sequences without a valid token (padding) are not counted.
 """
 
 from __future__ import annotations
@@ -24,13 +23,20 @@ Mask = Bool[Array, "*B T"]
 
 
 def weighted_sum(losses: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Float[Array, ""]:
-    """Σ w·x over the entries with w ≠ 0; whatever stands in the others, NaN too, stays out.
+    """Sums w·x over the entries with w ≠ 0.
+
+    Entries with w = 0 have no influence, even if they are NaN.
 
     Args:
-      losses: x, any shape.
-      weights: w, of the same shape.
+        losses: x, any shape.
+        weights: w, of the same shape.
+
     Returns:
-      the sum, a scalar.
+        the sum, a scalar.
+
+    Raises:
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> weighted_sum(jnp.array([1.0, jnp.nan]), jnp.array([0.5, 0.0]))
     Array(0.5, dtype=float32)
@@ -40,7 +46,17 @@ def weighted_sum(losses: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Flo
 
 
 def token_mean_weights(mask: Mask) -> Float[Array, "*B T"]:
-    """1 / (number of valid tokens) on each of them.
+    """Returns 1 / (number of valid tokens) on each valid token.
+
+    Args:
+        mask: True on valid tokens, ``[..., T]``.
+
+    Returns:
+        weights, ``[..., T]``, which sum to 1; 0 where masked.
+
+    Raises:
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> token_mean_weights(jnp.array([[True, False], [True, True]]))
     Array([[0.3333..., 0.        ],
@@ -50,7 +66,17 @@ def token_mean_weights(mask: Mask) -> Float[Array, "*B T"]:
 
 
 def sequence_sum_weights(mask: Mask) -> Float[Array, "*B T"]:
-    """1 / (number of sequences) on each valid token.
+    """Returns 1 / (number of sequences) on each valid token.
+
+    Args:
+        mask: True on valid tokens, ``[..., T]``.
+
+    Returns:
+        weights, ``[..., T]``; 0 where masked.
+
+    Raises:
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sequence_sum_weights(jnp.array([[True, False], [True, True]]))
     Array([[0.5, 0. ],
@@ -61,7 +87,17 @@ def sequence_sum_weights(mask: Mask) -> Float[Array, "*B T"]:
 
 
 def sequence_mean_weights(mask: Mask) -> Float[Array, "*B T"]:
-    """1 / (number of sequences × the sequence's number of tokens) on each valid token.
+    """Returns 1 / (number of sequences × the sequence's number of tokens) on each valid token.
+
+    Args:
+        mask: True on valid tokens, ``[..., T]``.
+
+    Returns:
+        weights, ``[..., T]``, which sum to 1; 0 where masked.
+
+    Raises:
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sequence_mean_weights(jnp.array([[True, False], [True, True]]))
     Array([[0.5 , 0.  ],
@@ -71,7 +107,18 @@ def sequence_mean_weights(mask: Mask) -> Float[Array, "*B T"]:
 
 
 def fixed_length_mean_weights(mask: Mask, *, length: float) -> Float[Array, "*B T"]:
-    """1 / (number of sequences × ``length``) on each valid token.
+    """Returns 1 / (number of sequences × ``length``) on each valid token.
+
+    Args:
+        mask: True on valid tokens, ``[..., T]``.
+        length: constant number of tokens.
+
+    Returns:
+        weights, ``[..., T]``; 0 where masked.
+
+    Raises:
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> fixed_length_mean_weights(jnp.array([[True, False], [True, True]]), length=4)
     Array([[0.125, 0.   ],
@@ -81,88 +128,119 @@ def fixed_length_mean_weights(mask: Mask, *, length: float) -> Float[Array, "*B 
 
 
 def token_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
-    """Mean over valid tokens: Σ x / Σ mask (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 8).
+    """Averages over valid tokens, as DAPO does.
+
+        Σ x / Σ mask
 
     Args:
-      losses: x, ``[..., T]``.
-      mask: True on valid tokens, ``[..., T]``.
+        losses: x, ``[..., T]``.
+        mask: True on valid tokens, ``[..., T]``.
+
     Returns:
-      a scalar, 0 if no token counts.
+        a scalar, 0 if no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> token_mean(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]))
     Array(2., dtype=float32)
+
+    Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 8.
     """
     losses, mask = _pair(losses, mask)
     return weighted_sum(losses, token_mean_weights(mask).astype(losses.dtype))
 
 
 def sequence_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
-    """Mean over sequences of the mean over each one's tokens (GRPO: Shao et al. 2024, arXiv:2402.03300, eq. 3).
+    """Averages over sequences the mean over each one's tokens, as GRPO does.
+
+        mean_i Σ_t x_it / T_i
 
     Args:
-      losses: x, ``[..., T]``, a sequence per row.
-      mask: True on valid tokens, ``[..., T]``.
+        losses: x, ``[..., T]``, a sequence per row.
+        mask: True on valid tokens, ``[..., T]``.
+
     Returns:
-      a scalar, 0 if no token counts.
+        a scalar, 0 if no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sequence_mean(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]))
     Array(2.5, dtype=float32)
+
+    Source: Shao et al. 2024 (GRPO), arXiv:2402.03300, eq. 3.
     """
     losses, mask = _pair(losses, mask)
     return weighted_sum(losses, sequence_mean_weights(mask).astype(losses.dtype))
 
 
 def sequence_sum(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
-    """Mean over sequences of the sum over each one's tokens (LUSPO: Liu et al. 2026, arXiv:2602.05261).
+    """Averages over sequences the sum over each one's tokens, as LUSPO does.
+
+        mean_i Σ_t x_it
 
     Args:
-      losses: x, ``[..., T]``, a sequence per row.
-      mask: True on valid tokens, ``[..., T]``.
+        losses: x, ``[..., T]``, a sequence per row.
+        mask: True on valid tokens, ``[..., T]``.
+
     Returns:
-      a scalar, 0 if no token counts.
+        a scalar, 0 if no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sequence_sum(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]))
     Array(3., dtype=float32)
+
+    Source: Liu et al. 2026 (LUSPO), arXiv:2602.05261.
     """
     losses, mask = _pair(losses, mask)
     return weighted_sum(losses, sequence_sum_weights(mask).astype(losses.dtype))
 
 
 def fixed_length_mean(losses: Float[Array, "*B T"], mask: Mask, *, length: float) -> Float[Array, ""]:
-    """Sum over tokens, over (sequences × length) (Dr. GRPO: Liu et al. 2025, arXiv:2503.20783).
+    """Sums over tokens and divides by (sequences × a constant length), as Dr. GRPO does.
+
+        mean_i Σ_t x_it / length
 
     Args:
-      losses: x, ``[..., T]``, a sequence per row.
-      mask: True on valid tokens, ``[..., T]``.
-      length: a constant, the longest completion allowed, say.
+        losses: x, ``[..., T]``, a sequence per row.
+        mask: True on valid tokens, ``[..., T]``.
+        length: constant number of tokens, for example that of the longest completion allowed.
+
     Returns:
-      a scalar, 0 if no token counts.
+        a scalar, 0 if no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> fixed_length_mean(jnp.array([[4.0, 9.0], [1.0, 1.0]]), jnp.array([[True, False], [True, True]]), length=4)
     Array(0.75, dtype=float32)
+
+    Source: Liu et al. 2025 (Dr. GRPO), arXiv:2503.20783.
     """
     losses, mask = _pair(losses, mask)
     return weighted_sum(losses, fixed_length_mean_weights(mask, length=length).astype(losses.dtype))
 
 
 def _mask(mask: Mask) -> Array:
+    """Returns a checked mask."""
     mask = check.to_array("mask", mask)
     check.at_least_axes("mask", mask, 1, "[..., T]")
     return check.to_mask("mask", mask, mask.shape, "mask")
 
 
 def _pair(losses: Float[Array, "*B T"], mask: Mask) -> tuple[Array, Array]:
+    """Returns checked losses and mask of one shape."""
     losses = check.to_float("losses", losses)
     return losses, check.to_mask("mask", mask, losses.shape, "losses")
 
 
 def _share(mask: Array, axis: int | None) -> Array:
+    """Divides a mask by its number of True entries, at least 1."""
     return mask / jnp.maximum(jnp.sum(mask, axis=axis, keepdims=True), 1)

@@ -1,7 +1,8 @@
 """Policy-gradient losses of whole sequences: GSPO, GMPO, VESPO, A*-PO.
 
-logps are the policy's log-probabilities of a sequence's tokens, in nats, old_logps those it had when it took them, ρ
-their ratio. What stands in masked slots is not looked at. Differentiable with respect to ``logps`` only.
+``logps`` are the policy's log-probabilities of a sequence's tokens, in nats. ``old_logps`` are those of the policy that
+sampled them, and ρ = exp(logps - old_logps). Values in masked slots have no influence. Losses are differentiable with
+respect to ``logps`` only.
 """
 
 from __future__ import annotations
@@ -23,23 +24,32 @@ def gspo(
     clip_low: float,
     clip_high: float,
 ) -> Float[Array, "*B"]:
-    """Group sequence policy optimisation: PPO's clip on the sequence ratio exp(mean over tokens of log ρ).
+    """Computes group sequence policy optimisation (GSPO): PPO's clip on a ratio per sequence.
 
-    Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7. Its clips are far narrower than PPO's: 3e-4 and 4e-4.
+        -min(sA, clip(s, 1-lo, 1+hi) A),        s = exp(mean_t log ρ_t)
+
+    The paper's clips are far narrower than PPO's: 3e-4 and 4e-4.
 
     Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      clip_low, clip_high: lo and hi.
+        logps: log-probabilities of the tokens under the policy, nats, ``[..., T]``.
+        old_logps: the same under the policy that sampled; held constant.
+        advantages: A, one per sequence, ``[...]``.
+        mask: True on the sequence's tokens, ``[..., T]``.
+        clip_low: lo, distance of the lower bound from 1.
+        clip_high: hi, distance of the upper bound from 1.
+
     Returns:
-      loss per sequence, ``[...]``; 0 where no token counts.
+        loss per sequence, ``[...]``; 0 where no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
     >>> gspo(logps, logps, jnp.array([1.5]), mask, clip_low=3e-4, clip_high=4e-4)
     Array([-1.5], dtype=float32)
+
+    Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
     return -clipped_ratio(_masked_mean(log_ratio, mask), advantages, clip_low, clip_high) * advantages
@@ -53,23 +63,29 @@ def gmpo(
     *,
     clip: float = 0.4,
 ) -> Float[Array, "*B"]:
-    """Geometric-mean policy optimisation: -A exp(mean over tokens of clipped log ρ), clipped as PPO but in log space.
+    """Computes geometric-mean policy optimisation (GMPO), which clips each token's log-ratio.
 
-    Where A > 0 log ρ is at most ``clip``, elsewhere at least ``-clip``. Source: Zhao et al. 2025, arXiv:2507.20673.
+        -A exp(mean_t x_t),        x_t = min(log ρ_t, c) where A > 0, else max(log ρ_t, -c)
 
     Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      clip: bound on a token's log-ratio, nats.
+        logps: log-probabilities of the tokens under the policy, nats, ``[..., T]``.
+        old_logps: the same under the policy that sampled; held constant.
+        advantages: A, one per sequence, ``[...]``.
+        mask: True on the sequence's tokens, ``[..., T]``.
+        clip: c, bound on a token's log-ratio, nats.
+
     Returns:
-      loss per sequence, ``[...]``; 0 where no token counts.
+        loss per sequence, ``[...]``; 0 where no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, True]])
     >>> gmpo(logps, logps, jnp.array([1.5]), mask)
     Array([-1.5], dtype=float32)
+
+    Source: Zhao et al. 2025, arXiv:2507.20673.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
     positive = (advantages > 0)[..., None]
@@ -88,25 +104,34 @@ def vespo(
     k_neg: float = 3.0,
     lambda_neg: float = 2.0,
 ) -> Float[Array, "*B T"]:
-    """Variational sequence-level soft policy optimisation: -stop_gradient(w^k exp(λ(1 - w))) A log π, per token.
+    """Computes variational sequence-level soft policy optimisation (VESPO), per token.
 
-    w is the sequence's ratio, the product of its tokens' ρ, with log w cut to [log 1e-8, 20]; k and λ go by the sign
-    of A. Source: Shen et al. 2026, arXiv:2602.10693.
+        -stop_gradient(w^k exp(λ(1 - w))) A log π,        log w = clip(Σ_t log ρ_t, log 1e-8, 20)
+
+    k and λ depend on the sign of A.
 
     Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      k_pos, lambda_pos: k and λ where A >= 0.
-      k_neg, lambda_neg: k and λ elsewhere.
+        logps: log-probabilities of the tokens under the policy, nats, ``[..., T]``.
+        old_logps: the same under the policy that sampled; held constant.
+        advantages: A, one per sequence, ``[...]``.
+        mask: True on the sequence's tokens, ``[..., T]``.
+        k_pos: k where A >= 0.
+        lambda_pos: λ where A >= 0.
+        k_neg: k elsewhere.
+        lambda_neg: λ elsewhere.
+
     Returns:
-      loss per token, ``[..., T]``, 0 where masked.
+        loss per token, ``[..., T]``, 0 where masked.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> logps, mask = jnp.array([[-1.0, -2.0]]), jnp.array([[True, False]])
     >>> vespo(logps, logps, jnp.array([1.5]), mask)
     Array([[1.5, 0. ]], dtype=float32)
+
+    Source: Shen et al. 2026, arXiv:2602.10693.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
     log_ratio = jnp.clip(jax.lax.stop_gradient(log_ratio), -20, 20)
@@ -125,22 +150,28 @@ def a_star_po(
     *,
     beta: float,
 ) -> Float[Array, "*B"]:
-    """A*-PO, regression onto the optimal advantage: (β(log π - log π_ref) - (r - V*))².
+    """Computes A*-PO, a regression onto the optimal advantage.
 
-    Source: Brantley et al. 2025, arXiv:2505.20686, with V* from ``optimal_value``.
+        (β(log π - log π_ref) - (r - V*))²
 
     Args:
-      logps, ref_logps: of whole completions, nats, ``[...]``.
-      rewards: r, ``[...]``.
-      optimal_values: V* of each completion's prompt, ``[...]``.
-      beta: strength of the pull to the reference.
+        logps: log-probabilities of whole completions under the policy, nats, ``[...]``.
+        ref_logps: the same under the reference; held constant.
+        rewards: r, ``[...]``.
+        optimal_values: V* of each completion's prompt from ``optimal_value``, ``[...]``.
+        beta: β, strength of the pull to the reference.
+
     Returns:
-      loss per completion, ``[...]``.
+        loss per completion, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> a_star_po(jnp.array([-2.0]), jnp.array([-3.0]), jnp.array([1.0]), jnp.array([0.5]), beta=0.1)
     Array([0.1600...], dtype=float32)
+
+    Source: Brantley et al. 2025, arXiv:2505.20686.
     """
     logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
     targets = []
@@ -152,20 +183,25 @@ def a_star_po(
 
 
 def optimal_value(rewards: Float[Array, "*B K"], *, beta: float) -> Float[Array, "*B"]:
-    """V*, the value of the best policy under a KL penalty, from K samples of the reference: β log mean_k exp(r_k / β).
+    """Estimates the value V* of the optimal policy under a KL penalty from K samples of the reference.
 
-    Source: Brantley et al. 2025, arXiv:2505.20686.
+        V* = β log mean_k exp(r_k / β)
 
     Args:
-      rewards: of K samples of each prompt, ``[..., K]``.
-      beta: price of a nat of KL.
+        rewards: of K samples of each prompt, ``[..., K]``.
+        beta: β, price of a nat of KL.
+
     Returns:
-      V*, ``[...]``: between the mean (large β) and the maximum (β → 0) of the rewards.
+        V*, ``[...]``: between the mean (large β) and the maximum (β → 0) of the rewards.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> optimal_value(jnp.array([[0.0, 1.0]]), beta=0.5)
     Array([0.7168...], dtype=float32)
+
+    Source: Brantley et al. 2025, arXiv:2505.20686.
     """
     rewards = check.to_number("rewards", rewards)
     check.at_least_axes("rewards", rewards, 1, "[..., K]")
@@ -180,23 +216,29 @@ def off_policy_mask(
     *,
     max_kl: float,
 ) -> Bool[Array, "*B"]:
-    """Which sequences to keep: all with A >= 0, and those whose mean over tokens of -log ρ is at most ``max_kl``.
+    """Returns a mask of the sequences that are close enough to the policy to train on.
 
-    Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, eq. 9.
+        A >= 0  or  mean_t(-log ρ_t) <= max_kl
 
     Args:
-      logps, old_logps: nats, ``[..., T]``.
-      advantages: A, one per sequence, ``[...]``.
-      mask: True on the sequence's tokens, ``[..., T]``.
-      max_kl: nats per token.
+        logps: log-probabilities of the tokens under the policy, nats, ``[..., T]``.
+        old_logps: the same under the policy that sampled; held constant.
+        advantages: A, one per sequence, ``[...]``.
+        mask: True on the sequence's tokens, ``[..., T]``.
+        max_kl: nats per token.
+
     Returns:
-      True where kept, ``[...]``.
+        True where the sequence stays in the loss, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> logps, old_logps = jnp.array([[-3.0], [-3.0]]), jnp.array([[-1.0], [-1.0]])
     >>> off_policy_mask(logps, old_logps, jnp.array([1.0, -1.0]), jnp.ones((2, 1), bool), max_kl=1.0)
     Array([ True, False], dtype=bool)
+
+    Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, eq. 9.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
     return (advantages >= 0) | (-_masked_mean(log_ratio, mask) <= max_kl)
@@ -205,7 +247,7 @@ def off_policy_mask(
 def _sequences(
     logps: Float[Array, "*B T"], old_logps: Float[Array, "*B T"], advantages: Float[Array, "*B"], mask: Array
 ) -> tuple[Array, Array, Array]:
-    """(log ρ, A, mask) of sequences, checked; log ρ is 0 where masked, A where no token counts."""
+    """Checks the arguments and returns (log ρ, A, mask): log ρ is 0 where masked, A is 0 where no token counts."""
     logps, old_logps = check.real(logps=logps, old_logps=old_logps)
     check.at_least_axes("logps", logps, 1, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
@@ -217,5 +259,5 @@ def _sequences(
 
 
 def _masked_mean(x: Array, mask: Array) -> Array:
-    """Mean of x, which is 0 where masked, over the last axis; 0 where nothing counts."""
+    """Averages x, which is 0 where masked, over the last axis; 0 where no token counts."""
     return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)

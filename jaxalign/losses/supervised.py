@@ -12,14 +12,18 @@ Logits = Float[Array, "*B V"]
 
 
 def nll(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """Negative log-likelihood: -log π.
+    """Computes the negative log-likelihood.
+
+        -log π
 
     Args:
-      logps: of the target tokens, nats, ``[...]``.
+        logps: of the target tokens, nats, ``[...]``.
+
     Returns:
-      loss, ``[...]``.
+        loss, ``[...]``.
+
     Raises:
-      TypeError: for a wrong type, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
 
     >>> nll(jnp.array([-1.5]))
     Array([1.5], dtype=float32)
@@ -28,19 +32,23 @@ def nll(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
 
 
 def dft(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
-    """Dynamic fine-tuning, likelihood-weighted: -stop_gradient(π) log π.
+    """Computes dynamic fine-tuning (DFT), the likelihood-weighted negative log-likelihood.
 
-    Source: Wu et al. 2025, arXiv:2508.05629.
+        -stop_gradient(π) log π
 
     Args:
-      logps: of the target tokens, nats, ``[...]``.
+        logps: of the target tokens, nats, ``[...]``.
+
     Returns:
-      loss, ``[...]``.
+        loss, ``[...]``.
+
     Raises:
-      TypeError: for a wrong type, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
 
     >>> dft(jnp.log(jnp.array([0.5])))
     Array([0.3465...], dtype=float32)
+
+    Source: Wu et al. 2025, arXiv:2508.05629.
     """
     logps = check.to_float("logps", logps)
     return -jax.lax.stop_gradient(jnp.exp(logps)) * logps
@@ -49,20 +57,26 @@ def dft(logps: Float[Array, "*B"]) -> Float[Array, "*B"]:
 def distill_forward_kl(
     student_logits: Logits, teacher_logits: Logits, *, temperature: float = 1.0
 ) -> Float[Array, "*B"]:
-    """KL(teacher ‖ student) per token, which covers all the teacher may say: Σ_v p_T (log p_T - log p_S).
+    """Computes KL(teacher ‖ student) per token, which covers all that the teacher may say.
 
-    Source: Hinton et al. 2015, arXiv:1503.02531; Agarwal et al. 2023, arXiv:2306.13649, sec. 2.
+        Σ_v p_T (log p_T - log p_S)
 
     Args:
-      student_logits, teacher_logits: unnormalised log-probabilities, ``[..., V]``; no gradient to the teacher.
-      temperature: divides both.
+        student_logits: unnormalised log-probabilities of the student, ``[..., V]``.
+        teacher_logits: the same of the teacher; held constant.
+        temperature: divides both.
+
     Returns:
-      loss per token in nats, ``[...]``.
+        loss per token in nats, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> distill_forward_kl(jnp.zeros([1, 2]), jnp.log(jnp.array([[0.9, 0.1]])))
     Array([0.3680...], dtype=float32)
+
+    Source: Hinton et al. 2015, arXiv:1503.02531; Agarwal et al. 2023, arXiv:2306.13649, sec. 2.
     """
     student, teacher = _log_probs(student_logits, teacher_logits, temperature)
     return _kl(teacher, student)
@@ -71,20 +85,26 @@ def distill_forward_kl(
 def distill_reverse_kl(
     student_logits: Logits, teacher_logits: Logits, *, temperature: float = 1.0
 ) -> Float[Array, "*B"]:
-    """KL(student ‖ teacher) per token, which seeks the teacher's mode: Σ_v p_S (log p_S - log p_T).
+    """Computes KL(student ‖ teacher) per token, which seeks the teacher's mode.
 
-    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, eq. 1; Agarwal et al. 2023, arXiv:2306.13649, sec. 2.
+        Σ_v p_S (log p_S - log p_T)
 
     Args:
-      student_logits, teacher_logits: unnormalised log-probabilities, ``[..., V]``; no gradient to the teacher.
-      temperature: divides both.
+        student_logits: unnormalised log-probabilities of the student, ``[..., V]``.
+        teacher_logits: the same of the teacher; held constant.
+        temperature: divides both.
+
     Returns:
-      loss per token in nats, ``[...]``.
+        loss per token in nats, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> distill_reverse_kl(jnp.zeros([1, 2]), jnp.log(jnp.array([[0.9, 0.1]])))
     Array([0.5108...], dtype=float32)
+
+    Source: Gu et al. 2023 (MiniLLM), arXiv:2306.08543, eq. 1; Agarwal et al. 2023, arXiv:2306.13649, sec. 2.
     """
     student, teacher = _log_probs(student_logits, teacher_logits, temperature)
     return _kl(student, teacher)
@@ -93,22 +113,30 @@ def distill_reverse_kl(
 def generalized_jsd(
     student_logits: Logits, teacher_logits: Logits, *, beta: float, temperature: float = 1.0
 ) -> Float[Array, "*B"]:
-    """Generalised Jensen-Shannon divergence per token: β KL(p_T ‖ m) + (1-β) KL(p_S ‖ m), m = β p_T + (1-β) p_S.
+    """Computes the generalised Jensen-Shannon divergence per token.
 
-    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1. It vanishes as β goes to 0 or 1; divided by β or 1-β it
-    goes to ``distill_forward_kl`` and ``distill_reverse_kl``.
+        β KL(p_T ‖ m) + (1-β) KL(p_S ‖ m),        m = β p_T + (1-β) p_S
+
+    It vanishes as β goes to 0 or 1. Divided by β or 1-β, its limits are ``distill_forward_kl`` and
+    ``distill_reverse_kl``.
 
     Args:
-      student_logits, teacher_logits: unnormalised log-probabilities, ``[..., V]``; no gradient to the teacher.
-      beta: the teacher's share of the mixture, in (0, 1).
-      temperature: divides both.
+        student_logits: unnormalised log-probabilities of the student, ``[..., V]``.
+        teacher_logits: the same of the teacher; held constant.
+        beta: β, the teacher's share of the mixture, in (0, 1).
+        temperature: divides both.
+
     Returns:
-      loss per token in nats, ``[...]``.
+        loss per token in nats, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, or β outside (0, 1), naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape, or if β is outside (0, 1); the message names it.
 
     >>> generalized_jsd(jnp.zeros([1, 2]), jnp.log(jnp.array([[0.9, 0.1]])), beta=0.5)
     Array([0.1017...], dtype=float32)
+
+    Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1.
     """
     check.within("beta", beta, 0, 1, open_low=True)
     student, teacher = _log_probs(student_logits, teacher_logits, temperature)

@@ -1,4 +1,4 @@
-"""What goes into preference losses other than plain sums: averages, LD-DPO's sums, WPO's weights."""
+"""Inputs and weights of preference losses: sums and averages of log-probabilities, LD-DPO's sums, WPO's weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from jaxalign import _checks as check
 
 
 def sum_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
-    """Log-probability of each completion: Σ_t over its tokens, what ``dpo`` and most of its relatives want.
+    """Sums each completion's log-probabilities over its tokens, as ``dpo`` and most of its relatives expect.
+
+        Σ_t log π_t
 
     Args:
-      logps: of its tokens, nats, ``[..., T]``.
-      mask: True on its tokens, ``[..., T]``.
+        logps: log-probabilities of a completion's tokens, nats, ``[..., T]``.
+        mask: True on the completion's tokens, ``[..., T]``.
+
     Returns:
-      the sums, ``[...]``; 0 where no token counts.
+        sums in nats, ``[...]``; 0 where no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> sum_logps(jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]]))
     Array([-3.], dtype=float32)
@@ -28,15 +33,20 @@ def sum_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Float[A
 
 
 def average_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
-    """Log-probability per token of each completion, what ``ipo``, ``simpo`` and ``orpo`` want.
+    """Averages each completion's log-probabilities over its tokens, as ``ipo``, ``simpo`` and ``orpo`` expect.
+
+        Σ_t log π_t / T
 
     Args:
-      logps: of its tokens, nats, ``[..., T]``.
-      mask: True on its tokens, ``[..., T]``.
+        logps: log-probabilities of a completion's tokens, nats, ``[..., T]``.
+        mask: True on the completion's tokens, ``[..., T]``.
+
     Returns:
-      the means, ``[...]``; 0 where no token counts.
+        means in nats per token, ``[...]``; 0 where no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> average_logps(jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]]))
     Array([-1.5], dtype=float32)
@@ -48,23 +58,29 @@ def average_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Flo
 def ld_logps(
     logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"], shared_length: Int[Array, "*B"], *, alpha: float
 ) -> Float[Array, "*B"]:
-    """LD-DPO's length-desensitised sums: Σ_{t ≤ l} log π_t + α Σ_{t > l} log π_t, to be given to ``dpo``.
+    """Computes LD-DPO's length-desensitised sums of log-probabilities, an input of ``dpo``.
 
-    l is the number of tokens of the pair's shorter completion; α = 1 is the plain sum. Source: Liu et al. 2024,
-    arXiv:2409.06411.
+        Σ_{t ≤ l} log π_t + α Σ_{t > l} log π_t
+
+    l is the number of tokens of the pair's shorter completion. α = 1 is the plain sum.
 
     Args:
-      logps: of a completion's tokens, nats, ``[..., T]``.
-      mask: True on its tokens, ``[..., T]``.
-      shared_length: l, ``[...]``.
-      alpha: weight of the tokens beyond l.
+        logps: log-probabilities of a completion's tokens, nats, ``[..., T]``.
+        mask: True on the completion's tokens, ``[..., T]``.
+        shared_length: l, ``[...]``.
+        alpha: α, weight of the tokens beyond l.
+
     Returns:
-      the sums, ``[...]``.
+        sums in nats, ``[...]``.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> ld_logps(jnp.array([[-1.0, -2.0, -4.0]]), jnp.array([[True, True, True]]), jnp.array([2]), alpha=0.5)
     Array([-5.], dtype=float32)
+
+    Source: Liu et al. 2024, arXiv:2409.06411.
     """
     logps, mask = _masked(logps, mask)
     shared_length = check.to_indices("shared_length", shared_length, logps.shape[:-1], "logps without its last axis")
@@ -75,22 +91,29 @@ def ld_logps(
 def wpo_weights(
     logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"], log_sum_sq_probs: Float[Array, "*B T"] | None = None
 ) -> Float[Array, "*B"]:
-    """WPO's weight of a completion, how on-policy it is: exp(mean_t [log π_t - log Σ_v π_v²]), a constant.
+    """Computes WPO's weight of a completion, which measures how on-policy it is.
 
-    Multiply a pair's loss by the weights of both its completions. Without ``log_sum_sq_probs`` it is the plain
-    exp(mean_t log π_t). Source: Zhou et al. 2024, arXiv:2406.11827, eq. 2, and its sampled alignment.
+        exp(mean_t [log π_t - log Σ_v π_v²])
+
+    Multiply a pair's loss by the weights of both its completions. Without ``log_sum_sq_probs`` the weight is exp(mean_t
+    log π_t).
 
     Args:
-      logps: of a completion's tokens under the policy, nats, ``[..., T]``.
-      mask: True on its tokens, ``[..., T]``.
-      log_sum_sq_probs: log Σ_v π_v² at each token, ``[..., T]``, from ``jaxalign.logprobs.fused_token_statistics``.
+        logps: of a completion's tokens under the policy, nats, ``[..., T]``.
+        mask: True on the completion's tokens, ``[..., T]``.
+        log_sum_sq_probs: log Σ_v π_v² at each token, ``[..., T]``, from ``jaxalign.logprobs.fused_token_statistics``.
+
     Returns:
-      weights, ``[...]``, without gradient; 1 where no token counts.
+        weights, ``[...]``, without gradient; 1 where no token counts.
+
     Raises:
-      TypeError, ValueError: for a wrong type or shape, naming the argument.
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
 
     >>> wpo_weights(jnp.log(jnp.array([[0.5, 0.125]])), jnp.array([[True, True]]))
     Array([0.25], dtype=float32)
+
+    Source: Zhou et al. 2024, arXiv:2406.11827, eq. 2, and its sampled alignment.
     """
     logps, mask = _masked(logps, mask)
     if log_sum_sq_probs is not None:
@@ -101,7 +124,7 @@ def wpo_weights(
 
 
 def _masked(logps: Array, mask: Array) -> tuple[Array, Array]:
-    """(logps, mask), checked, with 0 in masked slots."""
+    """Checks the arguments and returns (logps, mask), with 0 in masked slots."""
     logps = check.to_float("logps", logps)
     check.at_least_axes("logps", logps, 1, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
