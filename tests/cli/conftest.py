@@ -1,7 +1,6 @@
 """A tiny model on disk, pairs to align it on, and the settings of a run that takes seconds."""
 
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -15,25 +14,6 @@ from jaxalign.cli import main
 from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
 from jaxalign.models.weights import save_model
-
-
-@pytest.fixture(scope="session", autouse=True)
-def compile_once(tmp_path_factory):
-    """Every command compiles its own functions; here the second one finds them compiled, be it another worker's."""
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    settings = {
-        "jax_compilation_cache_dir": str(root / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.1,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
 
 WORDS = ["sky", "sea", "grass", "blue", "green", "red", "deep", "tall"]
 TEMPLATE = (
