@@ -79,10 +79,12 @@ class Method(NamedTuple):
     prepare(params, frozen, method_state, batch) -> (batch, method_state): what needs the whole batch (reference
       log-probs, baselines, denominators), without gradient.
     loss(params, rows) -> (weighted sum, metrics): one microbatch's share; sums over microbatches are the batch's.
+    method_state: the method's own state before the first batch (running means, say), for ``init_state``.
     """
 
     prepare: Callable[[Any, Any, Any, Batch], tuple[Batch, Any]]
     loss: Callable[[Any, Rows], tuple[Array, Metrics]]
+    method_state: Any = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,21 @@ def order_by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
     if sorted(found) != list(range(len(found))):
         raise ValueError(f"the batches hold {len(found)} examples that are not all of 0 to {max(found)}.")
     return np.stack([found[i] for i in range(len(found))])
+
+
+def per_example(
+    function: Callable[[Any, Any, Rows], Array], model: Any, params: Any, batches: Iterable[Batch]
+) -> np.ndarray:
+    """Returns ``function(model, params, rows)``, [R, E, ...], of every example, in the order of ``extras["index"]``.
+
+    ``function`` is compiled once per function and model: give one of a module, not a closure.
+    """
+    return order_by_index((_per_microbatch(function, model, params, batch), batch) for batch in batches)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _per_microbatch(function: Any, model: Any, params: Any, batch: Batch) -> Array:
+    return map_microbatches(lambda rows: function(model, params, rows), batch)
 
 
 def gradients(

@@ -74,10 +74,19 @@ def sum_by_owner(
     return sums.reshape(*values.shape[:-1], num_examples, num_completions)
 
 
+def completion_sums(values: Float[Array, "R S"], rows: Rows) -> Float[Array, "R E K"]:
+    """Returns each completion's sum over its target slots; of token log-probs, log π(completion | prompt) in nats."""
+    return sum_by_owner(values, rows.owner, *rows.last.shape[-2:])
+
+
+def completion_lengths(rows: Rows) -> Float[Array, "R E K"]:
+    """Returns the number of each completion's tokens that count."""
+    return completion_sums(rows.mask.astype(jnp.result_type(float)), rows)
+
+
 def completion_mask(rows: Rows) -> Bool[Array, "R E K"]:
     """Which completions there are: those with target slots of their own."""
-    slots = sum_by_owner(jnp.ones(rows.owner.shape), rows.owner, *rows.last.shape[-2:])
-    return slots > 0
+    return completion_sums(jnp.ones(rows.owner.shape), rows) > 0
 
 
 def take_by_owner(per_completion: Float[Array, "R E K"], owner: Int[Array, "R S"]) -> Float[Array, "R S"]:

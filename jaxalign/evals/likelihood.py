@@ -15,7 +15,7 @@ from jaxalign.data.shapes import LENGTHS
 from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Outcome
-from jaxalign.masking import Rows, sum_by_owner
+from jaxalign.masking import Rows, completion_sums
 from jaxalign.models.model import Model
 
 CHUNK = 256
@@ -79,7 +79,7 @@ def perplexity(name: str, model: Model, params: Any, trees: Sequence[Tree]) -> l
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
-    return sum_by_owner(model.token_logps(params, rows), rows.owner, *rows.last.shape[-2:])
+    return completion_sums(model.token_logps(params, rows), rows)
 
 
 @functools.partial(jax.jit, static_argnums=0)

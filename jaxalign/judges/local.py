@@ -21,7 +21,7 @@ from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
 from jaxalign.judges.judge import same_number
 from jaxalign.judges.prompts import POINTWISE, Principle, render
-from jaxalign.masking import Rows, sum_by_owner
+from jaxalign.masking import Rows, completion_sums
 from jaxalign.models.model import Model
 
 CHUNK = 256
@@ -181,7 +181,7 @@ def expected_scores(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
-    return sum_by_owner(model.token_logps(params, rows), rows.owner, *rows.last.shape[-2:])
+    return completion_sums(model.token_logps(params, rows), rows)
 
 
 def _encode(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -18,7 +17,7 @@ from jaxalign import rewards
 from jaxalign.data.batches import attach
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.loop import Batch, map_microbatches, order_by_index
+from jaxalign.loop import Batch, per_example
 from jaxalign.models.model import Model
 from jaxalign.models.params import union
 from jaxalign.rewards import ensemble
@@ -190,11 +189,6 @@ def draw_prompts(count: int, batch_size: int, seed: int, iteration: int) -> np.n
     return np.array([order[at] for at in range(iteration * batch_size, (iteration + 1) * batch_size)])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _scores(model: Model, params: Any, batch: Batch) -> Float[Array, "N R E K M"]:
-    return map_microbatches(lambda rows: model.scores(params, rows), batch)
-
-
 def model_scorer(
     model: Model,
     params: Any,
@@ -215,7 +209,7 @@ def model_scorer(
     def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Scores:
         del rows
         packed = batch(attach(trees, index=np.arange(len(trees))), size)
-        return np.asarray(heads(order_by_index([(_scores(model, params, packed), packed)])))
+        return np.asarray(heads(per_example(Model.scores, model, params, [packed])))
 
     return score
 

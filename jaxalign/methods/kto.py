@@ -4,100 +4,131 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxalign import losses
+from jaxalign.errors import UserError
 from jaxalign.loop import Batch, Method, Metrics, map_microbatches
 from jaxalign.losses.metrics import sum_count
 from jaxalign.masking import Rows
-from jaxalign.methods.dpo import completion_logps, reference_of
+from jaxalign.methods.dpo import ExtraMetrics, completion_logps, delta_state, reference_of, running_delta
+from jaxalign.methods.wirings import Loss, bind
 from jaxalign.models.model import Model
 
 Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]  # as prepare; gives a scalar and the new state
 
 
-def kto(model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> Method:
-    """KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7).
+def kto(
+    model: Model,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    loss: Loss = losses.kto,
+    metrics: ExtraMetrics | None = None,
+) -> Method:
+    """Returns the method of KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7).
 
     The mean over the batch of w_D (1 - σ(β(h - ẑ))) where liked, else w_U (1 - σ(β(ẑ - h))), h = log π - log π_ref.
     The reference point ẑ = max(0, mean of h(y' | x)) is of completions y' of other prompts (``data.mismatched``, as
     ``batch.mismatched``), over the whole batch, without gradient.
 
-    The reference is ``frozen``, or the base of the policy's adapters; ``ref_logps`` [R, E, 1] cached in the trees'
+    The reference is ``frozen``, or the base of the policy's adapters. ``ref_logps`` [R, E, 1] cached in the trees'
     extras spare it all but the mismatched completions.
 
     Args:
-      model: policy and reference architecture.
-      beta: how strongly the policy is held to the reference.
-      desirable_weight, undesirable_weight: w_D and w_U (λ_D and λ_U); see ``balanced_weights``.
+        model: policy and reference architecture.
+        beta: strength of the pull to the reference.
+        desirable_weight: w_D (λ_D), the weight of liked completions; see ``balanced_weights``.
+        undesirable_weight: w_U (λ_U), the weight of the others.
+        loss: a function ``loss(policy_logps, reference_logps, desirable, kl) -> [B]`` in place of ``losses.kto``;
+            it is given ``beta`` if it has that keyword.
+        metrics: further metrics: a function of {argument of the loss: array [R, E]} with ``mask`` [R, E], True on the
+            completions in use, that returns {name: (sum, count)}.
+
     Returns:
-      the method, for ``loop.make_step``. Rewards are β h; ``kl`` is ẑ, in nats, of each batch (in evaluation too).
+        The method, for ``loop.make_step``. Rewards are β h; ``kl`` is ẑ, in nats, of each batch (in evaluation too).
+
     Raises:
-      ValueError: at the first step, for a batch without mismatched completions, or without a reference.
+        UserError: for a loss that does not take four arrays; at the first step, for a batch without mismatched
+            completions, or without a reference.
     """
 
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
         if batch.mismatched is None:
-            raise ValueError("the batch has no mismatched completions: draw batches with data.mismatched.Mismatched.")
+            raise UserError("The batch has no mismatched completions. Draw batches with data.mismatched.Mismatched.")
         policy = _logps(model, params, batch.mismatched).reshape(-1)
         reference = _logps(*reference_of(model, params, frozen), batch.mismatched).reshape(-1)
         return losses.kto_kl(policy, reference, mask=batch.mismatched.rows.example_mask.reshape(-1)), state
 
-    weights: Any = {"desirable_weight": desirable_weight, "undesirable_weight": undesirable_weight}
-    return _method(model, functools.partial(losses.kto, beta=beta, **weights), baseline, "kl", beta)
+    bound, names, _ = bind(loss, 4, {"beta": beta})
+    weights = desirable_weight, undesirable_weight
+    return _method(model, bound, baseline, beta, weights, "kl", names=names, metrics=metrics)
 
 
 def apo_zero_unpaired(
-    model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+    model: Model,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    metrics: ExtraMetrics | None = None,
 ) -> Method:
-    """APO-zero on single completions (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7): KTO with ẑ = 0.
+    """Returns the method of APO-zero on single completions (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
 
-    The arguments are those of ``kto``; no mismatched completions, and no reference beside cached ``ref_logps``.
+    It is KTO with ẑ = 0. The arguments are those of ``kto``. It needs no mismatched completions, and with cached
+    ``ref_logps`` no reference.
     """
 
     def loss(policy: Array, reference: Array, desirable: Array, _: Array) -> Array:
-        each = losses.apo_zero_unpaired(policy, reference, desirable, beta=beta)
-        return jnp.where(desirable, desirable_weight, undesirable_weight) * each
+        return losses.apo_zero_unpaired(policy, reference, desirable, beta=beta)
 
-    return _method(model, loss, lambda params, frozen, state, batch: (jnp.zeros(()), state), None, beta)
+    weights = desirable_weight, undesirable_weight
+    return _method(
+        model, loss, lambda params, frozen, state, batch: (jnp.zeros(()), state), beta, weights, None, metrics=metrics
+    )
 
 
 def bco(
-    model: Model, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0, decay: float = 0.9
+    model: Model,
+    *,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+    decay: float = 0.9,
+    metrics: ExtraMetrics | None = None,
 ) -> Method:
-    """Binary classifier optimisation (Jung et al. 2024, arXiv:2404.04656): -log σ(±(βh - δ)), + where liked.
+    """Returns the method of BCO (Jung et al. 2024, arXiv:2404.04656): -log σ(±(βh - δ)), + where liked.
 
     δ = ½ (mean reward of liked + mean reward of other completions), each a running mean with ``decay`` over the batches
-    *before* this one: 0 at first, where policy and reference agree, and in evaluation what training left. It is the
-    method state: start from ``bco_state()``.
+    *before* this one: 0 at first, where policy and reference agree. Evaluation uses the δ that training reached. It is
+    the method state.
 
     Args:
-      model, beta, desirable_weight, undesirable_weight: as for ``kto``; no mismatched completions are needed.
-      decay: how much of the past counts after each batch; 1 for the mean of all of it.
+        model: policy and reference architecture.
+        beta: strength of the pull to the reference.
+        desirable_weight: as for ``kto``. No mismatched completions are needed.
+        undesirable_weight: as for ``kto``.
+        decay: weight of the past after each batch; 1 for the mean of all of it.
+        metrics: as for ``kto``; the baseline is ``delta``.
     """
 
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
         rows = batch.rows
         rewards = beta * (_logps(model, params, batch) - rows.extras["ref_logps"])[..., 0]
         classes = liked(rows), rows.example_mask & ~liked(rows)
-        new = jnp.stack([jnp.stack(sum_count(rewards, each)) for each in classes]).astype(state.dtype)
-        seen = state[:, 1] > 0
-        return jnp.mean(jnp.where(seen, state[:, 0] / jnp.where(seen, state[:, 1], 1), 0)), decay * state + new
+        return running_delta(state, *(sum_count(rewards, mask) for mask in classes), decay)
 
-    def loss(policy: Array, reference: Array, desirable: Array, delta: Array) -> Array:
-        each = losses.bco(policy, reference, desirable, delta, beta=beta)
-        return jnp.where(desirable, desirable_weight, undesirable_weight) * each
-
-    return _method(model, loss, baseline, "delta", beta)
+    loss = functools.partial(losses.bco, beta=beta)
+    weights = desirable_weight, undesirable_weight
+    return _method(model, loss, baseline, beta, weights, "delta", metrics=metrics)._replace(method_state=bco_state())
 
 
-def bco_state() -> Float[Array, "2 2"]:
-    """BCO's running sums before the first batch: of liked and of other completions, the rewards' sum and how many."""
-    return jnp.zeros((2, 2))
+bco_state = delta_state
 
 
 def balanced_weights(liked: int, others: int) -> tuple[float, float]:
@@ -119,14 +150,27 @@ def liked(rows: Rows) -> Bool[Array, "*m R E"]:
 
 def _logps(model: Model, params: Any, batch: Batch) -> Float[Array, "M R E 1"]:
     if params is None:
-        raise ValueError("there is no reference: give its parameters as frozen, or cached ref_logps where they do.")
+        raise UserError("The method needs a reference. Give its parameters as frozen, or cached ref_logps.")
     return map_microbatches(lambda rows: completion_logps(model, params, rows), batch)
 
 
 def _method(
-    model: Model, loss: Callable[[Array, Array, Array, Array], Array], baseline: Baseline, name: str | None, beta: float
+    model: Model,
+    loss: Loss,
+    baseline: Baseline,
+    beta: float,
+    weights: tuple[float, float],
+    name: str | None,
+    *,
+    names: Sequence[str] = (),
+    metrics: ExtraMetrics | None = None,
 ) -> Method:
-    """The mean over the batch of ``loss(policy, reference, desirable, baseline)``; ``name``: the baseline's metric."""
+    """The weighted mean over the batch of ``loss(policy, reference, desirable, baseline)``.
+
+    ``weights`` are those of liked and of other completions, ``name`` is the metric of the baseline, ``names`` are those
+    that the loss has for its arguments.
+    """
+    arguments = ("policy_logps", "reference_logps", "desirable", name or "kl")
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
         extras, used = dict(batch.rows.extras), batch.rows.example_mask
@@ -140,11 +184,15 @@ def _method(
     def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
         logps = completion_logps(model, params, rows)[..., 0]
         ref_logps = jnp.where(rows.example_mask, rows.extras["ref_logps"][..., 0], 0)  # unused slots may hold NaN
-        each = loss(logps, ref_logps, liked(rows), rows.extras["baseline"])
-        metrics: Metrics = {} if name is None else {name: sum_count(rows.extras["baseline"], rows.example_mask)}
+        arrays = logps, ref_logps, liked(rows), rows.extras["baseline"]
+        values = jnp.where(liked(rows), *weights) * loss(*arrays)
+        measured: Metrics = {} if name is None else {name: sum_count(rows.extras["baseline"], rows.example_mask)}
         for label, mask in (("chosen", liked(rows)), ("rejected", rows.example_mask & ~liked(rows))):
-            metrics[f"rewards/{label}"] = sum_count(beta * (logps - ref_logps), mask)
-            metrics[f"logps/{label}"] = sum_count(logps, mask)
-        return jnp.sum(each * rows.extras["weight"]), metrics
+            measured[f"rewards/{label}"] = sum_count(beta * (logps - ref_logps), mask)
+            measured[f"logps/{label}"] = sum_count(logps, mask)
+        if metrics is not None:
+            given = dict(zip(arguments, arrays, strict=True)) | dict(zip(names, arrays, strict=False))
+            measured |= metrics({**given, "mask": rows.example_mask})
+        return jnp.sum(values * rows.extras["weight"]), measured
 
     return Method(prepare, microbatch_loss)

@@ -14,7 +14,7 @@ from jaxalign.loop import Method, Metrics
 from jaxalign.losses import metrics as measure_of
 from jaxalign.losses import reductions
 from jaxalign.losses.controllers import fixed_kl
-from jaxalign.masking import Rows, sum_by_owner, take_by_owner
+from jaxalign.masking import Rows, completion_sums, take_by_owner
 from jaxalign.methods import experience as common
 from jaxalign.methods.experience import Experience, Measured, Online, OnlineState
 from jaxalign.models.model import Model
@@ -30,7 +30,7 @@ def of_tokens(logps: Slots, rows: Rows) -> Slots:
 
 def of_sequences(logps: Slots, rows: Rows) -> Slots:
     """log π of the whole completion, on each of its tokens."""
-    sums = sum_by_owner(jnp.where(rows.mask, logps, 0), rows.owner, *rows.last.shape[-2:])
+    sums = completion_sums(jnp.where(rows.mask, logps, 0), rows)
     return jnp.where(rows.mask, take_by_owner(sums, rows.owner), 0)
 
 

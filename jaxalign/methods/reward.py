@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxalign import losses
 from jaxalign.keys import stream
-from jaxalign.loop import Batch, Method, Metrics, map_microbatches, order_by_index
+from jaxalign.loop import Batch, Method, Metrics, per_example
 from jaxalign.masking import Rows, completion_mask
 from jaxalign.methods.dpo import CHOSEN, REJECTED
 from jaxalign.models.model import Model
@@ -149,11 +148,6 @@ def bootstrap_weights(index: Int[Array, "*B"], heads: int, seed: int) -> Float[A
     return jax.vmap(draw)(index.reshape(-1)).reshape(*index.shape, heads).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _batch_scores(model: Model, params: Any, batch: Batch) -> Float[Array, "N R E K M"]:
-    return map_microbatches(lambda rows: model.scores(params, rows), batch)
-
-
 def completion_scores(model: Model, params: Any, batches: Iterable[Batch]) -> Float[np.ndarray, "N K M"]:
-    """Scores of every example's completions, in the order of ``extras["index"]``; the M heads last."""
-    return order_by_index((_batch_scores(model, params, batch), batch) for batch in batches)
+    """Returns the scores of every example's completions, in the order of ``extras["index"]``; the M heads last."""
+    return per_example(Model.scores, model, params, batches)

@@ -15,18 +15,25 @@ from jaxalign.masking import Rows
 from jaxalign.models.model import Model
 
 
-def sft(model: Model, *, loss: Callable[[Array], Array] = losses.nll) -> Method:
-    """SFT: the mean of ``loss(log π(token | before))`` over the tokens of the batch that count.
+def sft(
+    model: Model,
+    *,
+    loss: Callable[[Array], Array] = losses.nll,
+    metrics: Callable[[dict[str, Array]], Metrics] | None = None,
+) -> Method:
+    """Returns the method of SFT: the mean of ``loss(log π(token | before))`` over the tokens of the batch that count.
 
     L = Σ_i Σ_t m_it ℓ(log π(y_it | x_i, y_i<t)) / Σ_i Σ_t m_it, over the whole batch, so that a token weighs the same
     in a short answer and a long one, however the batch is cut (a mean of microbatch means would not do that).
 
     Args:
-      model: what is trained.
-      loss: per token, of its log-prob in nats: ``losses.nll``, or ``losses.dft``.
+        model: the language model to train.
+        loss: per token, of its log-prob in nats: ``losses.nll``, or ``losses.dft``.
+        metrics: further metrics: a function of {"logps": [R, S], "mask": [R, S]} that returns {name: (sum, count)}.
+
     Returns:
-      the method, for ``loop.make_step``. ``loss`` and ``nll`` are averaged over tokens in evaluation too; e^nll is the
-      perplexity.
+        The method, for ``loop.make_step``. ``loss`` and ``nll`` are averaged over tokens in evaluation too; e^nll is
+        the perplexity.
     """
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
@@ -39,9 +46,12 @@ def sft(model: Model, *, loss: Callable[[Array], Array] = losses.nll) -> Method:
         logps = model.token_logps(params, rows)  # 0 where the mask is False
         per_token = jnp.where(rows.mask, loss(logps), 0)
         # Reported under its own count: averaged over tokens, where other methods average over examples.
-        return jnp.sum(per_token * rows.extras["weight"]), {
+        measured: Metrics = {
             "loss": losses.metrics.sum_count(per_token, rows.mask),
             "nll": losses.metrics.sum_count(losses.nll(logps), rows.mask),
         }
+        if metrics is not None:
+            measured |= metrics({"logps": logps, "mask": rows.mask})
+        return jnp.sum(per_token * rows.extras["weight"]), measured
 
     return Method(prepare, microbatch_loss)

@@ -196,7 +196,7 @@ def test_cached_and_live_references_and_the_base_of_adapters_agree(parts):
     np.testing.assert_allclose(
         value(method, policy, reference, cached), value(method, policy, reference, live), rtol=1e-6
     )
-    with pytest.raises(ValueError, match="there is no reference"):
+    with pytest.raises(ValueError, match="needs a reference"):
         value(method, policy, None, cached)
     np.testing.assert_allclose(
         value(method_of("apo_zero_unpaired", model), policy, None, cached),
