@@ -109,6 +109,16 @@ def name_of(loss: Loss) -> str:
     return getattr(_unwrap(loss), "__name__", repr(loss))
 
 
+def required_options(loss: Loss) -> list[str]:
+    """Returns the names of the hyper-parameters without a default.
+
+    >>> required_options(losses.simpo)
+    ['beta', 'gamma']
+    """
+    parameters = inspect.signature(loss).parameters.values()
+    return [p.name for p in parameters if p.kind is KEYWORD_ONLY and p.default is EMPTY]
+
+
 def bind(loss: Loss, arrays: int, options: Mapping[str, Any]) -> tuple[Loss, tuple[str, ...], frozenset[str]]:
     """Returns the loss with those of the options bound that it takes, its arrays' names, its hyper-parameters' names.
 
@@ -121,10 +131,10 @@ def bind(loss: Loss, arrays: int, options: Mapping[str, Any]) -> tuple[Loss, tup
     required = sum(p.default is EMPTY for p in positional)
     if not (variadic or required <= arrays <= len(positional)):
         raise UserError(f"loss={name_of(loss)} takes {required} arrays. Give a loss that takes {arrays}.")
-    keywords = {p.name: p for p in parameters if p.kind is KEYWORD_ONLY}
-    for name, parameter in keywords.items():
-        if parameter.default is EMPTY and name not in options:
+    for name in required_options(loss):
+        if name not in options:
             raise UserError(f"loss={name_of(loss)} needs a value of {name}. Give {name}=….")
+    keywords = [p.name for p in parameters if p.kind is KEYWORD_ONLY]
     bound = functools.partial(loss, **{name: options[name] for name in keywords if name in options})
     return bound, tuple(p.name for p in positional[:arrays]), frozenset(keywords)
 

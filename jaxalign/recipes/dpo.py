@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign import loop
 from jaxalign.data.kinds import Preference
 from jaxalign.errors import UserError
-from jaxalign.methods.dpo import dpo, pair_metrics
+from jaxalign.methods.dpo import pair_metrics
+from jaxalign.methods.wirings import Loss
 from jaxalign.models.model import Model
 from jaxalign.models.open import check_language_model, check_trees
 from jaxalign.models.params import Params
@@ -22,6 +21,7 @@ from jaxalign.recipes import config_file
 from jaxalign.recipes.budget import check_budget
 from jaxalign.recipes.config import SAMPLES_RANGES, TRAIN_RANGES, PolicyConfig, check_best_metric, refuse_arguments
 from jaxalign.recipes.fit import Examples, fit, load_examples, make_batches, plan_steps, sample_prompts
+from jaxalign.recipes.preference import METHOD_RANGES, DpoSection, build_method, needs_reference
 from jaxalign.recipes.reference import with_reference
 from jaxalign.recipes.run import (
     OnStep,
@@ -37,24 +37,6 @@ from jaxalign.recipes.run import (
 )
 from jaxalign.reporting import Report
 from jaxalign.settings import check_ranges
-
-
-@dataclasses.dataclass(frozen=True)
-class DpoSection:
-    """The loss (Rafailov et al. 2023, arXiv:2305.18290).
-
-    Args:
-        beta: how strongly the policy is held to the reference
-        label_smoothing: probability that a preference label is flipped (cDPO)
-        soft_labels: take that probability from each pair's field label_smoothing, as `jaxalign judge` writes it
-        reference: cached computes the reference's log-probs once, before training; live computes them in every step,
-            from a second copy of the parameters, or with lora from the base itself
-    """
-
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    soft_labels: bool = False
-    reference: Literal["cached", "live"] = "cached"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +64,7 @@ def train(
     tokenizer: Any = None,
     rows: Any = None,
     eval_rows: Any = None,
-    loss: Callable[..., Any] | None = None,
+    loss: Loss | Mapping[Loss, float] | None = None,
     metrics: Callable[..., Any] | None = None,
     rewards: None = None,
     on_step: OnStep | None = None,
@@ -96,7 +78,8 @@ def train(
         tokenizer: A ``transformers`` tokenizer.
         rows: Preference pairs: a list of dicts or a ``datasets.Dataset``.
         eval_rows: Pairs to evaluate on.
-        loss: ``loss(pc, pr, rc, rr) -> [B]`` of summed log-probs in nats (see API names in ``jaxalign.losses``).
+        loss: A preference loss of ``jaxalign.losses``, a function ``loss(pc, pr, rc, rr) -> [B]`` of summed log-probs
+            in nats, or {loss: weight}.
         metrics: ``metrics(arrays) -> {name: (sum, count)}``; ``arrays`` maps the loss's arguments to arrays.
         rewards: Does not apply.
         on_step: Called as ``on_step(step, state, metrics)`` after each step.
@@ -106,7 +89,7 @@ def train(
         UserError: For settings, rows or a model that cannot be used.
     """
     refuse_arguments("dpo", rewards=rewards)
-    validate_config(config)
+    validate_config(config, loss)
     run = open_run(config, model=model, on_step=on_step, report=report)
     tokenizer = open_tokenizer(run, tokenizer)
     examples = load_examples(run, Preference, tokenizer, rows, eval_rows)
@@ -120,9 +103,12 @@ def train(
     with open_checkpoints(run, evaluated=bool(examples.eval)) as checkpoints:
         record_inputs(run, reference, params, tokenizer, examples[:2], checkpoints, loss=loss, metrics=metrics)
         samples = sample_before(run, reference, params, tokenizer, prompts, checkpoints)
-        is_live = config.method.reference == "live"
-        if not is_live:
-            examples = with_reference(run, reference, params, examples, plan, checkpoints)
+        has_reference = needs_reference(config.method, loss)
+        is_live = has_reference and config.method.reference == "live"
+        if has_reference and not is_live:
+            examples = with_reference(
+                run, reference, params, examples, plan, checkpoints, ld_alpha=config.method.ld_alpha
+            )
         # The step donates what is trained: a copy, if the original is the reference or belongs to the caller.
         policy = make_trainable(config.lora, reference, params, config.train.seed, copy=is_live or model is not None)
         frozen = params if is_live and policy.fixed is None else None
@@ -141,21 +127,6 @@ def train(
     return finish(run, policy, tokenizer, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
 
 
-def build_method(
-    section: DpoSection,
-    model: Model,
-    loss: Callable[..., Any] | None = None,
-    metrics: Callable[..., Any] | None = None,
-) -> loop.Method:
-    """Returns the method of a configuration, or that of a function ``loss(pc, pr, rc, rr) -> [B]``."""
-    options: dict[str, Any] = {"metrics": metrics} if metrics is not None else {}
-    if loss is not None:
-        return dpo(model, beta=section.beta, loss=lambda *logps, beta: loss(*logps), **options)
-    if not section.soft_labels:
-        options["label_smoothing"] = section.label_smoothing
-    return dpo(model, beta=section.beta, soft_labels=section.soft_labels, **options)
-
-
 def check_soft_labels(config: Config, examples: Examples) -> None:
     """Raises UserError if a pair lacks the flip probability that ``method.soft_labels`` needs."""
     trees = [*examples.train, *examples.eval]
@@ -166,15 +137,15 @@ def check_soft_labels(config: Config, examples: Examples) -> None:
         )
 
 
-def validate_config(config: Config) -> None:
+def validate_config(config: Config, loss: Loss | Mapping[Loss, float] | None = None) -> None:
     """Raises UserError for settings that make no sense, before anything is read."""
     check_budget(config.budget)
     if config.method.soft_labels and config.method.label_smoothing:
         raise UserError(
             "method.label_smoothing is one number for all pairs, and method.soft_labels is one for each. Set only one."
         )
-    ranges = {"method.beta": (1e-6, math.inf), "method.label_smoothing": (0, 0.5)}
-    check_ranges(config, {**TRAIN_RANGES, **SAMPLES_RANGES, **ranges})
+    check_ranges(config, {**TRAIN_RANGES, **SAMPLES_RANGES, **METHOD_RANGES})
+    build_method(config.method, cast(Any, None), loss)  # refuses a loss that does not fit; the model is not read yet
     none = jnp.zeros((1, 1, 2))
     shapes = jax.eval_shape(lambda: pair_metrics(none, none, none[..., 0] > 0, beta=1.0))
     check_best_metric(config.train.best, ("loss", *shapes))

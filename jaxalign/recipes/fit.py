@@ -149,7 +149,6 @@ def fit(
     *,
     tokenizer: Any = None,
     frozen: Any = None,
-    method_state: Any = (),
     notes: Mapping[str, float] | None = None,
     derive: Callable[[dict[str, float]], dict[str, float]] = lambda metrics: metrics,
 ) -> Fitted:
@@ -165,7 +164,6 @@ def fit(
         checkpoints: The run's checkpoints, or None.
         tokenizer: The model's tokenizer, for a budget of capability.
         frozen: See ``loop.make_step``.
-        method_state: The method's own state at the start.
         notes: Values to record at step 0.
         derive: Adds metrics that follow from those of an evaluation.
 
@@ -173,7 +171,7 @@ def fit(
         The trained parameters, within the budget if one is set, and the metrics.
     """
     train, steps, resuming = run.config.train, plan.steps, is_resuming(checkpoints)
-    state, resume_step = start_state(run, policy, plan, checkpoints, method_state)
+    state, resume_step = start_state(run, policy, plan, checkpoints, method.method_state)
     step_fn = loop.make_step(
         method, plan.optimizer, state, frozen=frozen, fixed=policy.fixed, learning_rate=plan.schedule
     )

@@ -167,7 +167,6 @@ def train(
             checkpoints,
             tokenizer=tokenizer,
             frozen=frozen,
-            method_state=kto.bco_state() if section.loss == "bco" and loss is None else (),
             notes=examples.counts,
             derive=with_margins,
         )

@@ -25,7 +25,14 @@ from jaxalign.reporting import format_duration, progress
 
 
 def with_reference(
-    run: Run, model: Model, params: Any, examples: Examples, plan: Plan, checkpoints: Checkpoints | None
+    run: Run,
+    model: Model,
+    params: Any,
+    examples: Examples,
+    plan: Plan,
+    checkpoints: Checkpoints | None,
+    *,
+    ld_alpha: float | None = None,
 ) -> Examples:
     """Attaches the reference's log-probs [K], in nats, to all examples: those that the run stored, or new ones.
 
@@ -36,6 +43,7 @@ def with_reference(
         examples: The examples.
         plan: Steps and batches; examples that the run never draws are left out.
         checkpoints: The run's checkpoints.
+        ld_alpha: Weight of tokens beyond the shorter completion's length, as in ``methods.dpo``.
     """
     file = None if run.directory is None else run.directory / run_directory.REFERENCE
     logps = None
@@ -44,7 +52,7 @@ def with_reference(
         if logps is None:
             run.report(f"{file} is missing or damaged. It is computed again.")
     if logps is None:
-        logps = compute_reference(run, model, params, examples, plan)
+        logps = compute_reference(run, model, params, examples, plan, ld_alpha=ld_alpha)
         if file is not None:
             content = io.BytesIO()
             np.savez(content, train=logps[0], held=logps[1])
@@ -55,7 +63,7 @@ def with_reference(
 
 
 def compute_reference(
-    run: Run, model: Model, params: Any, examples: Examples, plan: Plan
+    run: Run, model: Model, params: Any, examples: Examples, plan: Plan, *, ld_alpha: float | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the reference's log-probs of training and evaluation examples, [N, K] each; NaN where never drawn."""
     started, trees = time.perf_counter(), examples.train
@@ -69,7 +77,8 @@ def compute_reference(
         if not part:
             return np.zeros((0, len(trees[0].completions)), np.float32)
         on_mesh = loop.OnMesh(evaluation_batches(part, **plan.options), model.mesh)
-        return reference_logps(model, params, progress(on_mesh, "reference", len(on_mesh), run.report))
+        on_mesh = progress(on_mesh, "reference", len(on_mesh), run.report)
+        return reference_logps(model, params, on_mesh, ld_alpha=ld_alpha)
 
     # NaN: a value that was not computed must not be used unnoticed.
     train = np.full((len(trees), len(trees[0].completions)), np.nan, np.float32)

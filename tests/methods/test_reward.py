@@ -159,7 +159,7 @@ def test_batches_that_do_not_fit_are_told(trunk):
     bare, indexed = (place_batch(*pack(t, shapes=[(64, 64)]), model.mesh) for t in (trees, attach(trees, index=[0])))
     for method, batch, words in (
         (reward.pairs(model), indexed, "needs trees of 2 completions, got 3"),
-        (reward.rankings(model), bare, "needs the index of each example"),
+        (reward.rankings(model), bare, "needs the index of its examples"),
     ):
         with pytest.raises(ValueError, match=words):
             gradients(method, params, None, (), batch)
