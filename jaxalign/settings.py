@@ -15,13 +15,14 @@ class ModelSection:
     """Which model.
 
     Args:
-        path: a Hugging Face directory, a .gguf file, a hub id, or package:file for a file of an installed package
+        path: a Hugging Face directory, a .gguf file, a hub id, or package:file for a file of an installed package;
+            empty if the model is passed to a recipe
         adapter: a directory of LoRA adapters for it, in PEFT's layout, to merge into it
         dtype: what matrix products compute in; parameters stay float32
         remat: activations kept for the backward pass: all (none), projections (dots) or layer inputs (full)
     """
 
-    path: str | None = None
+    path: str = ""
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "dots"
@@ -47,7 +48,8 @@ class SourceSection:
     """Which records, and how they are read.
 
     Args:
-        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
+        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file; empty
+            if rows are passed to a recipe
         name: configuration of a hub data set
         data_dir: folder within a hub data set
         split: split of a folder or a hub data set
@@ -58,7 +60,7 @@ class SourceSection:
         limit: use the first so many records only
     """
 
-    path: str | None = None
+    path: str = ""
     name: str | None = None
     data_dir: str | None = None
     split: str = "train"

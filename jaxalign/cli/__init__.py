@@ -6,11 +6,13 @@ wrong ends as one sentence on standard error and exit code 2.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from jaxalign.errors import UserError
 
@@ -82,6 +84,7 @@ def _run(arguments: list[str]) -> None:
         recipe = importlib.import_module(f"jaxalign.recipes.{name}")
         config = parse_config(recipe.Config, f"jaxalign {name}", rest)
         if config is not None:  # None: --help or --print_config has been answered
+            check_required(config, ("model.path", "data.path", "output"))
             from jaxalign.cli import train
 
             train.run(recipe, config)
@@ -93,7 +96,17 @@ def _run(arguments: list[str]) -> None:
         rest = command.flags(rest)
     config = parse_config(command.Config, f"jaxalign {name}", rest)
     if config is not None:  # None: --help or --print_config has been answered
+        check_required(config, getattr(command, "REQUIRED", ()))
         command.run(config)
+
+
+def check_required(config: Any, names: Sequence[str]) -> None:
+    """Raises UserError for settings that are not set, and that only a library call may leave out."""
+    missing = [name for name in names if not functools.reduce(getattr, name.split("."), config)]
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} must be set. Add --{missing[0]} VALUE, or put it into the configuration file."
+        )
 
 
 def sentence(error: UserError) -> str:

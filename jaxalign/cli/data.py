@@ -18,6 +18,7 @@ from jaxalign.errors import UserError
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.settings import SourceSection, check_ranges
 
+REQUIRED = ("data.path",)
 STYLES = {"prompt": "dim", "number": "bold", "context": "yellow", "target": "bold green"}
 
 

@@ -28,6 +28,8 @@ from jaxalign.stats import Bootstrap
 TASKS = {"tax": "jaxalign.cli.eval_tax", "wins": "jaxalign.cli.eval_wins"}
 RANGES = {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)}
 
+REQUIRED = ("model.path",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

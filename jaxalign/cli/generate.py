@@ -23,6 +23,8 @@ from jaxalign.settings import MeshSection, ModelSection, check_ranges
 # Sampling is checked where it is built.
 RANGES = dict.fromkeys(("max_new_tokens", "num_completions", "limit", "batch_size"), (1.0, math.inf))
 
+REQUIRED = ("model.path",)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:

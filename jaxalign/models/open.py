@@ -39,7 +39,7 @@ def open_model(section: ModelSection, mesh: Mesh, report: Report = silent) -> tu
     Raises:
         UserError: if the files do not make a model, or the adapter belongs to a reward model and the base does not.
     """
-    if section.path is None:
+    if not section.path:
         raise UserError("model.path is not set. Name a model, or pass model=(model, params).")
     model, params = load_model(section.path, mesh=mesh, dtype=jnp.dtype(section.dtype), remat=section.remat)
     if section.adapter is not None:

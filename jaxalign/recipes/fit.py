@@ -65,7 +65,7 @@ def load_examples(run: Run, kind: type[Record], tokenizer: Any, rows: Any = None
     data: DataSection = run.config.data
     records = read_examples(
         kind,
-        data.path,
+        data.path or None,
         rows=rows,
         eval_source=data.eval_path,
         eval_rows=eval_rows,

@@ -153,7 +153,7 @@ def load_prompts(run: Run, tokenizer: Any, rows: Any = None) -> Prompts:
         UserError: For a bad source or row.
     """
     data = run.config.data
-    if data.path is None and rows is None:
+    if not data.path and rows is None:
         raise UserError("The prompts are missing. Set data.path, or pass rows.")
     records, _ = read_source(Prompt, data.path if rows is None else rows, report=run.report, **data.reading)
     texts, result = tokenize_prompts(

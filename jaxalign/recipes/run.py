@@ -129,7 +129,7 @@ def open_tokenizer(run: Run, tokenizer: Any = None) -> Any:
     """
     if tokenizer is not None:
         return tokenizer
-    if run.config.model.path is None:
+    if not run.config.model.path:
         raise UserError("The tokenizer is missing. Pass tokenizer=, or set model.path.")
     return load_tokenizer(run.config.model.path)
 
@@ -287,7 +287,7 @@ def save_trained(run: Run, policy: Trainable, tokenizer: Any) -> tuple[Model, Pa
     if model.lora is not None:
         if run.directory is not None:
             adapter = run.directory / run_directory.ADAPTER
-            lora.save(adapter, model, policy.trained, run.config.model.path or "")
+            lora.save(adapter, model, policy.trained, run.config.model.path)
         model, params = lora.merge(model, params)
     if run.directory is not None:
         save_model(run.directory / run_directory.MODEL, model, params, tokenizer)
