@@ -113,8 +113,10 @@ def dpo(
                 value, extras["slope"] = _coupled(coupled, logps, ref_logps, lengths, used)
                 extras["coupled"] = value * extras["weight"]
             if has_delta:
-                rewards = [sum_count(beta * (logps - ref_logps)[..., side], used) for side in (CHOSEN, REJECTED)]
-                delta, method_state = running_delta(method_state, *rewards)
+                chosen, rejected = (
+                    sum_count(beta * (logps - ref_logps)[..., side], used) for side in (CHOSEN, REJECTED)
+                )
+                delta, method_state = running_delta(method_state, chosen, rejected)
                 extras["delta"] = jnp.broadcast_to(delta, used.shape)
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
 
@@ -206,9 +208,9 @@ def pair_metrics(
     scale: Array | float = 1.0,
 ) -> Metrics:
     """Returns the metrics of DPO dashboards, as (sum, count) over the pairs in use; rewards are β h / ``scale``."""
-    arrays = [(array / scale)[..., side] for array in (logps, ref_logps) for side in (CHOSEN, REJECTED)]
+    pc, pr, rc, rr = ((array / scale)[..., side] for array in (logps, ref_logps) for side in (CHOSEN, REJECTED))
     return {
-        **losses.metrics.preference_metrics(*arrays, mask, beta=beta),
+        **losses.metrics.preference_metrics(pc, pr, rc, rr, mask, beta=beta),
         "logps/chosen": sum_count(logps[..., CHOSEN], mask),
         "logps/rejected": sum_count(logps[..., REJECTED], mask),
         "logps/accuracies": sum_count((jnp.sign(logps[..., CHOSEN] - logps[..., REJECTED]) + 1) / 2, mask),

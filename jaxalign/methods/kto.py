@@ -120,8 +120,8 @@ def bco(
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
         rows = batch.rows
         rewards = beta * (_logps(model, params, batch) - rows.extras["ref_logps"])[..., 0]
-        classes = liked(rows), rows.example_mask & ~liked(rows)
-        return running_delta(state, *(sum_count(rewards, mask) for mask in classes), decay)
+        chosen, rejected = (sum_count(rewards, mask) for mask in (liked(rows), rows.example_mask & ~liked(rows)))
+        return running_delta(state, chosen, rejected, decay)
 
     loss = functools.partial(losses.bco, beta=beta)
     weights = desirable_weight, undesirable_weight

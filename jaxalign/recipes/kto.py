@@ -207,7 +207,7 @@ def build_method(
     """Returns the method of a configuration, or that of a loss function."""
     options: dict[str, Any] = {name: value for name, value in (("loss", loss), ("metrics", metrics)) if value}
     desirable, undesirable = weights
-    method = METHODS["kto" if loss is not None else section.loss]
+    method: Callable[..., loop.Method] = METHODS["kto" if loss is not None else section.loss]
     return method(model, beta=section.beta, desirable_weight=desirable, undesirable_weight=undesirable, **options)
 
 

@@ -77,8 +77,8 @@ def compute_reference(
         if not part:
             return np.zeros((0, len(trees[0].completions)), np.float32)
         on_mesh = loop.OnMesh(evaluation_batches(part, **plan.options), model.mesh)
-        on_mesh = progress(on_mesh, "reference", len(on_mesh), run.report)
-        return reference_logps(model, params, on_mesh, ld_alpha=ld_alpha)
+        reported = progress(on_mesh, "reference", len(on_mesh), run.report)
+        return reference_logps(model, params, reported, ld_alpha=ld_alpha)
 
     # NaN: a value that was not computed must not be used unnoticed.
     train = np.full((len(trees), len(trees[0].completions)), np.nan, np.float32)
