@@ -1,7 +1,8 @@
-"""What a model can do and how it behaves, on items of a file, with intervals; and what aligning it changed.
+"""Measurements of a model on items of files, with intervals, and of what aligning it changed.
 
-A task is a function from a model (or its answers) and items to ``Outcome``s; adding one is writing one. ``figure`` and
-``difference`` turn outcomes into numbers with intervals, ``tax`` puts two models side by side.
+A task is a function from a model (or its answers) and items to ``Outcome``s. ``figure`` and ``difference`` turn
+outcomes into numbers with intervals, and ``tax`` compares two models. ``measure_suite`` and ``measure_tax`` do this for
+all tasks of a suite.
 
 Names load on first use, so that importing the sections of a suite (``evals.config``) costs nothing.
 """
@@ -13,9 +14,14 @@ if TYPE_CHECKING:
     from jaxalign.evals.choices import Choice as Choice
     from jaxalign.evals.choices import multiple_choice as multiple_choice
     from jaxalign.evals.choices import parse_choice as parse_choice
+    from jaxalign.evals.config import AnswerTask as AnswerTask
+    from jaxalign.evals.config import ChoiceTask as ChoiceTask
+    from jaxalign.evals.config import SuiteSection as SuiteSection
+    from jaxalign.evals.config import TextTask as TextTask
     from jaxalign.evals.exchange import Exchange as Exchange
     from jaxalign.evals.exchange import Tax as Tax
     from jaxalign.evals.exchange import tax as tax
+    from jaxalign.evals.items import Subject as Subject
     from jaxalign.evals.likelihood import perplexity as perplexity
     from jaxalign.evals.likelihood import tree_logps as tree_logps
     from jaxalign.evals.outcome import Difference as Difference
@@ -29,49 +35,31 @@ if TYPE_CHECKING:
     from jaxalign.evals.preference import win_rate as win_rate
     from jaxalign.evals.refusal import is_refusal as is_refusal
     from jaxalign.evals.refusal import refusals as refusals
+    from jaxalign.evals.suite import SuiteReport as SuiteReport
+    from jaxalign.evals.suite import TaskAnswers as TaskAnswers
+    from jaxalign.evals.suite import measure_suite as measure_suite
+    from jaxalign.evals.suite_tax import TaxReport as TaxReport
+    from jaxalign.evals.suite_tax import measure_tax as measure_tax
     from jaxalign.evals.text import distinct_n as distinct_n
     from jaxalign.evals.text import diversity as diversity
     from jaxalign.evals.text import ngram_entropy as ngram_entropy
     from jaxalign.evals.text import verbosity as verbosity
+    from jaxalign.evals.wins import WinsReport as WinsReport
+    from jaxalign.evals.wins import measure_wins as measure_wins
 
 _NAMES = {
-    "choices": (
-        "Choice",
-        "multiple_choice",
-        "parse_choice",
-    ),
-    "likelihood": (
-        "perplexity",
-        "tree_logps",
-    ),
-    "outcome": (
-        "Difference",
-        "Estimate",
-        "Good",
-        "NotFinite",
-        "Outcome",
-        "difference",
-        "figure",
-    ),
-    "preference": (
-        "length_controlled_win_rate",
-        "win_rate",
-    ),
-    "refusal": (
-        "is_refusal",
-        "refusals",
-    ),
-    "exchange": (
-        "Exchange",
-        "Tax",
-        "tax",
-    ),
-    "text": (
-        "distinct_n",
-        "diversity",
-        "ngram_entropy",
-        "verbosity",
-    ),
+    "choices": ("Choice", "multiple_choice", "parse_choice"),
+    "config": ("AnswerTask", "ChoiceTask", "SuiteSection", "TextTask"),
+    "exchange": ("Exchange", "Tax", "tax"),
+    "items": ("Subject",),
+    "likelihood": ("perplexity", "tree_logps"),
+    "outcome": ("Difference", "Estimate", "Good", "NotFinite", "Outcome", "difference", "figure"),
+    "preference": ("length_controlled_win_rate", "win_rate"),
+    "refusal": ("is_refusal", "refusals"),
+    "suite": ("SuiteReport", "TaskAnswers", "measure_suite"),
+    "suite_tax": ("TaxReport", "measure_tax"),
+    "text": ("distinct_n", "diversity", "ngram_entropy", "verbosity"),
+    "wins": ("WinsReport", "measure_wins"),
 }
 _HOME = {name: f"jaxalign.evals.{module}" for module, names in _NAMES.items() for name in names}
 

@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood: which of some texts the model finds likeliest."""
+"""Multiple choice by likelihood: the model chooses the text that it finds most likely."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jaxalign.models.model import Model
 
 
 class Choice(NamedTuple):
-    """An item: a prompt ('' where whole texts are compared), the texts, and which of them is right."""
+    """An item: a prompt ('' to compare whole texts), the choices, and the index of the right one."""
 
     prompt: str
     choices: tuple[str, ...]
@@ -26,10 +26,10 @@ class Choice(NamedTuple):
 
 
 def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | Problem:
-    """The item that a row is, by the fields it has.
+    """Returns the item of a row, whose format follows from its fields.
 
     ======================================================  ====================
-    fields                                                  as in
+    fields                                                  format of
     ======================================================  ====================
     goal, sol1, sol2, label (or a file of labels)           PIQA
     sentence_good, sentence_bad                             BLiMP
@@ -39,8 +39,11 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
     ======================================================  ====================
 
     Args:
-        row: the row.
-        label: which choice is right, where that stands in a file of its own.
+        row: a row of a data set.
+        label: index of the right choice, for a data set with a separate file of labels.
+
+    Returns:
+        The item, or the problem with the row.
 
     >>> parse_choice({"sentence_good": "She runs.", "sentence_bad": "She run."})
     Choice(prompt='', choices=('She runs.', 'She run.'), label=0)
@@ -69,7 +72,10 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
                 return Problem("label", "answerKey must be one of the choices' labels")
             right = letters.index(row["answerKey"])
     else:
-        return Problem("fields", "it has no choices: expected goal, sol1 and sol2, or sentence_good, or choices")
+        return Problem(
+            "fields",
+            "it has no choices. Expected goal, sol1 and sol2, or sentence_good, or choices",
+        )
     if right is None:
         right = row.get("label", row.get("answer"))
     texts = [prompt, *choices] if isinstance(choices, list) else [None]
@@ -87,20 +93,22 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
 def multiple_choice(
     name: str, model: Model, params: Any, tokenizer: Any, items: Sequence[Choice], *, template: str = TEMPLATE
 ) -> list[Outcome]:
-    """Accuracy of argmax_k log π(choice_k | prompt), and of the same per byte of the choice.
+    """Measures the accuracy of argmax_k log π(choice_k | prompt), and of the same per byte of the choice.
 
-    Prompt and choices are one prompt tree; a choice follows the prompt behind a space. Whole texts (no prompt) follow
-    the BOS token, EOS where there is none. As in Gao et al., lm-evaluation-harness (``acc`` and ``acc_norm``).
+    Prompt and choices are one prompt tree; a space separates the prompt and a choice. Whole texts (no prompt) follow
+    the BOS token, or EOS if the tokenizer has no BOS. As in Gao et al., lm-evaluation-harness (``acc``, ``acc_norm``).
 
     Args:
-        name: of the task.
-        model, params, tokenizer: the model.
-        items: what to choose from.
-        template: around the prompt.
+        name: name of the task.
+        model: a language model.
+        params: its parameters.
+        tokenizer: its tokenizer.
+        items: the items.
+        template: text around ``{prompt}``.
 
     Returns:
-        ``name/accuracy`` and ``name/accuracy_per_byte``; ``name/brier``, how well the choices' shares of their
-        probability are calibrated and how sharp: Σ_k (p_k - y_k)², 0 at best (Brier 1950,
+        ``name/accuracy``, ``name/accuracy_per_byte``, and ``name/brier``: Σ_k (p_k - y_k)² of the normalised
+        probabilities of the choices, 0 at best (Brier 1950,
         https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2).
 
     Raises:
@@ -108,10 +116,12 @@ def multiple_choice(
     """
     trees = choice_trees(tokenizer, items, template)
     logps = tree_logps(model, params, trees)
-    right = [int(np.argmax(each)) == item.label for each, item in zip(logps, items, strict=True)]
     sizes = [np.array([len(text.encode()) for text in item.choices]) for item in items]
-    per_byte = [int(np.argmax(each / size)) == item.label for each, size, item in zip(logps, sizes, items, strict=True)]
-    brier = [_brier(each, item.label) for each, item in zip(logps, items, strict=True)]
+    right, per_byte, brier = [], [], []
+    for values, size, item in zip(logps, sizes, items, strict=True):
+        right.append(int(np.argmax(values)) == item.label)
+        per_byte.append(int(np.argmax(values / size)) == item.label)
+        brier.append(brier_score(values, item.label))
     return [
         Outcome.mean(f"{name}/accuracy", right, share=True),
         Outcome.mean(f"{name}/accuracy_per_byte", per_byte, share=True),
@@ -119,19 +129,20 @@ def multiple_choice(
     ]
 
 
-def _brier(logps: np.ndarray, label: int) -> float:
+def brier_score(logps: np.ndarray, label: int) -> float:
+    """Returns Σ_k (p_k - y_k)² of the choices' log-probabilities ``[K]``, normalised over the choices."""
     shares = np.exp(logps - np.logaddexp.reduce(logps))
     return float(np.sum((shares - np.eye(len(shares))[label]) ** 2))
 
 
 def check_template(template: str) -> None:
-    """Raise for one without ``{prompt}``."""
+    """Raises UserError for a template without ``{prompt}``."""
     if "{prompt}" not in template:
-        raise UserError(f"template {template!r} does not hold {{prompt}}: say where the prompt goes")
+        raise UserError(f"template {template!r} does not contain {{prompt}}. Write {{prompt}} where the prompt goes.")
 
 
 def choice_trees(tokenizer: Any, items: Sequence[Choice], template: str = TEMPLATE) -> list[Tree]:
-    """The items as prompt trees: what is scored."""
+    """Returns the items as prompt trees, whose completions are the choices."""
     check_template(template)
     encoder = Encoder(tokenizer)
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id

@@ -1,11 +1,11 @@
-"""Sections of a configuration that say what a suite of evaluations measures; imports nothing heavy."""
+"""Configuration sections of a suite of evaluations. This module imports nothing heavy."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 
-# The prompt of a multiple-choice item, as lm-evaluation-harness words it.
+# The prompt of a multiple-choice item, as in lm-evaluation-harness.
 TEMPLATE = "Question: {prompt}\nAnswer:"
 RANGES: dict[str, dict[str, tuple[float, float]]] = {
     "perplexity": {"limit": (1, math.inf), "max_length": (2, math.inf)},
@@ -20,8 +20,8 @@ class TextTask:
 
     Args:
         path: texts, prompts with completions, instructions or chats, as `jaxalign sft` reads them
-        limit: the first so many
-        max_length: tokens of a text; a longer one is cut as in training
+        limit: use the first so many only
+        max_length: maximum tokens of a text; a longer one is cut as in training
     """
 
     path: str
@@ -34,10 +34,10 @@ class ChoiceTask:
     """Multiple choice by likelihood.
 
     Args:
-        path: rows in PIQA's, BLiMP's or TruthfulQA's form, or with prompt, choices and label
-        labels: a file with the number of the right choice on each line, where rows do not hold it
-        limit: the first so many
-        template: around the prompt
+        path: rows in the format of PIQA, BLiMP, TruthfulQA or ARC, or with prompt, choices and label
+        labels: a file with the index of the right choice on each line, if the rows do not contain it
+        limit: use the first so many only
+        template: text around the prompt
     """
 
     path: str
@@ -48,18 +48,17 @@ class ChoiceTask:
 
 @dataclasses.dataclass(frozen=True)
 class AnswerTask:
-    """Sampled answers: their length and repetition, refusals, a score, a reward model's verdict.
+    """Sampled answers: their length and repetition, refusals, a score, a reward model's score.
 
     Args:
         path: rows with a field prompt, or transcripts
-        limit: the first so many
-        max_new_tokens: the longest answer
-        temperature: 0 takes the most likely token
-        safe: the field that says whether a prompt should be answered (safe or unsafe, as in XSTest): then refusals
-            are counted
-        score: number_match, exact_match or module:function, of the answer and its row: then its mean is taken
-        reward: a reward model, which shares the models' tokenizer: then its score of answers is taken, and two models'
-            win rate
+        limit: use the first so many only
+        max_new_tokens: maximum tokens of an answer
+        temperature: divides the logits; 0 takes the most likely token
+        safe: the field that says whether a prompt should be answered (safe or unsafe, as in XSTest); adds the figures
+            over_refusal and unsafe_answered
+        score: number_match, exact_match or module:function, of the answer and its row; adds the figure score
+        reward: a reward model, which shares the models' tokenizer; adds the figure reward, and for two models win_rate
     """
 
     path: str
@@ -73,14 +72,14 @@ class AnswerTask:
 
 @dataclasses.dataclass(frozen=True)
 class SuiteSection:
-    """What to measure; a task's name begins the names of its figures.
+    """What to measure. The name of a task starts the names of its figures (task/figure).
 
     Args:
-        perplexity: by name, texts
-        choices: by name, questions with choices
-        answers: by name, prompts to answer
-        capabilities: figures that alignment may cost (task/figure)
-        gains: figures that alignment is for
+        perplexity: texts, by name of the task
+        choices: questions with choices, by name of the task
+        answers: prompts to answer, by name of the task
+        capabilities: figures that alignment may worsen (task/figure)
+        gains: figures that alignment should improve
     """
 
     perplexity: dict[str, TextTask] = dataclasses.field(default_factory=dict)

@@ -1,7 +1,7 @@
-"""The alignment tax: what a model gained in behaviour, what it paid in capability, and at what rate.
+"""The alignment tax: the gain in behaviour, the loss of capability, and the exchange rate between them.
 
-The term is Askell et al.'s (2021, arXiv:2112.00861, sec. 1); the exchange rate is ours: points of a capability lost for
-each unit gained of another figure (reward, say), and for each nat the model moved away.
+The term is Askell et al.'s (2021, arXiv:2112.00861, sec. 1). The exchange rate is ours: capability lost for each unit
+that another figure (the reward, for example) gained, or for each nat of KL.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.evals.outcome import Difference, Outcome, difference, finite
+from jaxalign.evals.outcome import Difference, Outcome, difference, json_safe
 from jaxalign.stats import DEFAULT, Bootstrap, Interval
 
 
 class Exchange(NamedTuple):
-    """What a unit of a gain cost of a capability; the interval is by resampling both."""
+    """Loss of a capability for each unit of a gain. The interval resamples both."""
 
     paid: str
     gained: str
@@ -29,27 +29,27 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Tax:
-    """Two models side by side: each figure's difference, and how capabilities were exchanged for gains."""
+    """Comparison of two models: the difference of each figure, and exchange rates of capabilities for gains."""
 
     differences: Mapping[str, Difference]
     outcomes: Mapping[str, Outcome]
     exchange: Sequence[Exchange] = ()
 
     def better(self, name: str) -> bool | None:
-        """Whether a figure got better (True), worse (False) or neither, its interval having 0 in it (None)."""
-        found, good = self.differences[name], self.outcomes[name].good
-        if not found.significant or good == "neither":
+        """Returns True if a figure got better, False if worse, None if the interval of its change contains 0."""
+        change, good = self.differences[name], self.outcomes[name].good
+        if not change.significant or good == "neither":
             return None
-        return (found.change > 0) == (good == "more")
+        return (change.change > 0) == (good == "more")
 
     def plain(self) -> dict[str, Any]:
-        """As JSON can hold it: what is not finite is null, as a rate that means nothing."""
+        """Returns the comparison for JSON. Non-finite values are null."""
         return {
             "differences": {
-                name: {**found.plain(), "good": self.outcomes[name].good, "better": self.better(name)}
-                for name, found in self.differences.items()
+                name: {**change.plain(), "good": self.outcomes[name].good, "better": self.better(name)}
+                for name, change in self.differences.items()
             },
-            "exchange": [finite(each._asdict()) for each in self.exchange],
+            "exchange": [json_safe(exchange._asdict()) for exchange in self.exchange],
         }
 
 
@@ -61,37 +61,45 @@ def tax(
     gains: Sequence[str] = (),
     bootstrap: Bootstrap = DEFAULT,
 ) -> Tax:
-    """Every figure's paired difference, and the exchange rate of each capability for each gain.
+    """Compares two models: every figure's paired difference, and the exchange rate of each capability for each gain.
 
     Args:
-        before, after: outcomes of the two models, of the same tasks and items.
-        capabilities: names of the figures that pay; a loss is a change for the worse, in the figure's own unit (for
-            perplexity in its logarithm, so nats).
-        gains: names of the figures that are bought.
-        bootstrap: of all intervals.
+        before: outcomes of the model before alignment.
+        after: outcomes of the aligned model, of the same tasks and items.
+        capabilities: names of the figures that may get worse. A loss is in the figure's own unit (of perplexity, whose
+            logarithm is used, in nats).
+        gains: names of the figures that should get better.
+        bootstrap: settings of all intervals.
 
     Raises:
-        UserError: if a figure is missing of one model, or a name is of none.
+        UserError: if a figure is missing for one model, or a name is unknown.
     """
-    old, new = {each.name: each for each in before}, {each.name: each for each in after}
+    old, new = ({outcome.name: outcome for outcome in outcomes} for outcomes in (before, after))
     if len(old) < len(before):
-        names = [each.name for each in before]
-        raise UserError(f"{next(name for name in names if names.count(name) > 1)} is measured twice: rename one")
+        names = [outcome.name for outcome in before]
+        raise UserError(f"{next(name for name in names if names.count(name) > 1)} is measured twice. Rename one.")
     if old.keys() != new.keys():
-        raise UserError(f"{', '.join(sorted(old.keys() ^ new.keys()))}: measured of one model only: measure both")
+        raise UserError(f"{', '.join(sorted(old.keys() ^ new.keys()))}: measured for one model only. Measure both.")
     for name in (*capabilities, *gains):
         if name not in old:
-            raise UserError(f"{name} is no figure that was measured; those are {', '.join(old)}")
+            raise UserError(f"Figure {name} was not measured. Choose among {', '.join(old)}.")
     differences = {name: difference(old[name], new[name], bootstrap=bootstrap) for name in old}
     exchange = [_rate(old, new, paid, gained, bootstrap) for paid in capabilities for gained in gains if paid != gained]
     return Tax(differences, old, exchange)
 
 
 def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, confidence: float) -> Exchange:
-    """The ratio of two changes from their resampled values, of which the first of each is the measured one.
+    """Returns the ratio of two changes with its interval.
 
-    Where nothing was gained, or it may be so (the interval is not above 0), a rate means nothing and is NaN. Of the few
-    resamples that gained nothing all the same, one that lost has the rate ∞, one that did not -∞.
+    The rate is NaN if nothing was gained beyond chance, that is, if the interval of the gain is not above 0. Among the
+    resamples a few may gain nothing all the same. Their rate is ∞ if they lost, -∞ otherwise.
+
+    Args:
+        lost: loss of the capability: the measured one, then the resampled ones, ``[1 + R]``.
+        gained: the gain, likewise.
+        paid: name of the capability.
+        bought: name of the gain.
+        confidence: of the interval.
     """
     tail = (1 - confidence) / 2
     if not np.quantile(gained[1:], tail) > 0 or not np.isfinite(lost).all():
@@ -99,7 +107,7 @@ def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, 
     some = gained[1:] > 0
     rates = np.where(some, lost[1:] / np.where(some, gained[1:], 1), np.where(lost[1:] > 0, math.inf, -math.inf))
     rates = rates[some | (lost[1:] != 0)]
-    interval = np.quantile(rates, [tail, 1 - tail], method="nearest")  # between infinities nothing can be interpolated
+    interval = np.quantile(rates, [tail, 1 - tail], method="nearest")  # infinities cannot be interpolated
     return Exchange(paid, bought, float(lost[0] / gained[0]), (float(interval[0]), float(interval[1])))
 
 
@@ -113,14 +121,15 @@ def _rate(
 
 
 def _changes(old: Outcome, new: Outcome, bootstrap: Bootstrap) -> np.ndarray:
-    """The change of a figure, measured and then resampled; of a figure that is an exponential, of its logarithm.
+    """Returns the measured change of a figure's ratio, then the resampled ones, ``[1 + R]``. The link is not applied.
 
-    Figures of as many items are resampled alike: those of one task have the same items; others are none the worse.
+    The seed depends on the number of items, so two figures of one task, which have the same items, are resampled
+    together.
     """
     count = len(old.totals)
-    drawn = np.random.default_rng((bootstrap.seed, count)).multinomial(
+    draws = np.random.default_rng((bootstrap.seed, count)).multinomial(
         count, np.full(count, 1 / count), size=bootstrap.resamples
     )
-    weight = np.concatenate([np.ones((1, count)), drawn])
+    weight = np.concatenate([np.ones((1, count)), draws])
     with np.errstate(divide="ignore", invalid="ignore"):
         return weight @ new.totals / (weight @ new.counts) - weight @ old.totals / (weight @ old.counts)

@@ -1,4 +1,4 @@
-"""What a model thinks of texts: log-probabilities of completions, perplexity."""
+"""Log-probabilities and scores of completions, and the perplexity of texts."""
 
 from __future__ import annotations
 
@@ -18,42 +18,43 @@ from jaxalign.evals.outcome import Outcome
 from jaxalign.masking import Rows, completion_sums
 from jaxalign.models.model import Model
 
+# Trees that are packed together.
 CHUNK = 256
-"""Trees packed together."""
+# (columns, target slots) of a row.
 SHAPES = [(length, length // part) for length in LENGTHS for part in (8, 4, 2, 1)]
-"""(columns, target slots) of a row."""
 
 
 def tree_logps(model: Model, params: Any, trees: Sequence[Tree]) -> list[Float[np.ndarray, " K"]]:
-    """log π(completion | prompt) of every completion, summed over the tokens that count, in nats.
+    """Returns log π(completion | prompt) of every completion in nats, summed over the tokens that count.
 
     Args:
-        model, params: a language model.
-        trees: prompts with their completions, of which there may be any number.
+        model: a language model.
+        params: its parameters.
+        trees: prompts with any number of completions.
 
     Returns:
-        one array for each tree; the same whatever other trees there are, but for rounding.
+        One array for each tree. Up to rounding it does not depend on the other trees.
 
     Raises:
-        UserError: if a tree is longer than the model or the longest row; the sentence names it.
+        UserError: if a tree is longer than the model or the longest row; the message has its number.
     """
-    return _of_completions(_logps, model, params, trees)
+    return _map_completions(_logps, model, params, trees)
 
 
 def tree_scores(model: Model, params: Any, trees: Sequence[Tree]) -> list[Float[np.ndarray, " K"]]:
-    """A reward model's score of every completion, the mean of its heads; otherwise as ``tree_logps``."""
-    return _of_completions(_scores, model, params, trees)
+    """Returns a reward model's score of every completion, the mean of its heads. Otherwise as ``tree_logps``."""
+    return _map_completions(_scores, model, params, trees)
 
 
-def _of_completions(
+def _map_completions(
     function: Callable[[Model, Any, Rows], Array], model: Model, params: Any, trees: Sequence[Tree]
 ) -> list[Float[np.ndarray, " K"]]:
-    """What a jitted function of packed rows gives each completion, ``[R, E, K]``, back at its tree."""
+    """Applies a jitted function of packed rows with values ``[R, E, K]``, and returns the values by tree."""
     longest = min(LENGTHS[-1], model.config.max_position_embeddings)
     for number, tree in enumerate(trees, start=1):
         if len(tree) > LENGTHS[-1] or len(tree.prompt) + max(map(len, tree.completions)) > longest:
-            raise UserError(f"item {number} has {len(tree)} tokens, the model takes {longest}: leave it out")
-    found: list[Any] = [None] * len(trees)
+            raise UserError(f"Item {number} has {len(tree)} tokens, and the model takes {longest}. Remove it.")
+    result: list[Any] = [None] * len(trees)
     for count in sorted({len(tree.completions) for tree in trees}):  # one program for each K
         chosen = [i for i, tree in enumerate(trees) if len(tree.completions) == count]
         for start in range(0, len(chosen), CHUNK):
@@ -64,16 +65,24 @@ def _of_completions(
                 rows = jax.tree.map(lambda x, m=m: x[m], packed.rows)
                 values = np.asarray(function(model, params, rows))
                 used = rows.example_mask
+                # Packing reorders examples; the index that each one carries restores their order.
                 for index, value in zip(rows.extras["index"][used][:, 0], values[used], strict=True):
-                    found[int(index)] = value
-    return found
+                    result[int(index)] = value
+    return result
 
 
 def perplexity(name: str, model: Model, params: Any, trees: Sequence[Tree]) -> list[Outcome]:
-    """exp(-Σ log π / Σ tokens) over the tokens that count of all texts, each a tree of one completion."""
+    """Returns ``name/perplexity``, exp(-Σ log π / Σ tokens) over the tokens that count.
+
+    Args:
+        name: name of the task.
+        model: a language model.
+        params: its parameters.
+        trees: texts, each a tree of one completion.
+    """
     logps = tree_logps(model, params, trees)
     counts = np.array([sum(int(mask.sum()) for mask in tree.masks) for tree in trees], np.float64)
-    nats = -np.array([float(each.sum()) for each in logps])
+    nats = -np.array([float(values.sum()) for values in logps])
     return [Outcome(f"{name}/perplexity", nats, counts, "less", np.exp)]
 
 

@@ -1,4 +1,4 @@
-"""A task's outcome, item by item, and what is said of it: a figure, a difference between two models, intervals."""
+"""The outcome of a task, item by item, and what follows from it: a figure, a difference of two models, intervals."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def _identity(x: Any) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What was found for each of N items; the figure is link(Σ totals / Σ counts).
+    """Measurements of N items. Their figure is link(Σ totals / Σ counts).
 
-    A mean has counts of 1; perplexity has nats over tokens and the link exp.
+    A mean has counts of 1. Perplexity has nats over tokens and the link exp.
 
     Attributes:
-        name: of the figure, ``task/what``.
-        totals, counts: of the items, ``[N]``.
+        name: name of the figure, ``task/figure``.
+        totals: numerators, ``[N]``.
+        counts: denominators, ``[N]``.
         good: which direction is better.
-        link: of the ratio.
-        share: whether items are 0 or 1 (or between), so that a figure seen on all items alike still has an interval.
+        link: function of the ratio.
+        share: whether every item is between 0 and 1. Then the figure has an interval even if all items agree.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Outcome:
 
     @classmethod
     def mean(cls, name: str, values: Any, *, good: Good = "more", share: bool = False) -> Outcome:
-        """The outcome whose figure is the mean of the values.
+        """Returns the outcome whose figure is the mean of the values.
 
         >>> Outcome.mean("piqa/accuracy", [True, False]).totals
         array([1., 0.])
@@ -54,14 +55,14 @@ class Outcome:
 
     def __post_init__(self) -> None:
         if self.totals.ndim != 1 or self.totals.shape != self.counts.shape or not len(self.totals):
-            raise UserError(f"{self.name}: there are no items: give a file with at least one that can be used")
+            raise UserError(f"{self.name}: no items. Give a file with at least one usable item.")
         if not (np.isfinite(self.totals).all() and np.isfinite(self.counts).all()):
             bad = int(np.argmin(np.isfinite(self.totals) & np.isfinite(self.counts)))
-            raise NotFinite(f"{self.name}: item {bad + 1} has no finite value: check the model and that item")
+            raise NotFinite(f"{self.name}: item {bad + 1} has no finite value. Check the model and that item.")
 
 
 class NotFinite(UserError):
-    """An item has no finite value, as where the model's parameters have none."""
+    """Raised for an item without a finite value, for example if the model's parameters are NaN."""
 
 
 class Estimate(NamedTuple):
@@ -72,12 +73,12 @@ class Estimate(NamedTuple):
     items: int
 
     def plain(self) -> dict[str, Any]:
-        """As JSON can hold it: what the data leave open is null."""
-        return finite(self._asdict())
+        """Returns the fields for JSON. Non-finite values are null."""
+        return json_safe(self._asdict())
 
 
 class Difference(NamedTuple):
-    """After minus before on the same items; ``significant``: its interval excludes 0."""
+    """Change from before to after on the same items. It is significant if its interval excludes 0."""
 
     before: float
     after: float
@@ -87,22 +88,24 @@ class Difference(NamedTuple):
     items: int
 
     def plain(self) -> dict[str, Any]:
-        """As JSON can hold it: what is not finite is null."""
-        return finite(self._asdict())
+        """Returns the fields for JSON. Non-finite values are null."""
+        return json_safe(self._asdict())
 
 
-def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, with null for a number that is not finite and for an interval that has such an end."""
+def json_safe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values with null for a non-finite number and for an interval with a non-finite end."""
 
-    def known(value: Any) -> bool:
+    def is_finite(value: Any) -> bool:
         parts = value if isinstance(value, tuple) else (value,)
         return all(math.isfinite(part) for part in parts if isinstance(part, float))
 
-    return {name: value if known(value) else None for name, value in values.items()}
+    return {name: value if is_finite(value) else None for name, value in values.items()}
 
 
 def figure(outcome: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Estimate:
-    """The figure and its interval, by bootstrap over items; of a single item that is no share there is no interval.
+    """Returns the figure with its interval, by bootstrap over items.
+
+    The interval is NaN for a single item, unless the figure is a share.
 
     >>> figure(Outcome.mean("accuracy", [1, 1, 0, 1], share=True)).value
     0.75
@@ -115,20 +118,20 @@ def figure(outcome: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Estimate:
 
 
 def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Difference:
-    """What changed, by a paired bootstrap: a resample takes the same items of both models.
+    """Returns the change of a figure, by a paired bootstrap: a resample takes the same items of both models.
 
     Source: Koehn 2004, https://aclanthology.org/W04-3250, sec. 3.2 (pairing); percentiles as in ``figure``.
 
     Raises:
-        UserError: if the outcomes are not of the same items.
+        UserError: if the outcomes have different names or numbers of items.
 
     >>> difference(Outcome.mean("x", [0, 0, 1, 0]), Outcome.mean("x", [1, 1, 1, 0])).change
     0.5
     """
     if before.name != after.name or len(before.totals) != len(after.totals):
         raise UserError(
-            f"{before.name} of {len(before.totals)} items and {after.name} of {len(after.totals)} cannot be compared: "
-            "measure both models on the same items"
+            f"{before.name} of {len(before.totals)} items and {after.name} of {len(after.totals)} items cannot be "
+            "compared. Measure both models on the same items."
         )
     old, new = _statistic(before), _statistic(after)
     ones = np.ones(len(before.totals))
@@ -142,7 +145,7 @@ def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAUL
 
 
 def _has_scatter(outcome: Outcome) -> bool:
-    """Whether the items' scatter says how sure the figure is: one item has none."""
+    """Whether the scatter of the items estimates the error of the figure. A single item has no scatter."""
     return outcome.share or len(outcome.totals) > 1
 
 

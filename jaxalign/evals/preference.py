@@ -1,4 +1,4 @@
-"""Win rates of one model's answers against another's, to the same prompts; raw, and with the length held fixed."""
+"""Win rates of one model's answers over another's to the same prompts: raw, and at equal length."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jaxalign.stats import DEFAULT, Bootstrap, Floats, estimate
 
 
 def wins_of_scores(scores: Float[np.ndarray, " N"], baseline: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-    """1 where an answer scores higher than the baseline's, ½ where both score the same, 0 otherwise.
+    """Returns 1 where an answer scores higher than the baseline's, ½ where both score the same, 0 otherwise.
 
     >>> wins_of_scores(np.array([2.0, 1.0, 0.0]), np.array([1.0, 1.0, 1.0]))
     array([1. , 0.5, 0. ])
@@ -23,9 +23,9 @@ def wins_of_scores(scores: Float[np.ndarray, " N"], baseline: Float[np.ndarray, 
 
 
 def wins_of_verdicts(winners: Verdicts) -> Float[np.ndarray, " N"]:
-    """The same of a judge's verdicts on both orders (``judges.combine_orders``), where the model's answer is the first.
+    """Returns the wins of the first answers by a judge's verdicts on both orders (``judges.combine_orders``).
 
-    A verdict that changes with the order is a tie; a failure is one too: it favours nobody.
+    A verdict that changes with the order is a tie. A failure counts as a tie too, because it favours neither side.
 
     >>> wins_of_verdicts(["first", "second", "tie", None])
     array([1. , 0. , 0.5, 0.5])
@@ -35,7 +35,7 @@ def wins_of_verdicts(winners: Verdicts) -> Float[np.ndarray, " N"]:
 
 
 def win_rate(name: str, wins: Float[np.ndarray, " N"]) -> list[Outcome]:
-    """The mean of wins, in which a tie is half a win; ½ is even."""
+    """Returns ``name/win_rate``, the mean of the wins. A tie is half a win."""
     return [Outcome.mean(f"{name}/win_rate", wins, share=True)]
 
 
@@ -46,7 +46,7 @@ def length_controlled_win_rate(
     *,
     bootstrap: Bootstrap = DEFAULT,
 ) -> Estimate:
-    """What the win rate would be if the answers were as long as the baseline's: σ(a) of a logistic regression
+    """Estimates the win rate at equal length: σ(a) of a logistic regression on the difference in length.
 
         P(win) = σ(a + b tanh((l - l₀) / std(l - l₀)))
 
@@ -54,56 +54,61 @@ def length_controlled_win_rate(
     needs many models' answers.
 
     Args:
-        wins: 1, ½ or 0 an item, or for each of K answers to it, which are resampled together.
-        lengths, baseline_lengths: of the answers, in any one unit, in the shape of the wins.
-        bootstrap: of the interval.
+        wins: 1, ½ or 0 for each item, ``[N]``, or for each of K answers to it, ``[N, K]``. Answers to one item are
+            resampled together.
+        lengths: of the answers, in the shape of the wins and any unit.
+        baseline_lengths: of the baseline's answers, likewise.
+        bootstrap: settings of the interval.
 
     Returns:
-        the rate, NaN where the data leave it open: one side's answers are all longer, or equal length lies between all
-        that won and all that lost. Where more than a tail of the resamples is like that, the interval is NaN.
+        The rate. It is NaN if the data do not determine it: one side's answers are all longer, or equal length lies
+        between all wins and all losses. The interval is NaN if that holds for too many resamples.
 
     Raises:
-        UserError: if the shapes differ or there is no item.
+        UserError: if the shapes differ or the items are missing.
 
     >>> result = length_controlled_win_rate(np.array([1.0, 0.0] * 50), [5] * 100, [5] * 100)
     >>> round(result.value, 3)
     0.5
     """
-    won, mine, theirs = (np.asarray(each, np.float64) for each in (wins, lengths, baseline_lengths))
-    if not won.size or not won.shape == mine.shape == theirs.shape:
-        raise UserError(f"win rate: {won.size} verdicts, {mine.size} and {theirs.size} lengths: one of each per answer")
-    longer = (mine - theirs).ravel()
+    won, own, other = (np.asarray(values, np.float64) for values in (wins, lengths, baseline_lengths))
+    if not won.size or not won.shape == own.shape == other.shape:
+        raise UserError(
+            f"Win rate: {won.size} verdicts, {own.size} lengths and {other.size} baseline lengths. "
+            "Give one of each per answer."
+        )
+    longer = (own - other).ravel()
     scale = longer.std()
     column = np.tanh(longer / scale) if scale > 0 else np.sign(longer)
     design = np.stack([np.ones(len(column)), column], axis=1)
     items = len(won)
-    without: list[bool] = []
+    undetermined: list[bool] = []
 
     def statistic(weight: Floats) -> Floats:
-        each = np.repeat(weight, won.size // items, axis=1)
-        rates = 1 / (1 + np.exp(-logistic(design, won.ravel(), each)[:, 0]))
-        rates = _limits(rates, column, won.ravel(), each)
-        without.extend(np.isnan(rates))
+        weights = np.repeat(weight, won.size // items, axis=1)
+        rates = 1 / (1 + np.exp(-logistic(design, won.ravel(), weights)[:, 0]))
+        rates = _limits(rates, column, won.ravel(), weights)
+        undetermined.extend(np.isnan(rates))
         return rates
 
     value, ci = estimate(statistic, np.ones(items), bootstrap, bounds=(0, 1))
-    if np.mean(without) > (1 - bootstrap.confidence) / 2:
+    if np.mean(undetermined) > (1 - bootstrap.confidence) / 2:
         ci = (np.nan, np.nan)
     return Estimate(value, ci, items)
 
 
 def _limits(rates: Floats, column: Floats, won: Floats, weight: Floats) -> Floats:
-    """The rates at 0, for each row of weights, with their limits where a threshold of the column parts wins and losses.
+    """Returns the rates at equal length, or their limits if a threshold of the column separates wins from losses.
 
-    Then the likelihood has no largest value (Albert and Anderson 1984, https://doi.org/10.1093/biomet/71.1.1): the
-    slope goes to infinity, and the rate to 1 on one side of the threshold and to 0 on the other; NaN where 0 may be on
-    either. NaN too where all of the column is on one side of 0.
+    In that case the likelihood has no maximum (Albert and Anderson 1984, https://doi.org/10.1093/biomet/71.1.1). The
+    slope goes to infinity, and the rate to 1 on one side of the threshold and to 0 on the other. The limit is NaN if 0
+    may be on either side, or if the whole column is on one side of 0.
     """
     some = weight > 0
     won_low, won_high, lost_low, lost_high = (
         end
-        for of in (some & (won > 0), some & (won < 1))
-        for end in (np.where(of, column, np.inf).min(axis=1), np.where(of, column, -np.inf).max(axis=1))
+        for side in (some & (won > 0), some & (won < 1))
+        for end in (np.where(side, column, np.inf).min(axis=1), np.where(side, column, -np.inf).max(axis=1))
     )
     none_won, none_lost = won_high == -np.inf, lost_high == -np.inf
     up, down = won_low >= lost_high, lost_low >= won_high
@@ -111,6 +116,6 @@ def _limits(rates: Floats, column: Floats, won: Floats, weight: Floats) -> Float
     open_ = (up & (lost_high < 0) & (won_low > 0)) | (down & (won_high < 0) & (lost_low > 0))
     one = (up & (won_low <= 0)) | (down & (won_high >= 0))
     zero = (up & (lost_high >= 0)) | (down & (lost_low <= 0))
-    found = np.select([none_lost, none_won, meet, open_, one, zero], [1.0, 0.0, rates, np.nan, 1.0, 0.0], rates)
+    limits = np.select([none_lost, none_won, meet, open_, one, zero], [1.0, 0.0, rates, np.nan, 1.0, 0.0], rates)
     one_sided = (np.minimum(won_low, lost_low) > 0) | (np.maximum(won_high, lost_high) < 0)
-    return np.where(one_sided, np.nan, found)
+    return np.where(one_sided, np.nan, limits)

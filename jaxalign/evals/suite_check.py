@@ -1,4 +1,4 @@
-"""What can be told of a suite before anything is measured: mistakes, the names of its figures, its files."""
+"""Checks of a suite before the work starts: its files, the names of its figures, the lengths of its items."""
 
 from __future__ import annotations
 
@@ -10,14 +10,7 @@ from jaxalign.data.shapes import LENGTHS
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import check_template, choice_trees
 from jaxalign.evals.config import RANGES, AnswerTask, SuiteSection
-from jaxalign.evals.suite import (
-    Subject,
-    is_safe,
-    prompt_ids,
-    prompt_of,
-    read_choices,
-    read_items,
-)
+from jaxalign.evals.items import Subject, prompt_ids, read_choices, read_items, read_prompt, read_safety
 from jaxalign.paths import resolve_path
 from jaxalign.rewards import compute_rewards
 from jaxalign.rewards.functions import FUNCTIONS, load_function
@@ -25,48 +18,47 @@ from jaxalign.settings import check_ranges
 
 
 def check_suite(suite: SuiteSection) -> None:
-    """Raise for a suite that measures nothing, names that clash, or a file that a task cannot use: before the work."""
+    """Raises UserError for a suite without tasks, names used twice, unknown figures, or a file that cannot be used."""
     names = [*suite.perplexity, *suite.choices, *suite.answers]
     if not names:
-        raise UserError("suite: there is no task; give suite.perplexity, suite.choices or suite.answers.")
+        raise UserError("The suite has no tasks. Give suite.perplexity, suite.choices or suite.answers.")
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"suite: {', '.join(sorted(twice))} names two tasks; give each a name of its own.")
+        raise UserError(f"suite: {', '.join(sorted(twice))} names two tasks. Give each task its own name.")
     for kind, tasks in (("perplexity", suite.perplexity), ("choices", suite.choices), ("answers", suite.answers)):
-        for name, each in tasks.items():
-            check_ranges(each, RANGES[kind], f"suite.{kind}.{name}.")
+        for name, task in tasks.items():
+            check_ranges(task, RANGES[kind], f"suite.{kind}.{name}.")
     for texts in suite.perplexity.values():
         read_records(Demonstration, texts.path)
     for choices in suite.choices.values():
         read_choices(choices)
         check_template(choices.template)
-    for name, task in suite.answers.items():
-        for row in read_items(task.path, task.limit):
-            prompt_of(row)
-            if task.safe is not None:
-                is_safe(row, task.safe)
-        if task.score is not None:
-            check_score(name, task)
-    known = figures_of(suite, of_two=True)
+    for name, answers in suite.answers.items():
+        for row in read_items(answers.path, answers.limit):
+            read_prompt(row)
+            if answers.safe is not None:
+                read_safety(row, answers.safe)
+        if answers.score is not None:
+            check_score(name, answers, answers.score)
+    known = figure_names(suite, of_two=True)
     for name in (*suite.capabilities, *suite.gains):
         if name not in known:
-            raise UserError(f"suite: {name} is no figure of it; those are {', '.join(known)}.")
+            raise UserError(f"suite: unknown figure {name}. Choose among {', '.join(known)}.")
 
 
-def check_score(name: str, task: AnswerTask) -> None:
-    """Raise for a score that there is not, or one of ours for rows without what it needs."""
-    assert task.score is not None
-    score = load_function(task.score)
-    if task.score in FUNCTIONS:  # one's own may be dear, or not made for empty answers
+def check_score(name: str, task: AnswerTask, score: str) -> None:
+    """Raises UserError for an unknown score, or for rows without the fields that a built-in score reads."""
+    function = load_function(score)
+    if score in FUNCTIONS:  # a user's function may be expensive, or not accept empty answers
         rows = read_items(task.path, task.limit)
         values: list[dict[str, Any]] = [row.value for row in rows]  # type: ignore[misc]
         try:
-            compute_rewards(score, [prompt_of(row) for row in rows], [""] * len(rows), values, name=name)
+            compute_rewards(function, [read_prompt(row) for row in rows], [""] * len(rows), values, name=name)
         except UserError as error:
             raise UserError(f"{task.path}: {error}") from None
 
 
 def check_lengths(suite: SuiteSection, subject: Subject) -> None:
-    """Raise for an item that is longer than the model takes: before the work. Texts are cut (``max_length``)."""
+    """Raises UserError for an item that is longer than the model takes. Texts are cut instead (``max_length``)."""
     longest = min(LENGTHS[-1], subject.model.config.max_position_embeddings)
     needs: list[tuple[str, str, int, int]] = []
     for name, choices in suite.choices.items():
@@ -80,30 +72,36 @@ def check_lengths(suite: SuiteSection, subject: Subject) -> None:
     for name, path, number, tokens in needs:
         if tokens > longest:
             raise UserError(
-                f"{name}: row {number} of {path} needs {tokens} tokens (answer included), the model takes {longest}: "
-                "leave it out"
+                f"{name}: {path}, row {number} needs {tokens} tokens with the answer, and the model takes {longest}. "
+                "Remove the row."
             )
 
 
-def figures_of(suite: SuiteSection, *, of_two: bool) -> list[str]:
-    """The names of a suite's figures, with those that only two models have, or without."""
-    found = [f"{name}/perplexity" for name in suite.perplexity]
+def figure_names(suite: SuiteSection, *, of_two: bool) -> list[str]:
+    """Returns the names of a suite's figures.
+
+    Args:
+        suite: the suite.
+        of_two: whether to include the figures that compare two models.
+    """
+    names = [f"{name}/perplexity" for name in suite.perplexity]
     for name in suite.choices:
-        found += [f"{name}/{what}" for what in ("accuracy", "accuracy_per_byte", "brier")]
+        names += [f"{name}/{what}" for what in ("accuracy", "accuracy_per_byte", "brier")]
     for name, task in suite.answers.items():
         sampled, scored = task.temperature == 1, task.reward is not None
-        found += [f"{name}/words", f"{name}/distinct_2"]
-        found += [f"{name}/entropy_per_token"] * sampled
-        safe = {is_safe(row, task.safe) for row in read_items(task.path, task.limit)} if task.safe is not None else ()
-        found += [f"{name}/over_refusal"] * (True in safe) + [f"{name}/unsafe_answered"] * (False in safe)
-        found += [f"{name}/score"] * (task.score is not None) + [f"{name}/reward"] * scored
-        found += [f"{name}/kl", f"{name}/kl_per_token"] * (sampled and of_two)
-        found += [f"{name}/win_rate"] * (scored and of_two)
-    return found
+        names += [f"{name}/words", f"{name}/distinct_2"]
+        names += [f"{name}/entropy_per_token"] * sampled
+        if task.safe is not None:
+            safe = {read_safety(row, task.safe) for row in read_items(task.path, task.limit)}
+            names += [f"{name}/over_refusal"] * (True in safe) + [f"{name}/unsafe_answered"] * (False in safe)
+        names += [f"{name}/score"] * (task.score is not None) + [f"{name}/reward"] * scored
+        names += [f"{name}/kl", f"{name}/kl_per_token"] * (sampled and of_two)
+        names += [f"{name}/win_rate"] * (scored and of_two)
+    return names
 
 
-def digests(suite: SuiteSection) -> dict[str, str]:
-    """The suite's files by a digest of what is in them; hub ids and directories are not looked into."""
+def file_digests(suite: SuiteSection) -> dict[str, str]:
+    """Returns the SHA-256 digests of a suite's files by path. Hub ids and directories are omitted."""
     paths = {task.path for task in suite.perplexity.values()} | {task.path for task in suite.answers.values()}
     for task in suite.choices.values():
         paths |= {task.path} | ({task.labels} if task.labels is not None else set())

@@ -1,4 +1,4 @@
-"""Answers as texts: how long they are, how much they repeat themselves and one another."""
+"""Statistics of answers as texts: their length, and how much they repeat themselves and one another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxalign.evals.outcome import Outcome
 
 
 def verbosity(name: str, answers: Sequence[str]) -> list[Outcome]:
-    """Words an answer.
+    """Returns ``name/words``, the number of words of an answer.
 
     >>> verbosity("hh", ["one two", "three"])[0].totals
     array([2., 1.])
@@ -21,20 +21,23 @@ def verbosity(name: str, answers: Sequence[str]) -> list[Outcome]:
 
 
 def diversity(name: str, answers: Sequence[str], n: int = 2) -> list[Outcome]:
-    """The share of an answer's n-grams of words that are distinct, over all answers; 1 if nothing repeats.
+    """Returns ``name/distinct_n``: the share of an answer's n-grams of words that are distinct, 1 without repetition.
 
-    Distinct-n (Li et al. 2016, arXiv:1510.03055, sec. 5.2) within answers, which, unlike that over all of them, does
+    Distinct-n (Li et al. 2016, arXiv:1510.03055, sec. 5.2) within answers. Unlike distinct-n over all answers, it does
     not fall with their number. See ``distinct_n`` and ``ngram_entropy`` for the latter.
     """
     grams = [_ngrams(text, n) for text in answers]
-    distinct, total = (np.array([f(each) for each in grams], np.float64) for f in (_distinct, len))
+    distinct = np.array([len(set(words)) for words in grams], np.float64)
+    total = np.array([len(words) for words in grams], np.float64)
     if not total.any():  # no answer has n words: nothing repeats
         distinct = total = np.ones(len(grams))
     return [Outcome(f"{name}/distinct_{n}", distinct, total, "more", share=True)]
 
 
 def distinct_n(answers: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of all answers (Li et al. 2016, arXiv:1510.03055, sec. 5.2); NaN without any.
+    """Returns distinct n-grams over all n-grams of all answers, NaN without any.
+
+    Source: Li et al. 2016, arXiv:1510.03055, sec. 5.2.
 
     >>> distinct_n(["a b a b", "a b"], 2)
     0.5
@@ -44,7 +47,9 @@ def distinct_n(answers: Sequence[str], n: int) -> float:
 
 
 def ngram_entropy(answers: Sequence[str], n: int) -> float:
-    """-Σ p log p of the n-grams of all answers, nats (Zhang et al. 2018, arXiv:1809.05972, Ent-n); NaN without any.
+    """Returns -Σ p log p of the n-grams of all answers in nats, NaN without any.
+
+    Source: Zhang et al. 2018, arXiv:1809.05972 (Ent-n).
 
     >>> round(ngram_entropy(["a b", "c d"], 2), 4)
     0.6931
@@ -57,7 +62,3 @@ def ngram_entropy(answers: Sequence[str], n: int) -> float:
 def _ngrams(text: str, n: int) -> list[tuple[str, ...]]:
     words = text.split()
     return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-
-
-def _distinct(grams: Sequence[tuple[str, ...]]) -> int:
-    return len(set(grams))

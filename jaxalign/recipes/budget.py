@@ -62,7 +62,7 @@ def check_budget(section: BudgetSection) -> None:
     from jaxalign.evals import suite_check  # only a run with a budget pays for this import
 
     suite_check.check_suite(section.suite)
-    names = suite_check.figures_of(section.suite, of_two=False)
+    names = suite_check.figure_names(section.suite, of_two=False)
     # For these two neither direction is better, so they cannot get worse.
     names = [name for name in names if not name.endswith(("/words", "/entropy_per_token"))]
     for name in section.max_tax:
@@ -111,7 +111,7 @@ class Budget:
         self.unit = unit
         self.section, self.output, self.seed, self.report = section, output, seed, report
         self._model, self._fixed, self._tokenizer, self._policy = model, fixed, tokenizer, policy
-        self._scorers = suite.open_scorers(section.suite, suite.Subject(model, None, tokenizer), model.mesh, report)
+        self._scorers = suite.open_scorers(section.suite, suite.Subject(model, None, tokenizer), report)
         if output is not None and not resuming:
             shutil.rmtree(output / WITHIN, ignore_errors=True)
         self._within = _StateInMemory() if output is None else Checkpoints(output / WITHIN, keep=1)
@@ -119,11 +119,11 @@ class Budget:
 
     def begin(self, state: Any) -> dict[str, float]:
         """Measures the model before training and returns its figures."""
-        from jaxalign.evals.suite_check import digests
+        from jaxalign.evals.suite_check import file_digests
 
         self._before = self._measure(state)
         if self.output is not None:
-            record = {"figures": self._before, "files": digests(self.section.suite)}
+            record = {"figures": self._before, "files": file_digests(self.section.suite)}
             write_whole(self.output / BEFORE, json.dumps(record, indent=2) + "\n")
         self._within.save(state)
         return {name: entry["value"] for name, entry in self._before.items()}
@@ -159,10 +159,10 @@ class Budget:
         return values, None
 
     def _read_before(self, output: Path) -> dict[str, Any]:
-        from jaxalign.evals.suite_check import digests
+        from jaxalign.evals.suite_check import file_digests
 
         record = json.loads((output / BEFORE).read_text())
-        now = digests(self.section.suite)
+        now = file_digests(self.section.suite)
         changed = [path for path in sorted(now | record["files"]) if now.get(path) != record["files"].get(path)]
         if changed:
             raise UserError(
@@ -186,15 +186,13 @@ class Budget:
         self._within.close()
 
     def _measure(self, state: Any) -> dict[str, Any]:
-        from jaxalign import evals
-        from jaxalign.evals import suite
+        from jaxalign.evals import Subject, measure_suite
 
         params = self._policy(union(state.params, self._fixed))
-        subject = suite.Subject(self._model, params, self._tokenizer)
-        outcomes, _ = suite.measure(
-            self.section.suite, subject, seed=self.seed, scorers=self._scorers, report=self.report
-        )
-        return {outcome.name: {"value": evals.figure(outcome).value, "good": outcome.good} for outcome in outcomes}
+        subject = Subject(self._model, params, self._tokenizer)
+        result = measure_suite(self.section.suite, subject, seed=self.seed, scorers=self._scorers, report=self.report)
+        values = {name: estimate.value for name, estimate in result.figures().items()}
+        return {outcome.name: {"value": values[outcome.name], "good": outcome.good} for outcome in result.outcomes}
 
 
 class _StateInMemory:

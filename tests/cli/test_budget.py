@@ -45,22 +45,22 @@ def test_a_run_within_its_budget_is_the_run_without_one(tmp_path, flags, rejecte
     assert main(flags(tmp_path / "plain")) == 0
     assert main(flags(tmp_path / "wide", **budget(rejected, 1e9))) == 0
     assert same_model(tmp_path / "plain" / "model", tmp_path / "wide" / "model")
-    found = figures(tmp_path / "wide")
-    assert sorted(found) == [0, 2, 4, 5]
-    assert found[5] > found[0]
+    values = figures(tmp_path / "wide")
+    assert sorted(values) == [0, 2, 4, 5]
+    assert values[5] > values[0]
 
 
 def test_the_last_state_within_the_budget_is_kept(tmp_path, flags, rejected, capsys):
     """The schedule is constant here, so that a run of two steps is the beginning of one of five."""
     constant = {"optim.schedule": "constant"}
     assert main(flags(tmp_path / "wide", **budget(rejected, 1e9, 1), **constant)) == 0
-    found = figures(tmp_path / "wide")
-    allowed = (found[2] + found[3]) / 2 - found[0]
-    assert max(found[1], found[2]) - found[0] < allowed < found[3] - found[0]
+    values = figures(tmp_path / "wide")
+    allowed = (values[2] + values[3]) / 2 - values[0]
+    assert max(values[1], values[2]) - values[0] < allowed < values[3] - values[0]
     assert main(flags(tmp_path / "tight", **budget(rejected, allowed, 1), **constant)) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "after step 3: worse by" in said
-    assert "The model of step 2 is the result." in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "after step 3: worse by" in printed
+    assert "The model of step 2 is the result." in printed
     assert sorted(figures(tmp_path / "tight")) == [0, 1, 2, 3]
     assert main(flags(tmp_path / "two", **{"train.steps": 2}, **constant)) == 0
     assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")
@@ -77,7 +77,7 @@ def test_what_a_killed_run_kept_is_not_the_next_ones(tmp_path, flags, rejected):
     assert figures(tmp_path / "run") == figures(tmp_path / "new")
 
 
-def test_a_run_that_goes_on_keeps_what_it_counts_from(tmp_path, flags, rejected):
+def test_a_resumed_run_uses_the_figures_before_training(tmp_path, flags, rejected):
     assert main(flags(tmp_path / "whole", **budget(rejected, 1e9, 1))) == 0
     assert main(flags(tmp_path / "cut", **budget(rejected, 1e9, 1), **{"train.keep": 5})) == 0
     assert (tmp_path / "cut" / "checkpoints" / "2").exists()
@@ -103,10 +103,10 @@ def test_mistakes_are_refused_before_training(tmp_path, flags, rejected, error_o
     assert "budget.suite is given, but no figure is limited" in error_of(flags(tmp_path / "e", **unlimited))
 
 
-def test_what_is_told_and_exported_is_what_is_kept(tmp_path, flags, rejected):
+def test_what_is_reported_and_exported_is_the_state_within_the_budget(tmp_path, flags, rejected):
     """A run that stops at its third step, with an evaluation and a checkpoint at every one."""
-    each = {"train.checkpoint_every": 1, "train.eval_every": 1, "train.keep": 5, "optim.learning_rate": 3e-2}
-    assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 3), **each)) == 0
+    settings = {"train.checkpoint_every": 1, "train.eval_every": 1, "train.keep": 5, "optim.learning_rate": 3e-2}
+    assert main(flags(tmp_path / "run", **budget(rejected, 0.0, 3), **settings)) == 0
     losses = [
         (line["step"], line["eval/loss"]) for line in read_jsonl(tmp_path / "run/metrics.jsonl") if "eval/loss" in line
     ]
@@ -124,9 +124,9 @@ def test_what_is_told_and_exported_is_what_is_kept(tmp_path, flags, rejected):
 def test_parameters_that_are_not_finite_are_beyond_any_budget(tmp_path, flags, rejected, capsys):
     diverging = {"optim.learning_rate": 1e20, "train.eval_every": 0}
     assert main(flags(tmp_path / "run", **budget(rejected, 1e300, 1), **diverging)) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "has no finite value" in said
-    assert re.search(r"The model of step \d is the result", said)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "has no finite value" in printed
+    assert re.search(r"The model of step \d is the result", printed)
     _, params = load_model(tmp_path / "run/model")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
@@ -149,7 +149,7 @@ def test_a_run_with_a_model_is_not_written_over(tmp_path, flags, rejected, error
     assert "contains a run with other settings" in error_of(flags(tmp_path / "run", **early))
 
 
-def test_a_suite_file_that_changed_is_told(tmp_path, flags, rejected, error_of):
+def test_a_suite_file_that_changed_is_reported(tmp_path, flags, rejected, error_of):
     file = tmp_path / "texts.jsonl"
     shutil.copy(rejected, file)
     given = flags(tmp_path / "cut", **budget(file, 1e9, 1), **{"train.keep": 5})

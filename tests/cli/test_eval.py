@@ -1,4 +1,4 @@
-"""jaxalign eval and eval tax: every task on tiny models, the files they leave, and mistakes."""
+"""jaxalign eval and eval tax: every task on tiny models, the files that they write, and mistakes."""
 
 import csv
 import json
@@ -13,9 +13,11 @@ import jaxalign
 from jaxalign import evals
 from jaxalign.cli import main
 from jaxalign.data.trees import Tree
-from jaxalign.evals import likelihood
-from jaxalign.evals import suite as tasks
+from jaxalign.evals import Subject, TaskAnswers, likelihood
+from jaxalign.evals import suite as suite_module
 from jaxalign.evals.config import AnswerTask, SuiteSection
+from jaxalign.evals.suite import sample_answers
+from jaxalign.evals.suite_tax import compare_answers, wins_over
 from jaxalign.models.weights import save_model
 from tests.cli.conftest import pair
 
@@ -105,11 +107,11 @@ def test_eval_writes_every_figure(tiny_model, suite, tmp_path, capsys):
     assert set(figures) == FIGURES
     assert figures["piqa/accuracy"]["items"] == 8
     assert figures["xstest/over_refusal"]["items"] == 5
-    for found in figures.values():
-        assert found["ci"][0] <= found["value"] <= found["ci"][1]
-    said = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
-    assert len(said) == 9 + 3 + 9
-    assert ["answer_reward" in row for row in said] == [row["task"] == "pairs" for row in said]
+    for estimate in figures.values():
+        assert estimate["ci"][0] <= estimate["value"] <= estimate["ci"][1]
+    rows = [json.loads(line) for line in (tmp_path / "out" / "answers.jsonl").read_text().splitlines()]
+    assert len(rows) == 9 + 3 + 9
+    assert ["answer_reward" in row for row in rows] == [row["task"] == "pairs" for row in rows]
     assert "piqa/accuracy_per_byte" in capsys.readouterr().out
 
 
@@ -134,11 +136,11 @@ def test_a_model_has_no_tax_from_itself(tiny_model, suite, tmp_path):
     run = ["eval", "tax", "--config", str(suite), "--before", str(tiny_model), "--after", str(tiny_model)]
     assert main([*run, "--output", str(tmp_path), "--resamples", "200", "--picture", "false"]) == 0
     report = json.loads((tmp_path / "tax.json").read_text())
-    for found in report["differences"].values():
-        assert (found["change"], found["significant"]) == (0, False)
+    for change in report["differences"].values():
+        assert (change["change"], change["significant"]) == (0, False)
     assert report["differences"]["pairs/win_rate"]["after"] == 0.5
     assert report["length_controlled_win_rate"]["pairs"]["value"] == 0.5
-    assert [each["rate"] for each in report["exchange"]] == [None] * 4
+    assert [exchange["rate"] for exchange in report["exchange"]] == [None] * 4
     assert not (tmp_path / "tax.png").exists()
 
 
@@ -147,33 +149,33 @@ def test_kl_is_that_of_the_tokens_sampled(tiny_model, other_model):
     subjects = []
     for path in (tiny_model, other_model):
         model, params = jaxalign.load_model(path)
-        subjects.append(tasks.Subject(model, params, jaxalign.load_tokenizer(path)))
+        subjects.append(Subject(model, params, jaxalign.load_tokenizer(path)))
     before, after = subjects
     task = AnswerTask("-", max_new_tokens=1)
     prompts = [[5, 9, 7]] * 400
-    trees = tasks.sample(after, prompts, task, seed=0)
+    trees = sample_answers(after, prompts, task, seed=0)
     logps = np.concatenate(evals.tree_logps(after.model, after.params, trees))
-    answered = {"x": tasks.Answered(trees, [""] * 400, logps=logps)}
+    answers = {"x": TaskAnswers(trees, [""] * 400, logps=logps)}
     suite = SuiteSection(answers={"x": task})
-    _, outcomes = tasks.compare_answers(suite, before, answered, answered)
+    _, outcomes = compare_answers(suite, before, answers, answers)
     logits = [np.asarray(s.model.logits(s.params, np.array([[5, 9, 7]])))[0, -1] for s in (after, before)]
     p, q = (x - np.logaddexp.reduce(x) for x in logits)
-    found = evals.figure(outcomes[0])
+    estimate = evals.figure(outcomes[0])
     exact = float(np.sum(np.exp(p) * (p - q)))
-    assert found.ci[0] - 0.01 < exact < found.ci[1] + 0.01
+    assert estimate.ci[0] - 0.01 < exact < estimate.ci[1] + 0.01
     assert exact > 0.01
 
 
 def test_answers_are_those_of_each_prompt_at_its_place(tiny_model, monkeypatch):
     """Whatever the batch and whichever prompts are in it: of 9 prompts of other lengths, 4 at a time or all at once."""
     model, params = jaxalign.load_model(tiny_model)
-    subject = tasks.Subject(model, params, jaxalign.load_tokenizer(tiny_model))
+    subject = Subject(model, params, jaxalign.load_tokenizer(tiny_model))
     random = np.random.default_rng(0)
     prompts = [random.integers(3, 200, 3 + 7 * i % 20).tolist() for i in range(9)]
     task = AnswerTask("-", max_new_tokens=6)
-    whole = tasks.sample(subject, prompts, task, seed=3)
-    monkeypatch.setattr(tasks, "BATCH", 4)
-    parts = tasks.sample(subject, prompts, task, seed=3)
+    whole = sample_answers(subject, prompts, task, seed=3)
+    monkeypatch.setattr(suite_module, "BATCH", 4)
+    parts = sample_answers(subject, prompts, task, seed=3)
     assert [tree.prompt.tolist() for tree in whole] == prompts
     for one, other in zip(whole, parts, strict=True):
         assert one.completions[0].tolist() == other.completions[0].tolist()
@@ -204,14 +206,14 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"choices": {}, "perplexity": {}, "answers": {}, "capabilities": [], "gains": []}, "there is no task"),
-        ({"gains": ["joy/reward"]}, "joy/reward is no figure of it; those are text/perplexity, blimp/accuracy"),
-        ({"gains": ["sums/kl"]}, "sums/kl is no figure of it"),  # not sampled at temperature 1
+        ({"choices": {}, "perplexity": {}, "answers": {}, "capabilities": [], "gains": []}, "The suite has no tasks"),
+        ({"gains": ["joy/reward"]}, "unknown figure joy/reward. Choose among text/perplexity, blimp/accuracy"),
+        ({"gains": ["sums/kl"]}, "unknown figure sums/kl"),  # not sampled at temperature 1
         ({"choices": {"piqa": {"path": "PAIRS", "limit": 0}}}, "suite.choices.piqa.limit is 0; give"),
         ({"answers": {"x": {"path": "PAIRS", "temperature": -1}}, "gains": []}, "suite.answers.x.temperature is -1"),
         (
             {"choices": {"piqa": {"path": "BLIMP", "template": "Q:"}}, "answers": {}, "gains": []},
-            "template 'Q:' does not hold {prompt}",
+            "template 'Q:' does not contain {prompt}",
         ),
         (
             {"perplexity": {"text": {"path": "PAIRS", "max_length": 4096}}, "answers": {}, "gains": [], "choices": {}}
@@ -221,14 +223,14 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
         ({"choices": {"text": {"path": "x"}}}, "text names two tasks"),
         ({"choices": {"piqa": {"path": "missing.jsonl"}}, "answers": {}, "gains": []}, "missing.jsonl"),
         ({"answers": {"x": {"path": "PAIRS", "safe": "label"}}, "gains": []}, "row 1: field 'label' is None"),
-        ({"answers": {"x": {"path": "PAIRS", "reward": "MODEL"}}, "gains": []}, "is no reward model"),
+        ({"answers": {"x": {"path": "PAIRS", "reward": "MODEL"}}, "gains": []}, "is not a reward model"),
         ({"answers": {"x": {"path": "PAIRS", "score": "beauty"}}, "gains": []}, "'beauty' is not number_match"),
         (
             {"choices": {"c": {"path": "PAIRS"}}, "answers": {}, "gains": [], "capabilities": []},
             "row 1: it has no choices",
         ),
         ({"answers": {"x": {"pth": "PAIRS"}}}, "pth"),
-        ({"answers": {"x": {"path": "PAIRS", "max_new_tokens": 5000}}, "gains": []}, "x: row 1 of "),
+        ({"answers": {"x": {"path": "PAIRS", "max_new_tokens": 5000}}, "gains": []}, "row 1 needs "),
         ({"answers": {"x": {"path": "PAIRS", "score": "number_match"}}, "gains": []}, "field 'answer' is missing"),
         (
             {"choices": {"c": {"path": "BLIMP", "labels": "LABELS"}}, "answers": {}, "gains": [], "capabilities": []},
@@ -236,7 +238,7 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
         ),
     ],
 )
-def test_mistakes_are_told(suite, tiny_model, pairs_file, tmp_path, error_of, change, words):
+def test_mistakes_are_refused(suite, tiny_model, pairs_file, tmp_path, error_of, change, words):
     settings = yaml.safe_load(suite.read_text())
     settings["suite"] |= change
     blimp = str(suite.parent / "blimp.jsonl")
@@ -258,17 +260,17 @@ def test_a_reward_model_of_another_tokenizer_is_refused(reward_model, tiny_model
     settings = yaml.safe_load(suite.read_text())
     settings["suite"]["answers"]["pairs"]["reward"] = str(other)
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(settings["suite"]))
-    said = error_of(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
-    assert "other has another tokenizer than the model it is to score" in said
+    printed = error_of(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)])
+    assert "other and the model that it scores have different tokenizers" in printed
 
 
 def test_equal_answers_tie_whatever_their_neighbours():
-    """Their scores differ by rounding where they are packed beside others."""
+    """Their scores differ by rounding because other answers share their rows."""
     one, two, three = (Tree.of([5, 6], [[7, last]]) for last in (8, 9, 10))
-    old = tasks.Answered([one, one, two], ["a", "a", "b"], np.array([1.0, 1.0, 0.0]))
-    new = tasks.Answered([one, three, three], ["a", "c", "c"], np.array([1.0 + 1e-6, 2.0, -1.0]))
-    assert tasks.wins_over(old, new).tolist() == [0.5, 1.0, 0.0]
-    assert tasks.wins_over(old, new._replace(rewards=None)) is None
+    old = TaskAnswers([one, one, two], ["a", "a", "b"], np.array([1.0, 1.0, 0.0]))
+    new = TaskAnswers([one, three, three], ["a", "c", "c"], np.array([1.0 + 1e-6, 2.0, -1.0]))
+    assert wins_over(old, new).tolist() == [0.5, 1.0, 0.0]
+    assert wins_over(old, new._replace(rewards=None)) is None
 
 
 def test_models_with_different_chat_templates_are_not_compared(tiny_model, suite, tmp_path, error_of):
@@ -286,9 +288,9 @@ def test_names_are_shown_as_they_are_written(tiny_model, suite, tmp_path, capsys
     given = {"choices": {"blimp[val]": {"path": blimp}, "blimp[/x]": {"path": blimp}}}
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(given))
     assert main(["eval", "--suite", str(tmp_path / "suite.yaml"), "--model.path", str(tiny_model)]) == 0
-    said = capsys.readouterr().out
-    assert "blimp[val]/accuracy" in said
-    assert "blimp[/x]/accuracy" in said
+    printed = capsys.readouterr().out
+    assert "blimp[val]/accuracy" in printed
+    assert "blimp[/x]/accuracy" in printed
 
 
 def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, capsys, error_of):
@@ -308,17 +310,17 @@ def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, c
         assert main(["eval", "wins", str(tmp_path), "--resamples", "200", *more]) == 0
         return json.loads((tmp_path / "wins.json").read_text())["judges"]["j"]
 
-    found = wins()
-    assert found["win_rate"]["value"] == (1 + 1 + 0 + 0.5 + 0.5) / 5
-    assert found["win_rate"]["items"] == 5
+    rates = wins()
+    assert rates["win_rate"]["value"] == (1 + 1 + 0 + 0.5 + 0.5) / 5
+    assert rates["win_rate"]["items"] == 5
     assert "j: win rate of answer_b 0.600 [" in capsys.readouterr().out
     assert wins("--of", "answer_a")["win_rate"]["value"] == pytest.approx(0.4)
-    one, other = found["length_controlled_win_rate"], wins("--of", "answer_a")["length_controlled_win_rate"]
+    one, other = rates["length_controlled_win_rate"], wins("--of", "answer_a")["length_controlled_win_rate"]
     assert one["value"] == pytest.approx(1 - other["value"])
     responses = wins("--second_names", "response")
     assert responses["win_rate"]["value"] == (0.5 + 0.5 + 0.5 + 0 + 0.5) / 5
-    said = error_of(["eval", "wins", str(tmp_path), "--of", "nobody"])
-    assert "5 of 5 pairs of j do not have one answer by 'nobody'" in said
+    printed = error_of(["eval", "wins", str(tmp_path), "--of", "nobody"])
+    assert "5 of 5 pairs of j do not have exactly one answer by 'nobody'" in printed
 
     assert "columns names 'answer_c', which is no field of ours" in error_of(
         ["eval", "wins", str(tmp_path), "--columns", '{"answer_c": "x"}']

@@ -5,14 +5,14 @@ import pytest
 
 from jaxalign.data.files import Problem
 from jaxalign.evals import Choice, parse_choice
-from jaxalign.evals.choices import _brier
+from jaxalign.evals.choices import brier_score
 
 ARC = {"question": "what falls?", "choices": {"text": ["rain", "light"], "label": ["A", "B"]}, "answerKey": "B"}
 TRUTHFUL = {"question": "what is it?", "mc1_targets": {"choices": ["so", "not so"], "labels": [0, 1]}}
 
 
 @pytest.mark.parametrize(
-    ("row", "found"),
+    ("row", "choice"),
     [
         (ARC, Choice("what falls?", ("rain", "light"), 1)),
         ({**ARC, "choices": {"text": ["rain", "light"], "label": ["1", "2"]}, "answerKey": "1"}, None),
@@ -25,8 +25,8 @@ TRUTHFUL = {"question": "what is it?", "mc1_targets": {"choices": ["so", "not so
         ({"prompt": "p", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "label": 1}, Choice("p", ("a", "b"), 1)),
     ],
 )
-def test_rows_of_known_data_sets(row, found):
-    assert parse_choice(row) == (found or Choice("what falls?", ("rain", "light"), 0))
+def test_rows_of_known_data_sets(row, choice):
+    assert parse_choice(row) == (choice or Choice("what falls?", ("rain", "light"), 0))
 
 
 def test_a_label_from_a_file_of_labels_counts():
@@ -43,13 +43,13 @@ def test_a_label_from_a_file_of_labels_counts():
         ({"prompt": "p", "choices": ["a", ""], "label": 0}, "none of them empty"),
     ],
 )
-def test_rows_that_are_no_question(row, words):
-    found = parse_choice(row)
-    assert isinstance(found, Problem)
-    assert words in found.text
+def test_rows_that_are_not_a_question(row, words):
+    problem = parse_choice(row)
+    assert isinstance(problem, Problem)
+    assert words in problem.text
 
 
 def test_the_brier_score_is_0_for_a_sure_right_answer_2_for_a_sure_wrong_one():
-    assert _brier(np.array([-1.0, -800.0]), 0) == pytest.approx(0)
-    assert _brier(np.array([-1.0, -800.0]), 1) == pytest.approx(2)
-    assert _brier(np.full(4, -3.0), 2) == pytest.approx(3 * 0.25**2 + 0.75**2)
+    assert brier_score(np.array([-1.0, -800.0]), 0) == pytest.approx(0)
+    assert brier_score(np.array([-1.0, -800.0]), 1) == pytest.approx(2)
+    assert brier_score(np.full(4, -3.0), 2) == pytest.approx(3 * 0.25**2 + 0.75**2)

