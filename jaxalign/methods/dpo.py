@@ -113,10 +113,8 @@ def dpo(
                 value, extras["slope"] = _coupled(coupled, logps, ref_logps, lengths, used)
                 extras["coupled"] = value * extras["weight"]
             if has_delta:
-                chosen, rejected = (
-                    sum_count(beta * (logps - ref_logps)[..., side], used) for side in (CHOSEN, REJECTED)
-                )
-                delta, method_state = running_delta(method_state, chosen, rejected)
+                liked, other = (sum_count(beta * (logps - ref_logps)[..., side], used) for side in (CHOSEN, REJECTED))
+                delta, method_state = running_delta(method_state, liked, other)
                 extras["delta"] = jnp.broadcast_to(delta, used.shape)
         return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
 

@@ -54,7 +54,11 @@ from jaxalign.settings import check_ranges
 from jaxalign.stats import Separation, separation
 
 SEPARATION = "separation.json"
-METHODS = {"kto": kto.kto, "bco": kto.bco, "apo_zero_unpaired": kto.apo_zero_unpaired}
+METHODS: dict[str, Callable[..., loop.Method]] = {
+    "kto": kto.kto,
+    "bco": kto.bco,
+    "apo_zero_unpaired": kto.apo_zero_unpaired,
+}
 # The metric of each loss's baseline.
 BASELINES = {"kto": ("kl",), "bco": ("delta",), "apo_zero_unpaired": ()}
 METRICS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
@@ -207,7 +211,7 @@ def build_method(
     """Returns the method of a configuration, or that of a loss function."""
     options: dict[str, Any] = {name: value for name, value in (("loss", loss), ("metrics", metrics)) if value}
     desirable, undesirable = weights
-    method: Callable[..., loop.Method] = METHODS["kto" if loss is not None else section.loss]
+    method = METHODS["kto" if loss is not None else section.loss]
     return method(model, beta=section.beta, desirable_weight=desirable, undesirable_weight=undesirable, **options)
 
 
