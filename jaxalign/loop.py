@@ -1,8 +1,8 @@
-"""The loop: a train state threaded through pure steps.
+"""The training loop: a train state passed through pure steps.
 
-A method is a few pure functions (``Method``); ``make_step`` compiles them with an optimiser into
-``step_fn(state, batch) -> (state, metrics)``; ``run`` folds that over batches. Running is a ``for`` that anyone can
-write instead::
+A method is a few pure functions (``Method``). ``make_step`` compiles them with an optimiser into
+``step_fn(state, batch) -> (state, metrics)``, and ``run`` folds that over batches. You can write the ``for`` loop
+yourself instead::
 
     for state, metrics in run(step_fn, state, batches):
         ...
@@ -21,27 +21,27 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from jaxalign.losses.metrics import Largest, add
+from jaxalign.losses.metrics import Largest, add, mean
 from jaxalign.masking import Rows
 from jaxalign.models.params import union
 from jaxalign.models.sharding import batch_sharding, replicated
 
 T_co = TypeVar("T_co", covariant=True)
-# name → (sum, count), or the largest: what microbatches, devices and batches add (``losses.metrics.add``)
+# Metrics by name, as (sum, count) or the largest. ``losses.metrics.add`` adds those of microbatches and batches.
 Metrics = dict[str, tuple[Array, Array] | Largest]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a run is, as a pytree.
+    """The complete state of a training run, as a pytree.
 
     Attributes:
-      step: optimiser steps taken, int32 scalar.
-      params: what is trained: the whole tree, or the part that ``fixed`` completes (LoRA's adapters, a head).
-      opt_state: the optimiser's state.
-      method_state: the method's own (a KL controller, a running baseline); ``()`` where there is none.
-      key: the run's root random key; step ``n`` uses ``fold_in(key, n)``.
+        step: number of optimiser steps taken, int32 scalar.
+        params: trained parameters: the whole tree, or the part that ``fixed`` completes (LoRA adapters, a head).
+        opt_state: state of the optimiser.
+        method_state: state of the method (a KL controller, a running baseline); ``()`` if the method has none.
+        key: root random key of the run; step ``n`` uses ``fold_in(key, n)``.
     """
 
     step: Int[Array, ""]
@@ -54,10 +54,14 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One step's examples: ``rows`` with leading axes [M, R, ...], of whose M microbatches the first ``used`` hold any.
+    """Examples of one step, as M microbatches.
 
-    The step runs the used ones only, so batches of different fill share one compiled program. ``mismatched`` holds what
-    ``prepare`` alone looks at (KTO's mismatched completions): no gradient, no metric counts it.
+    The step runs only the microbatches that contain examples, so batches of different fill share one compiled program.
+
+    Attributes:
+        rows: packed prompt trees with leading axes ``[M, R, ...]``.
+        used: only the first ``used`` of the M microbatches contain examples, int32 scalar.
+        mismatched: KTO's mismatched completions, an input of ``prepare`` only: they get no gradient and no metric.
     """
 
     rows: Rows
@@ -66,7 +70,7 @@ class Batch:
 
 
 class Steps(Protocol[T_co]):
-    """What is indexed by step: a list, or anything that makes the batch of a step when asked for it."""
+    """A sequence indexed by step: a list, or an object that makes the batch of a step on demand."""
 
     def __len__(self) -> int: ...
 
@@ -74,12 +78,13 @@ class Steps(Protocol[T_co]):
 
 
 class Method(NamedTuple):
-    """The pure functions of a method. ``params`` is the whole tree, whichever part of it is trained.
+    """The pure functions of a method. Their ``params`` is the whole tree, even if only a part of it is trained.
 
-    prepare(params, frozen, method_state, batch) -> (batch, method_state): what needs the whole batch (reference
-      log-probs, baselines, denominators), without gradient.
-    loss(params, rows) -> (weighted sum, metrics): one microbatch's share; sums over microbatches are the batch's.
-    method_state: the method's own state before the first batch (running means, say), for ``init_state``.
+    Attributes:
+        prepare: ``(params, frozen, method_state, batch) -> (batch, method_state)``, without gradient. It computes what
+            needs the whole batch, such as reference log-probabilities, baselines and denominators.
+        loss: ``(params, rows) -> (weighted sum, metrics)`` of one microbatch. Both add up to those of the batch.
+        method_state: state of the method before the first batch (for example running means), for ``init_state``.
     """
 
     prepare: Callable[[Any, Any, Any, Batch], tuple[Batch, Any]]
@@ -89,7 +94,13 @@ class Method(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepFn:
-    """A compiled step and what it holds fixed: ``step_fn(state, batch) -> (state, metrics)``."""
+    """A compiled step with its constant arguments: ``step_fn(state, batch) -> (state, metrics)``.
+
+    Attributes:
+        jitted: the compiled function of (state, frozen, fixed, batch), which donates the state.
+        frozen: further parameters of the method, such as those of the reference.
+        fixed: the part of the policy's parameters that is not trained.
+    """
 
     jitted: Any
     frozen: Any
@@ -99,17 +110,21 @@ class StepFn:
         return self.jitted(state, self.frozen, self.fixed, batch)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
-        """The step lowered for these arguments (arrays or shapes), to read its program or memory before running it."""
+        """Lowers the step for arrays or shapes, so that its program and memory can be read before a run."""
         return self.jitted.lower(state, self.frozen, self.fixed, batch)
 
 
 def microbatch(rows: Rows, index: Int[Array, ""] | int) -> Rows:
-    """The rows of one microbatch: every array without its leading axis."""
+    """Returns the rows of one microbatch: every array without its leading axis."""
     return jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, index, keepdims=False), rows)
 
 
 def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None) -> Any:
-    """Σ over used microbatches of fn(rows), a pytree of arrays; a loop of dynamic length, not differentiable."""
+    """Sums fn(rows), a pytree of arrays, over the used microbatches.
+
+    The loop has dynamic length, so it is not differentiable. ``zeros`` is where the sum starts, by default zeros of
+    the shapes that ``fn`` returns.
+    """
     if zeros is None:
         zeros = jax.tree.map(
             lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: fn(microbatch(batch.rows, 0)))
@@ -122,7 +137,7 @@ def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None)
 
 
 def map_microbatches(fn: Callable[[Rows], Any], batch: Batch) -> Any:
-    """fn(rows) of each used microbatch, stacked [M, ...]; zeros for the others."""
+    """Stacks fn(rows) of the used microbatches, ``[M, ...]``, with zeros for the others."""
     shapes = jax.eval_shape(lambda: fn(microbatch(batch.rows, 0)))
     count = batch.rows.tokens.shape[0]
     out = jax.tree.map(lambda s: jnp.zeros((count, *s.shape), s.dtype), shapes)
@@ -134,35 +149,52 @@ def map_microbatches(fn: Callable[[Rows], Any], batch: Batch) -> Any:
 
 
 def order_by_index(results: Iterable[tuple[Array, Batch]]) -> np.ndarray:
-    """What was computed for each example slot ``[M, R, E, ...]`` of batches, in the order of ``extras["index"]``.
+    """Returns results per example in the order of the examples' ``extras["index"]``.
+
+    Args:
+        results: pairs of values per example slot, ``[M, R, E, ...]``, and the batch they belong to.
+
+    Returns:
+        the values, ``[N, ...]``.
 
     Raises:
-      ValueError: if the batches carry no index, or their examples are not 0, 1, …, N - 1.
+        ValueError: if the batches have no index, or their examples are not 0, 1, …, N - 1.
     """
-    found: dict[int, np.ndarray] = {}
+    by_index: dict[int, np.ndarray] = {}
     for result, batch in results:
         rows = batch.rows
         if "index" not in rows.extras:
-            raise ValueError("the batches carry no index of their examples: make them with data.batches.")
+            raise ValueError("The batches have no index of their examples. Make them with data.batches.")
         values, index, used = jax.device_get((result, rows.extras["index"], rows.example_mask))
-        found.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
-    if sorted(found) != list(range(len(found))):
-        raise ValueError(f"the batches hold {len(found)} examples that are not all of 0 to {max(found)}.")
-    return np.stack([found[i] for i in range(len(found))])
+        by_index.update(zip(index[used][:, 0].tolist(), values[used], strict=True))
+    if sorted(by_index) != list(range(len(by_index))):
+        raise ValueError(
+            f"The batches contain {len(by_index)} examples, not all of 0 to {max(by_index)}. Pass every batch."
+        )
+    return np.stack([by_index[i] for i in range(len(by_index))])
 
 
 def per_example(
     function: Callable[[Any, Any, Rows], Array], model: Any, params: Any, batches: Iterable[Batch]
 ) -> np.ndarray:
-    """Returns ``function(model, params, rows)``, [R, E, ...], of every example, in the order of ``extras["index"]``.
+    """Computes values per example, in the order of the examples' ``extras["index"]``.
 
-    ``function`` is compiled once per function and model: give one of a module, not a closure.
+    Args:
+        function: ``(model, params, rows) -> values``, ``[R, E, ...]``. It is compiled once per function and model, so
+            pass a function of a module: a new closure would compile on every call.
+        model: static, hashable argument of ``function``.
+        params: parameters of the model.
+        batches: all examples, with their index.
+
+    Returns:
+        the values, ``[N, ...]``.
     """
     return order_by_index((_per_microbatch(function, model, params, batch), batch) for batch in batches)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _per_microbatch(function: Any, model: Any, params: Any, batch: Batch) -> Array:
+    """Computes ``function`` of each microbatch, ``[M, R, E, ...]``."""
     return map_microbatches(lambda rows: function(model, params, rows), batch)
 
 
@@ -176,10 +208,19 @@ def gradients(
     *,
     fixed: Any = None,
 ) -> Any:
-    """(loss, metrics), gradient and new method state of one batch, whatever the microbatches it is cut into.
+    """Computes loss, gradient and new method state of one batch, however it is cut into microbatches.
 
-    The gradient is to ``params``; ``fixed`` completes their tree and gets none, nor any computation of it.
-    ``shardings`` pins the accumulated gradient to where the parameters lie.
+    Args:
+        method: functions of the method.
+        params: trained parameters, to which the gradient is taken.
+        frozen: further parameters of the method.
+        method_state: state of the method.
+        batch: examples of the step.
+        shardings: shardings of ``params``, imposed on the accumulated gradient; by default the compiler chooses.
+        fixed: the rest of the policy's parameters; no gradient to it is computed.
+
+    Returns:
+        ``((loss, metrics), gradient, method_state)``.
     """
     pin = (lambda g: g) if shardings is None else (lambda g: jax.lax.with_sharding_constraint(g, shardings))
     batch, method_state = method.prepare(union(params, fixed), frozen, method_state, batch)
@@ -190,48 +231,47 @@ def gradients(
 
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def one(rows: Rows) -> Any:
+    def microbatch_gradient(rows: Rows) -> Any:
         value, grads = value_and_grad(params, rows)
         return value, pin(grads)
 
     value_shape = jax.eval_shape(loss, params, microbatch(batch.rows, 0))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), value_shape)
-    value, grads = sum_microbatches(one, batch, (zeros, pin(jax.tree.map(jnp.zeros_like, params))))
+    value, grads = sum_microbatches(microbatch_gradient, batch, (zeros, pin(jax.tree.map(jnp.zeros_like, params))))
     return value, grads, method_state
-
-
-def averages(metrics: Metrics) -> dict[str, Array]:
-    """sum / count of each metric, NaN where nothing was counted (an answer of that kind, say); the largest as it is."""
-    return {name: each.value if isinstance(each, Largest) else _mean(*each) for name, each in metrics.items()}
-
-
-def _mean(total: Any, count: Any) -> Array:
-    return jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.nan)
 
 
 def init_state(
     params: Any, optimizer: optax.GradientTransformation, key: Array, *, method_state: Any = ()
 ) -> TrainState:
-    """A run's first state; the optimiser's moments lie where the parameters they mirror do.
+    """Returns the first state of a run; the optimiser's moments are sharded as the parameters they belong to.
 
-    The state is donated to the step: copy ``params`` first if anything else (a reference) still needs them.
+    Args:
+        params: trained parameters. The step donates them: copy them first if a reference still needs them.
+        optimizer: any optax transformation.
+        key: root random key; copied.
+        method_state: state of the method; copied.
+
+    Returns:
+        the state at step 0.
     """
     shapes = jax.eval_shape(optimizer.init, params)
-    everywhere = _whole(params)
+    everywhere = _replicated_like(params)
 
-    def mirror(leaf: Any, param: Any) -> Any:
-        return param.sharding if leaf.shape == param.shape else everywhere  # factored optimisers keep smaller leaves
+    def sharding_of(leaf: Any, param: Any) -> Any:
+        # Factored optimisers keep leaves smaller than their parameter, which its sharding may not divide.
+        return param.sharding if leaf.shape == param.shape else everywhere
 
-    place = optax.tree.map_params(optimizer, mirror, shapes, params, transform_non_params=lambda _: everywhere)
-    # Copies: what the caller still holds must outlive the state that the step donates.
-    # (Compiled, since ``device_put`` puts no keys on the devices of other processes.)
-    spread = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=everywhere)
-    step, key, method_state = spread((jnp.zeros((), jnp.int32), key, method_state))
-    return TrainState(step, params, jax.jit(optimizer.init, out_shardings=place)(params), method_state, key)
+    shardings = optax.tree.map_params(optimizer, sharding_of, shapes, params, transform_non_params=lambda _: everywhere)
+    # Copies, because the caller's arrays must outlive the state that the step donates. Compiled, because
+    # ``device_put`` does not put keys on the devices of other processes.
+    replicate = jax.jit(functools.partial(jax.tree.map, jnp.copy), out_shardings=everywhere)
+    step, key, method_state = replicate((jnp.zeros((), jnp.int32), key, method_state))
+    return TrainState(step, params, jax.jit(optimizer.init, out_shardings=shardings)(params), method_state, key)
 
 
-def _whole(params: Any) -> Any:
-    """The sharding of what every device of the parameters' mesh holds whole."""
+def _replicated_like(params: Any) -> Any:
+    """Returns the sharding of an array that every device of the parameters' mesh holds in full."""
     sharding = jax.tree.leaves(params)[0].sharding
     if isinstance(sharding, jax.sharding.NamedSharding):
         return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
@@ -247,38 +287,39 @@ def make_step(
     fixed: Any = None,
     learning_rate: Callable[[Any], Any] | None = None,
 ) -> StepFn:
-    """Compile one optimiser step: prepare, accumulate the gradient over microbatches, update.
+    """Compiles one optimiser step: prepare, accumulate the gradient over microbatches, update.
 
     Args:
-      method: the method's functions.
-      optimizer: any optax transformation.
-      state: the state to start from; read only for where its arrays lie, which is where the step leaves them.
-      frozen: what the method holds beside the policy (a reference's parameters); never donated.
-      fixed: the part of the policy's own tree that is not trained; never donated.
-      learning_rate: the schedule, only to report it.
+        method: functions of the method.
+        optimizer: any optax transformation.
+        state: first state, of which only the shardings are read; the step keeps them.
+        frozen: further parameters of the method, such as those of the reference; not donated.
+        fixed: the part of the policy's parameters that is not trained; not donated.
+        learning_rate: the schedule, only to report it.
+
     Returns:
-      ``step_fn(state, batch) -> (state, metrics)``. The given state is donated: its buffers are reused.
+        ``step_fn(state, batch) -> (state, metrics)``. It donates its state: do not use that state afterwards.
     """
-    places = jax.tree.map(lambda x: x.sharding, state)
+    shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def step(state: TrainState, frozen: Any, fixed: Any, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         (loss, metrics), grads, method_state = gradients(
-            method, state.params, frozen, state.method_state, batch, places.params, fixed=fixed
+            method, state.params, frozen, state.method_state, batch, shardings.params, fixed=fixed
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        report = {"loss": loss, **averages(metrics), "grad_norm": optax.tree.norm(grads)}
+        report = {"loss": loss, **mean(metrics), "grad_norm": optax.tree.norm(grads)}
         report["num_tokens"] = jnp.sum(batch.rows.example >= 0)
         if learning_rate is not None:
             report["learning_rate"] = jnp.asarray(learning_rate(state.step))
         return TrainState(state.step + 1, params, opt_state, method_state, state.key), report
 
-    where_frozen, where_fixed = jax.tree.map(lambda x: x.sharding, (frozen, fixed))
+    frozen_shardings, fixed_shardings = jax.tree.map(lambda x: x.sharding, (frozen, fixed))
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(places, where_frozen, where_fixed, None),  # a batch lies where ``place_batch`` put it
-        out_shardings=(places, _whole(state.params)),
+        in_shardings=(shardings, frozen_shardings, fixed_shardings, None),  # None: as ``place_batch`` sharded the batch
+        out_shardings=(shardings, _replicated_like(state.params)),
     )
     return StepFn(jitted, frozen, fixed)
 
@@ -286,10 +327,18 @@ def make_step(
 def make_eval(
     method: Method, *, frozen: Any = None, fixed: Any = None
 ) -> Callable[[Any, Any, Iterable[Batch]], dict[str, float]]:
-    """Compile evaluation: ``evaluate(params, method_state, batches) -> metrics`` over all examples of all batches.
+    """Compiles an evaluation over all examples of all batches.
 
-    The loss is averaged with the examples' counts (or those under which the method itself reports ``loss``), so how
-    batches are cut does not change the result.
+    The loss is averaged over examples (or over what the method counts, if it reports ``loss`` itself). So the result
+    does not depend on how examples are batched.
+
+    Args:
+        method: functions of the method.
+        frozen: further parameters of the method, such as those of the reference.
+        fixed: the part of the policy's parameters that is not trained.
+
+    Returns:
+        ``evaluate(params, method_state, batches) -> metrics``.
     """
 
     @jax.jit
@@ -303,26 +352,34 @@ def make_eval(
     def evaluate(params: Any, method_state: Any, batches: Iterable[Batch]) -> dict[str, float]:
         total: Metrics = {}
         for batch in batches:
-            new = jax.device_get(sums(params, frozen, fixed, method_state, batch))
-            total = add(total, new) if total else new
-        return {name: float(value) for name, value in averages(total).items()}
+            metrics = jax.device_get(sums(params, frozen, fixed, method_state, batch))
+            total = add(total, metrics) if total else metrics
+        return {name: float(value) for name, value in mean(total).items()}
 
     return evaluate
 
 
 def place_batch(rows: Rows, used: int, mesh: jax.sharding.Mesh, mismatched: tuple[Rows, int] | None = None) -> Batch:
-    """Put a packed batch of NumPy arrays [M, R, ...] on the mesh, its rows split over the data and fsdp axes.
+    """Puts a packed batch on a mesh, with its rows R split over the data and fsdp axes.
 
-    ``mismatched`` is put there likewise, as ``Batch.mismatched``.
+    Args:
+        rows: packed trees as NumPy arrays, ``[M, R, ...]``.
+        used: number of microbatches that contain examples.
+        mesh: devices, with axes data, fsdp and tensor.
+        mismatched: rows and used of KTO's mismatched completions, for ``Batch.mismatched``.
+
+    Returns:
+        the batch on the devices.
 
     Raises:
-      ValueError: if data × fsdp does not divide the rows of a microbatch.
+        ValueError: if data × fsdp does not divide the rows of a microbatch.
     """
     sharding = batch_sharding(mesh)
     count, devices = rows.tokens.shape[1], mesh.shape["data"] * mesh.shape["fsdp"]
     if count % devices:
         raise ValueError(
-            f"rows_per_microbatch is {count}, but the mesh spreads rows over data × fsdp = {devices} devices."
+            f"rows_per_microbatch is {count}, but the mesh splits rows over data × fsdp = {devices} devices. "
+            f"Give a multiple of {devices}."
         )
     put = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])  # noqa: E731
     number = jax.device_put(jnp.asarray(used, jnp.int32), replicated(mesh))
@@ -356,17 +413,20 @@ def run(
     checkpoints: Any = None,
     every: int = 0,
 ) -> Iterator[tuple[TrainState, dict[str, Array]]]:
-    """Fold ``step_fn`` over ``batches``, yielding each new state and its metrics.
+    """Folds ``step_fn`` over ``batches`` and yields each new state with its metrics.
+
+    The next iteration donates the yielded state: use it before the loop continues, and do not keep it.
 
     Args:
-      step_fn: ``(state, batch) -> (state, metrics)``.
-      state: where to start; its ``step`` is also the position in ``batches``, so a restored state goes on where it was.
-      batches: indexed by step.
-      steps: the step to stop at; by default when ``batches`` end.
-      checkpoints: anything with ``save(state)``, called before the yield of every ``every``-th step and the last.
-      every: how often to save; 0 for the last step only.
+        step_fn: ``(state, batch) -> (state, metrics)``.
+        state: first state. Its ``step`` is the position in ``batches``, so a restored state continues where it stopped.
+        batches: batches, indexed by step.
+        steps: number of the last step; by default the number of batches.
+        checkpoints: an object with ``save(state)``, called before the yield of every ``every``-th step and the last.
+        every: steps between two saves; 0 saves the last step only.
 
-    A yielded state is donated by the next iteration: use it before going on, and do not keep it.
+    Yields:
+        ``(state, metrics)`` after each step.
     """
     stop = len(batches) if steps is None else steps
     for position in range(int(state.step), stop):

@@ -93,7 +93,12 @@ def mean(metrics: Mapping[str, SumCount | Largest]) -> dict[str, Float[Array, ""
     >>> mean({"kl": (jnp.array(4.0), jnp.array(8.0))})
     {'kl': Array(0.5, dtype=float32, weak_type=True)}
     """
-    return {name: m.value if isinstance(m, Largest) else m[0] / m[1] for name, m in metrics.items()}
+
+    def divide(total: Any, count: Any) -> Array:
+        # The inner ``where`` avoids a division by 0, of which NumPy warns.
+        return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), jnp.nan)
+
+    return {name: m.value if isinstance(m, Largest) else divide(*m) for name, m in metrics.items()}
 
 
 def preference_metrics(

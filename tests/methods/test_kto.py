@@ -16,7 +16,6 @@ from jaxalign.data.trees import Tree, pack, unpack
 from jaxalign.errors import UserError
 from jaxalign.loop import (
     OnMesh,
-    averages,
     gradients,
     init_state,
     make_eval,
@@ -25,6 +24,7 @@ from jaxalign.loop import (
     run,
     sum_microbatches,
 )
+from jaxalign.losses.metrics import mean
 from jaxalign.methods import dpo, kto
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
@@ -108,7 +108,7 @@ def test_value_and_metrics_are_those_of_the_formula(parts, name):
     state = jnp.asarray(STATE)
     (loss, metrics), _, after = jax.jit(lambda b: gradients(method_of(name, model), policy, reference, state, b))(batch)
     np.testing.assert_allclose(loss, plain(name, h, liked, np.mean(kl), -0.5), rtol=1e-10)
-    got = averages(metrics)
+    got = mean(metrics)
     np.testing.assert_allclose(got["rewards/chosen"], BETA * h[liked].mean(), rtol=1e-10)
     np.testing.assert_allclose(got["rewards/rejected"], BETA * h[~liked].mean(), rtol=1e-10)
     assert (metrics["logps/chosen"][1], metrics["logps/rejected"][1]) == (liked.sum(), (~liked).sum())

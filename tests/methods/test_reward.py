@@ -163,7 +163,7 @@ def test_batches_that_do_not_fit_are_told(trunk):
     ):
         with pytest.raises(ValueError, match=words):
             gradients(method, params, None, (), batch)
-    with pytest.raises(ValueError, match="carry no index"):
+    with pytest.raises(ValueError, match="have no index"):
         reward.completion_scores(model, params, [bare])
     late = place_batch(*pack(attach(trees, index=[1]), shapes=[(64, 64)]), model.mesh)
     with pytest.raises(ValueError, match="not all of 0 to 1"):

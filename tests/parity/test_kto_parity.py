@@ -24,7 +24,8 @@ from trl.trainer.kto_trainer import KTOTrainer
 from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
-from jaxalign.loop import averages, gradients, place_batch
+from jaxalign.loop import gradients, place_batch
+from jaxalign.losses.metrics import mean
 from jaxalign.methods import kto
 from jaxalign.models.sharding import make_mesh
 from tests.methods.bigrams import Bigrams, tables
@@ -104,7 +105,7 @@ def ours(table, reference, source, method, step=0):
     batch = place_batch(*source.batches[step], mesh, source[step].mismatched)
     run = jax.jit(lambda p, f, b: gradients(method, p, f, (), b))
     (loss, metrics), grads, _ = run(jnp.asarray(table), jnp.asarray(reference), batch)
-    return float(loss), np.asarray(grads), {name: float(value) for name, value in averages(metrics).items()}
+    return float(loss), np.asarray(grads), {name: float(value) for name, value in mean(metrics).items()}
 
 
 @pytest.fixture(autouse=True)
