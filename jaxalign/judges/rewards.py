@@ -69,6 +69,15 @@ def judge_scorer(
 
     Returns:
         A function ``(trees, rows) -> scores [B, 2]`` for ``jaxalign.methods.online_dpo``.
+
+    A judge that always prefers the answer shown first contradicts itself, so both answers score 0:
+
+    >>> from types import SimpleNamespace
+    >>> from jaxalign.judges.endpoint import Reply
+    >>> tokenizer = SimpleNamespace(decode=lambda ids, **_: " ".join(map(str, ids)))
+    >>> score = judge_scorer(lambda questions: [Reply("A")] * len(questions), tokenizer)
+    >>> score([Tree.of([1], [[2], [3]])], [{}])
+    array([[0., 0.]])
     """
 
     def score(trees: Sequence[Tree], rows: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:

@@ -119,9 +119,10 @@ def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, 
     assert norms[0.25] == pytest.approx(norms[0.0] / 2, rel=1e-4)
     assert norms[0.5] == pytest.approx(0, abs=1e-5 * norms[0.0])
     capsys.readouterr()
-    assert "'label_smoothing' for method.soft_labels" in error_of(flags(tmp_path / "x", method__soft_labels=True))
+    message = error_of(flags(tmp_path / "x", method__soft_labels=True))
+    assert "'label_smoothing', which method.soft_labels needs" in message
     both = flags(tmp_path / "x", data__path=file, method__soft_labels=True, method__label_smoothing=0.1)
-    assert "give one" in error_of(both)
+    assert "Set only one" in error_of(both)
     write(file, [{**pair(0), "label_smoothing": 0.7}])
     assert f"{file}, row 1: field 'label_smoothing' is 0.7 where" in error_of(flags(tmp_path / "x", data__path=file))
 

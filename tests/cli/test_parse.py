@@ -27,7 +27,7 @@ def test_flags_override_the_file_which_overrides_defaults(tmp_path, capsys):
     assert "batch_size: 3" in shown
     assert "seed: 7" in shown
     assert "learning_rate: 5.0e-07" in shown
-    assert "beta: 0.1" in shown
+    assert "holdout: 0.1" in shown
 
 
 @pytest.mark.parametrize("command", COMMANDS)
