@@ -1,8 +1,8 @@
 """jaxalign: align language models in JAX with pure, composable functions.
 
-``jaxalign.losses``, ``jaxalign.advantages`` and ``jaxalign.logprobs`` work on arrays and know nothing of models;
-``load_model``, ``generate`` and ``loop`` put them to work on real ones. Names load on first use, so that importing the
-package costs nothing.
+``jaxalign.losses``, ``jaxalign.advantages`` and ``jaxalign.logprobs`` are functions of arrays and do not depend on
+models. ``load_model``, ``generate`` and ``loop`` apply them to models. Names load on first use, so that importing the
+package is fast.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Argument checks of the array functions: at trace time, one sentence that names the argument."""
+"""Argument checks of the array functions. They raise at trace time, with a message that names the argument."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from jax.typing import ArrayLike
 from jaxtyping import Array
 
 
-def real(**arrays: ArrayLike) -> list[Array]:
-    """The named arrays, as jax.Arrays of real floats and all of one shape.
+def to_floats(**arrays: ArrayLike) -> list[Array]:
+    """Converts the named arrays to jax.Arrays of real floats, which must have one shape.
 
     Raises:
-      TypeError: if one is not of a real float type (log-probabilities in integers are a mistake).
-      ValueError: if their shapes differ (broadcasting ``[B]`` against ``[B, 1]`` would be silent nonsense).
+        TypeError: if one is not of a real float type (log-probabilities in integers are a mistake).
+        ValueError: if their shapes differ (``[B]`` would otherwise broadcast against ``[B, 1]``).
     """
     out = [to_float(name, value) for name, value in arrays.items()]
     first = next(iter(arrays))
@@ -25,7 +25,7 @@ def real(**arrays: ArrayLike) -> list[Array]:
 
 
 def to_float(name: str, value: ArrayLike) -> Array:
-    """``value`` as a jax.Array, which must be of a real float type."""
+    """Converts a value to a jax.Array, which must be of a real float type."""
     array = to_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be real floating point, got {_describe(array)}.")
@@ -33,7 +33,7 @@ def to_float(name: str, value: ArrayLike) -> Array:
 
 
 def to_number(name: str, value: ArrayLike) -> Array:
-    """``value`` as a float array; integers (rewards of 0 and 1, say) are converted and keep their value."""
+    """Converts a value, which may be integer (such as rewards of 0 and 1), to an array of real floats."""
     array = to_array(name, value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(jnp.result_type(float))
@@ -41,16 +41,16 @@ def to_number(name: str, value: ArrayLike) -> Array:
 
 
 def to_mask(name: str, value: ArrayLike, shape: tuple[int, ...], like: str) -> Array:
-    """``value`` as a bool array of the shape that argument ``like`` has."""
+    """Converts a value to a bool array, which must have the given shape, that of argument ``like``."""
     array = to_array(name, value)
     if array.dtype != jnp.bool_:
-        raise TypeError(f"{name} must be bool, True where it counts, got {_describe(array)}; pass {name} != 0.")
+        raise TypeError(f"{name} must be bool, True where it counts, got {_describe(array)}. Pass {name} != 0.")
     same_shape(name, array, shape, like)
     return array
 
 
 def to_indices(name: str, value: ArrayLike, shape: tuple[int, ...], like: str) -> Array:
-    """``value`` as an integer array of the given shape."""
+    """Converts a value to an integer array, which must have the given shape, that of argument ``like``."""
     array = to_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers, got {_describe(array)}.")
@@ -59,7 +59,7 @@ def to_indices(name: str, value: ArrayLike, shape: tuple[int, ...], like: str) -
 
 
 def to_array(name: str, value: ArrayLike) -> Array:
-    """``value`` as a jax.Array."""
+    """Converts a value to a jax.Array."""
     try:
         return jnp.asarray(value)
     except (TypeError, ValueError) as error:
@@ -67,30 +67,31 @@ def to_array(name: str, value: ArrayLike) -> Array:
 
 
 def same_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
-    """Raises unless ``array`` has the given shape, the one of argument ``like``."""
+    """Raises unless an array has the given shape, that of argument ``like``."""
     if array.shape != tuple(shape):
         raise ValueError(f"{name} must have the shape of {like}, {list(shape)}, got {list(array.shape)}.")
 
 
 def at_least_axes(name: str, array: Array, count: int, wanted: str) -> None:
-    """Raises if ``array`` has fewer than ``count`` axes."""
+    """Raises if an array has fewer than ``count`` axes."""
     if array.ndim < count:
         raise ValueError(f"{name} must have shape {wanted}, got {list(array.shape)}.")
 
 
 def scalar_or_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
-    """Raises unless ``array`` is a scalar or has the shape of argument ``like``."""
+    """Raises unless an array is a scalar or has the given shape, that of argument ``like``."""
     if array.shape not in ((), tuple(shape)):
         raise ValueError(
             f"{name} must be a scalar or have the shape of {like}, {list(shape)}, got {list(array.shape)}."
         )
 
 
-def within(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raises if a hyper-parameter is outside [low, high), or (low, high) where ``open_low``; traced ones pass."""
+def in_interval(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    """Raises if a hyper-parameter is outside [low, high), or (low, high) if ``open_low``; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
-    with jax.ensure_compile_time_eval():  # a jax.Array that a jitted function closes over is compared here and now
+    # Compares a jax.Array that a jitted function closes over now, instead of tracing the comparison.
+    with jax.ensure_compile_time_eval():
         number = to_number(name, value)
         inside = (low < number if open_low else low <= number) & (number < high)
         valid = bool(jnp.all(inside))
@@ -105,4 +106,5 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 
 def _describe(array: Array) -> str:
+    """Returns an array's type and shape, such as ``float32[2, 3]``."""
     return f"{array.dtype}{list(array.shape)}"

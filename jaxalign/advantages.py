@@ -237,7 +237,7 @@ def kl_shaped_rewards(
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2, spread over tokens as in Ouyang et al. 2022, arXiv:2203.02155.
     """
-    logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
+    logps, ref_logps = check.to_floats(logps=logps, ref_logps=ref_logps)
     check.at_least_axes("logps", logps, 1, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
     scores = check.to_number("scores", scores)

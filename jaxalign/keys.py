@@ -1,4 +1,4 @@
-"""Random keys: a stream of its own for each purpose of a seed, so that none is used twice."""
+"""Random keys: a separate stream for each purpose of a seed, so that no key is used twice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 
 def stream(seed: int, purpose: str) -> Array:
-    """The root key of what a run draws for one purpose (``"loop"``, ``"samples"``, …).
+    """Returns the root key of what a run draws for one purpose (``"loop"``, ``"samples"``, …).
 
     >>> bool((stream(0, "loop") == stream(0, "loop")).all()), bool((stream(0, "loop") == stream(0, "samples")).all())
     (True, False)

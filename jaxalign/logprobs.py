@@ -177,7 +177,7 @@ def kl_estimate(logps: Float[Array, "*B"], ref_logps: Float[Array, "*B"], *, est
 
     Source: Schulman 2020, http://joschu.net/blog/kl-approx.html.
     """
-    logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
+    logps, ref_logps = check.to_floats(logps=logps, ref_logps=ref_logps)
     check.one_of("estimator", estimator, KL_ESTIMATORS)
     r = jax.lax.stop_gradient(ref_logps) - logps
     if estimator == "k1":

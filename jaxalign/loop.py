@@ -107,6 +107,7 @@ class StepFn:
     fixed: Any = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        """Runs one step, which donates the state."""
         return self.jitted(state, self.frozen, self.fixed, batch)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:

@@ -1,13 +1,13 @@
-"""Rows of packed prompt trees, and who may see whom in them.
+"""Rows of packed prompt trees, and which token may attend to which.
 
-A *tree* is a prompt followed, tight, by its K completions; several trees share a row::
+A *tree* is a prompt followed directly by its K completions. Several trees share a row::
 
     row        the  sky  is   blue  EOS  a  lie  EOS   ·    ·
     branch      0    0    0    1     1   2   2    2    0    0     0 prompt, 1..K completions
     position    0    1    2    3     4   3   4    5    0    0     distance from the start of the text
     example     0    0    0    0     0   0   0    0   -1   -1     slot within the row, -1 padding
 
-Everything is indexed within a row, so that gathers and sums need no communication when rows are sharded.
+Indices are relative to a row, so gathers and sums need no communication when rows are sharded.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Arrays = Any  # NumPy while packed on the host, jax.Array on the device
 class Rows:
     """A batch of packed prompt trees: R rows, T columns, S target slots, E example slots, K completions a tree.
 
-    Every field may carry extra leading axes (microbatches). ``extras`` holds what a method adds:
-    per-token inputs ``[R, S]`` and per-completion inputs ``[R, E, K]``.
+    Every field may have extra leading axes (microbatches). ``extras`` contains what a method adds: per-token inputs
+    ``[R, S]`` and per-completion inputs ``[R, E, K]``.
     """
 
     tokens: Int[Arrays, "*m R T"]  # token ids, 0 where padding
     branch: Int[Arrays, "*m R T"]  # 0 prompt, 1..K completions
     position: Int[Arrays, "*m R T"]  # place within the text the token belongs to
     example: Int[Arrays, "*m R T"]  # tree slot within the row, -1 where padding
-    source: Int[Arrays, "*m R S"]  # column whose state predicts the target; a completion's first: the prompt's last
+    source: Int[Arrays, "*m R S"]  # column whose state predicts the target (the prompt's last for a completion's first)
     target: Int[Arrays, "*m R S"]  # the token id to predict
     owner: Int[Arrays, "*m R S"]  # example·K + branch - 1, or -1 where the slot is unused
-    mask: Bool[Arrays, "*m R S"]  # does this target count
+    mask: Bool[Arrays, "*m R S"]  # True if the target counts
     last: Int[Arrays, "*m R E K"]  # column of each completion's last token
     example_mask: Bool[Arrays, "*m R E"]  # example slots in use
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -47,28 +47,39 @@ class Rows:
 def visible(
     branch: Int[Array, "R T"], position: Int[Array, "R T"], example: Int[Array, "R T"], window: int | None = None
 ) -> Bool[Array, "R T T"]:
-    """Which key (last axis) each query (middle axis) may attend to.
+    """Returns the attention mask: True where a query (middle axis) may attend to a key (last axis).
 
-    Same example, key's column not after the query's, and key in the prompt or in the query's own branch. With
-    a sliding ``window`` the key also lies fewer than ``window`` *positions* back (columns would count
-    sibling completions). Padding sees itself alone, so that no softmax is over nothing.
+    A key is visible if it belongs to the same example, does not come after the query, and is in the prompt or in the
+    query's own branch. A sliding window counts positions, because columns would count sibling completions.
+
+    Args:
+        branch: 0 prompt, 1..K completions.
+        position: distance from the start of the text.
+        example: slot within the row, -1 padding. Padding attends to itself alone, so that no softmax is empty.
+        window: a key must be fewer than this many positions back; by default any number.
+
+    Returns:
+        the mask, ``[R, T, T]``.
     """
     column = jnp.arange(branch.shape[-1])
     causal = column[None, :] <= column[:, None]
     same_text = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
     together = (example[:, None, :] == example[:, :, None]) & (example[:, :, None] >= 0)
-    seen = causal & same_text & together
+    allowed = causal & same_text & together
     if window is not None:
-        seen &= position[:, :, None] - position[:, None, :] < window
-    return seen | jnp.eye(branch.shape[-1], dtype=bool)
+        allowed &= position[:, :, None] - position[:, None, :] < window
+    return allowed | jnp.eye(branch.shape[-1], dtype=bool)
 
 
 def sum_by_owner(
     values: Float[Array, "R S"], owner: Int[Array, "R S"], num_examples: int, num_completions: int
 ) -> Float[Array, "R E K"]:
-    """Sums over each completion's slots: out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]; -1 drops out."""
+    """Sums values over each completion's slots; slots with owner -1 are ignored.
+
+    out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]
+    """
     segments = num_examples * num_completions
-    # A one-hot product and not a scatter: rows stay independent under sharding, and NaN in unused slots stays out.
+    # A one-hot sum instead of a scatter: rows stay independent under sharding, and NaN in unused slots has no effect.
     hit = owner[..., None] == jnp.arange(segments)
     sums = jnp.sum(jnp.where(hit, values[..., None], 0), axis=-2)
     return sums.reshape(*values.shape[:-1], num_examples, num_completions)
@@ -85,17 +96,23 @@ def completion_lengths(rows: Rows) -> Float[Array, "R E K"]:
 
 
 def completion_mask(rows: Rows) -> Bool[Array, "R E K"]:
-    """Which completions there are: those with target slots of their own."""
+    """Returns True for completions that exist, which are those with target slots."""
     return completion_sums(jnp.ones(rows.owner.shape), rows) > 0
 
 
 def take_by_owner(per_completion: Float[Array, "R E K"], owner: Int[Array, "R S"]) -> Float[Array, "R S"]:
-    """Each slot's completion's value: out[r, s] = per_completion[r, owner[r, s]], 0 in unused slots."""
+    """Returns each slot's value of its completion, 0 in unused slots.
+
+    out[r, s] = per_completion[r, owner[r, s]]
+    """
     flat = per_completion.reshape(*per_completion.shape[:-2], -1)
     taken = jnp.take_along_axis(flat, jnp.maximum(owner, 0), axis=-1)
     return jnp.where(owner >= 0, taken, 0)
 
 
 def gather_columns(hidden: Float[Array, "R T D"], columns: Int[Array, "R S"]) -> Float[Array, "R S D"]:
-    """States at the given columns of each row: out[r, s] = hidden[r, columns[r, s]]."""
+    """Gathers states at columns of each row.
+
+    out[r, s] = hidden[r, columns[r, s]]
+    """
     return jnp.take_along_axis(hidden, columns[..., None], axis=1, mode="clip")

@@ -1,4 +1,4 @@
-"""Optimisers and schedules from a small configuration: an optax chain, nothing more."""
+"""Optimisers and learning-rate schedules, as optax transformations built from a small configuration."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import jax
 import optax
 
 from jaxalign.errors import UserError
+from jaxalign.settings import check_ranges
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """How parameters move.
+    """Settings of the optimiser and its schedule.
 
     Args:
         optimizer: adamw, lion, adafactor (factored second moments, no momentum, updates clipped to RMS 1) or sgd
@@ -44,27 +45,27 @@ class OptimConfig:
 
 
 def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate by step: a linear rise from 0 to the peak, then constant, or down to ``final_fraction`` of it.
+    """Returns the learning rate by step: a linear rise from 0 to the peak, then the decay.
 
     Args:
-        config: see `OptimConfig`.
-        num_steps: optimiser steps of the whole run; the decay ends there.
+        config: settings.
+        num_steps: optimiser steps of the whole run, at which the decay ends.
 
     Returns:
-        A function of the step (from 0) to the learning rate.
+        a function of the step (from 0) to the learning rate.
 
     Raises:
-        UserError: for a negative or non-finite number, or a warm-up longer than the run.
+        UserError: if a number is negative or not finite, or the warm-up is longer than the run.
 
     >>> rate = make_schedule(OptimConfig(learning_rate=1.0, schedule="linear", warmup_steps=2), num_steps=6)
     >>> [float(rate(step)) for step in range(7)]
     [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    _check(config)
+    _check_config(config)
     warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * num_steps)
     if warmup > num_steps:
         raise UserError(
-            f"optim.warmup_steps is {warmup} but the run has {num_steps} steps; lower it, or use optim.warmup_ratio."
+            f"optim.warmup_steps is {warmup}, but the run has {num_steps} steps. Lower it, or use optim.warmup_ratio."
         )
     peak, rest = config.learning_rate, max(num_steps - warmup, 1)
     match config.schedule:
@@ -80,10 +81,10 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: everywhere but on norm scales and biases (leaves ``scale``, ``bias``).
+    """Returns True for leaves with weight decay: all but norm scales and biases (named ``scale`` and ``bias``).
 
-    Chosen by name, since layers are stacked and a norm scale is a matrix here. Embeddings do decay, as in the
-    Hugging Face trainer (and a tied embedding is the output head).
+    The choice is by name, because layers are stacked and a norm scale is a matrix here. Embeddings decay, as in the
+    Hugging Face trainer (a tied embedding is the output head).
 
     >>> decay_mask({"norm": {"scale": 1.0}, "q": {"kernel": 1.0, "bias": 1.0}})
     {'norm': {'scale': False}, 'q': {'bias': False, 'kernel': True}}
@@ -96,20 +97,23 @@ def decay_mask(params: Any) -> Any:
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """clip ∘ direction ∘ decoupled weight decay ∘ learning rate.
+    """Returns an optimiser with gradient clipping, decoupled weight decay and a learning-rate schedule.
 
-    p ← p - η_t (direction(clip(g)) + λ p): decay is added after the direction and before the learning rate, for
-    every optimiser alike (for adamw that is Loshchilov & Hutter, arXiv:1711.05101, as `optax.adamw` has it).
+        p ← p - η_t (direction(clip(g)) + λ p)
+
+    Every optimiser adds the decay after the direction and before the learning rate. For adamw this is ``optax.adamw``.
 
     Args:
-        config: see `OptimConfig`.
+        config: settings.
         num_steps: optimiser steps of the whole run.
 
     Returns:
-        The optax transformation and its schedule (for logging the rate).
+        the optax transformation, and its schedule for logging.
 
     Raises:
-        UserError: as `make_schedule`.
+        UserError: as ``make_schedule``.
+
+    Source: Loshchilov & Hutter 2017, arXiv:1711.05101.
     """
     schedule = make_schedule(config, num_steps)
     match config.optimizer:
@@ -118,8 +122,8 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> tuple[optax.GradientT
         case "lion":
             direction = optax.scale_by_lion(b1=config.b1, b2=config.b2)
         case "adafactor":
-            # Steps are not multiplied by the parameters' size, unlike optax.adafactor's. A block, here as there, is a
-            # leaf: layers are stacked, so the RMS that is clipped is that over all of them.
+            # Unlike optax.adafactor, steps are not multiplied by the parameters' size. A block is a leaf in both.
+            # Layers are stacked in one leaf, so the clipped RMS is over all layers.
             direction = optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
         case "sgd":
             direction = optax.trace(decay=config.b1) if config.b1 else optax.identity()
@@ -128,7 +132,8 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> tuple[optax.GradientT
     return optax.chain(clip, direction, decay, optax.scale_by_learning_rate(schedule)), schedule
 
 
-def _check(config: OptimConfig) -> None:
+def _check_config(config: OptimConfig) -> None:
+    """Raises for a number out of its range."""
     ranges = {
         "learning_rate": (0.0, math.inf),
         "warmup_ratio": (0.0, 1.0),
@@ -137,13 +142,10 @@ def _check(config: OptimConfig) -> None:
         "eps": (0.0, math.inf),
         "warmup_steps": (0, math.inf),
     }
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            raise UserError(f"optim.{name} is {value}; give a finite number from {low:g} to {high:g}.")
+    check_ranges(config, ranges, prefix="optim.")
     for name in ("b1", "b2"):
         if not 0 <= getattr(config, name) < 1:
-            raise UserError(f"optim.{name} is {getattr(config, name)}; give a number from 0 to below 1.")
+            raise UserError(f"optim.{name} is {getattr(config, name)}. Give a number from 0 to below 1.")
     norm = config.max_grad_norm
     if norm is not None and not 0 < norm < math.inf:
-        raise UserError(f"optim.max_grad_norm is {norm}; give a number above 0, or null for no clipping.")
+        raise UserError(f"optim.max_grad_norm is {norm}. Give a number above 0, or null to turn clipping off.")

@@ -1,4 +1,4 @@
-"""Paths as users write them (a file, a folder, ``package:file``), and files that are written whole or not at all."""
+"""Paths as users write them (a file, a folder, ``package:file``), and atomic writes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from jaxalign.errors import UserError
 
 
 def resolve_path(path: str | Path) -> Path:
-    """The path meant by ``path``; ``package:file`` is looked up in the installed package, without importing it.
+    """Returns a path, with ``~`` expanded and ``package:file`` looked up in the installed package.
+
+    The package is not imported.
 
     Raises:
         UserError: if the package is not installed.
     """
-    match = re.fullmatch(r"([A-Za-z_][\w.]+):([^/\\:].*)", str(path))  # two letters at least: C:\x is a Windows drive
+    match = re.fullmatch(r"([A-Za-z_][\w.]+):([^/\\:].*)", str(path))  # two letters or more: C:\x is a Windows drive
     if not match:
         return Path(path).expanduser()
     package, file = match.groups()
@@ -25,12 +27,16 @@ def resolve_path(path: str | Path) -> Path:
     except ModuleNotFoundError:
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{path}: there is no installed package {package!r}: install it, or give the path of a file")
+        raise UserError(f"{path}: the package {package!r} is not installed. Install it, or give the path of a file.")
     return Path(next(iter(spec.submodule_search_locations))) / file
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name and rename it: whoever looks, and whenever this stops, finds the old or the new.
+    """Writes a file atomically: under another name, then renamed. Readers see the old content or the new one.
+
+    Args:
+        path: the file; its folder is created if it does not exist.
+        content: text, written as UTF-8, or bytes.
 
     Raises:
         UserError: if it cannot be written.
@@ -42,5 +48,5 @@ def write_whole(path: Path, content: str | bytes) -> None:
         os.replace(draft, path)
     except OSError as error:
         raise UserError(
-            f"{path}: it cannot be written ({error.strerror}): make room, or choose another place"
+            f"{path} cannot be written ({error.strerror}). Free some space, or choose another path."
         ) from error

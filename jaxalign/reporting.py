@@ -1,4 +1,4 @@
-"""Reports as lines of text: the library tells its caller what it does through a function of one line.
+"""Reports as lines of text: the library reports progress to its caller through a function of one line.
 
 A line of the form ``NAME K/N  REST`` is progress: a terminal may show each such line in place of the one before it.
 """

@@ -1,4 +1,4 @@
-"""Sections of configurations that several rooms read (a model, a mesh, rows of a file) and the check of ranges."""
+"""Configuration sections that several packages read (a model, a mesh, a source of rows), and a check of ranges."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxalign.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ModelSection:
-    """Which model.
+    """Settings of a model.
 
     Args:
         path: a Hugging Face directory, a .gguf file, a hub id, or package:file for a file of an installed package;
@@ -30,7 +30,7 @@ class ModelSection:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSection:
-    """How devices are arranged; the product is the number of devices used, -1 takes what the others leave.
+    """Settings of the device mesh; the product is the number of devices used, and -1 takes all that remain.
 
     Args:
         data: rows of the batch
@@ -45,7 +45,7 @@ class MeshSection:
 
 @dataclasses.dataclass(frozen=True)
 class SourceSection:
-    """Which records, and how they are read.
+    """Settings of a source of records.
 
     Args:
         path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file; empty
@@ -78,15 +78,15 @@ class SourceSection:
 
 
 def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix: str = "") -> None:
-    """Raise for the first number that is not finite or outside its range; null is in every range, [] in none.
+    """Raises for the first number that is not finite or outside its range; None is in every range, () in none.
 
     Args:
-        config: a command's configuration, or a part of it.
-        ranges: "section.key" → least and largest value.
-        prefix: where the part is, for the sentence.
+        config: a configuration, or a section of it.
+        ranges: "section.key" → smallest and largest allowed value.
+        prefix: path of the section, for the message.
 
     Raises:
-        UserError: naming the key, its value and the range.
+        UserError: if a number is out of range; the message names the key, its value and the range.
     """
     for key, (low, high) in ranges.items():
         value: Any = config
@@ -95,4 +95,4 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix:
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
             limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
-            raise UserError(f"{prefix}{key} is {list(value) if isinstance(value, tuple) else value}; give {limits}.")
+            raise UserError(f"{prefix}{key} is {list(value) if isinstance(value, tuple) else value}. Give {limits}.")

@@ -68,7 +68,7 @@ def test_a_restored_state_is_the_saved_one_bit_for_bit(tmp_path):
     assert bits(next_state(restored)) == bits(next_state(state))
 
 
-def test_the_position_is_the_step_unless_told(tmp_path):
+def test_the_position_is_the_step_by_default(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(5))
         checkpoints._manager.wait_until_finished()
@@ -184,14 +184,14 @@ def test_no_checkpoint_and_a_damaged_one_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
         Checkpoints(tmp_path / "nowhere", read_only=True)
     with Checkpoints(tmp_path) as checkpoints:
-        with pytest.raises(UserError, match="holds no checkpoint; give"):
+        with pytest.raises(UserError, match=r"contains no checkpoint\. Give"):
             checkpoints.restore(start())
         checkpoints.save(start())
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="of step 3; there are those of 0"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"of step 3\. Choose one of 0"):
         checkpoints.restore(start(), step=3)
     for path in (tmp_path / "0" / "state").rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="is damaged; delete it"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"is damaged\. Delete it"):
         checkpoints.restore(start())
 
 
@@ -201,13 +201,13 @@ def test_a_damaged_position_is_a_user_error(tmp_path, content):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(start())
     (tmp_path / "0" / "run" / "metadata").write_text(content)
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match="is damaged; delete it"):
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=r"is damaged\. Delete it"):
         checkpoints.restore(start())
 
 
-def test_a_directory_that_cannot_be_written_is_told_before_anything_is(tmp_path):
+def test_a_directory_that_cannot_be_written_is_refused_before_anything_is_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/run cannot be written .*; choose another one\.$"):
+    with pytest.raises(UserError, match=r"file/run cannot be written .*\. Choose another one\.$"):
         Checkpoints(tmp_path / "file" / "run")
     check_writable(tmp_path / "new" / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

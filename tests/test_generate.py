@@ -214,9 +214,9 @@ def test_the_two_level_draw_and_maximum(size):
 @pytest.mark.parametrize("sampling", SAMPLINGS[1:], ids=str)
 def test_filters_keep_what_sorting_keeps(sampling):
     logits = np.random.default_rng(0).normal(size=(50, 400)).astype(np.float32) * 3
-    kept = np.isfinite(filter_logits(jnp.asarray(logits) / sampling.temperature, sampling))
+    allowed = np.isfinite(filter_logits(jnp.asarray(logits) / sampling.temperature, sampling))
     want = np.array([by_sorting(row, sampling) for row in logits]) > 0
-    np.testing.assert_array_equal(kept, want)
+    np.testing.assert_array_equal(allowed, want)
 
 
 class Letters:

@@ -125,10 +125,10 @@ def test_evaluation_does_not_depend_on_how_examples_are_batched(parts):
 def test_cached_reference_is_the_live_one(parts, tiny_config):
     model, _, _, reference = parts
     trees = random_trees(6)
-    kept = evaluation_batches(trees, batch_size=4, shapes=[(64, 64)])
-    cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, OnMesh(kept, model.mesh)))
+    evaluated = evaluation_batches(trees, batch_size=4, shapes=[(64, 64)])
+    cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, OnMesh(evaluated, model.mesh)))
     policy = jax.tree.map(lambda p: p * 1.1, reference)
-    live = make_eval(dpo.dpo(model, beta=0.1), frozen=reference)(policy, (), OnMesh(kept, model.mesh))
+    live = make_eval(dpo.dpo(model, beta=0.1), frozen=reference)(policy, (), OnMesh(evaluated, model.mesh))
     again = make_eval(dpo.dpo(model, beta=0.1))(
         policy, (), OnMesh(evaluation_batches(cached, batch_size=3, shapes=[(64, 64)]), model.mesh)
     )

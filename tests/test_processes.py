@@ -35,13 +35,13 @@ params = model.init(jax.random.key(0))
 random = np.random.default_rng(0)
 trees = [Tree.of([i, i + 1], [random.integers(3, 60, 4)], label=bool(i % 2)) for i in range(3, 40)]
 drawn = batches(trees, batch_size=8, seed=0, rows_per_microbatch=2, shapes=[(32, 32)])
-feed = loop.OnMesh(Mismatched(drawn, trees, trees, 0), model.mesh)
+placed = loop.OnMesh(Mismatched(drawn, trees, trees, 0), model.mesh)
 reference = jax.tree.map(jnp.copy, params)
 optimizer = optax.adam(1e-2)
 state = loop.init_state(params, optimizer, jax.random.key(1))
 step = loop.make_step(kto.kto(model, beta=0.5), optimizer, state, frozen=reference)
 lines = []
-for state, metrics in loop.run(step, state, feed, steps=8):
+for state, metrics in loop.run(step, state, placed, steps=8):
     lines.append({name: float(value) for name, value in metrics.items()})
 print(json.dumps([jax.process_count(), lines]))
 """
@@ -71,5 +71,5 @@ def test_two_processes_train_as_one():
     _, alone = outcome(start(0, 1, port, 2))
     assert len(alone) == 8
     assert alone[-1]["loss"] != alone[0]["loss"]
-    for ours, theirs in zip(first, alone, strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-5, abs=1e-6)
+    for joint, single in zip(first, alone, strict=True):
+        assert joint == pytest.approx(single, rel=2e-5, abs=1e-6)

@@ -164,7 +164,7 @@ def reward_metrics(chosen_rewards: Logps, rejected_rewards: Logps, mask: Bool[Ar
     >>> reward_metrics(jnp.array([1.0, 0.0]), jnp.array([0.0, 2.0]))["rewards/accuracies"]
     (Array(1., dtype=float32), Array(2., dtype=float32))
     """
-    r_c, r_r = check.real(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    r_c, r_r = check.to_floats(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     values = {
         "rewards/chosen": r_c,
         "rewards/rejected": r_r,
@@ -205,7 +205,7 @@ def policy_metrics(
     >>> policy_metrics(jnp.log(jnp.array([1.5, 1.5])), old, advantages)["policy/clipfrac_avg"]
     (Array(1., dtype=float32), Array(2., dtype=float32))
     """
-    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    logps, old_logps = check.to_floats(logps=logps, old_logps=old_logps)
     advantages = check.to_number("advantages", advantages)
     check.same_shape("advantages", advantages, logps.shape, "logps")
     ratio = jnp.exp(logps - old_logps)
@@ -241,7 +241,7 @@ def ratio_extremes(
     >>> ratio_extremes(jnp.log(jnp.array([0.5, 1.5])), jnp.zeros(2))["policy/inverse_ratio_max"]
     Largest(value=Array(2., dtype=float32))
     """
-    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    logps, old_logps = check.to_floats(logps=logps, old_logps=old_logps)
     log_ratio = logps - old_logps
     return {
         "policy/ratio_max": largest(jnp.exp(jnp.maximum(log_ratio, 0)), mask),
@@ -276,7 +276,7 @@ def value_clip_fraction(
     >>> value_clip_fraction(jnp.array([1.0, 0.1]), jnp.zeros(2), jnp.ones(2))
     (Array(1., dtype=float32), Array(2., dtype=float32))
     """
-    values, old_values, returns = check.real(values=values, old_values=old_values, returns=returns)
+    values, old_values, returns = check.to_floats(values=values, old_values=old_values, returns=returns)
     clipped = jnp.clip(values, old_values - clip, old_values + clip)
     return sum_count(((clipped - returns) ** 2 > (values - returns) ** 2).astype(values.dtype), mask)
 
@@ -312,7 +312,7 @@ def value_moments(
     >>> explained_variance(add(moments, moments))
     Array(0.75, dtype=float32)
     """
-    values, returns = check.real(values=values, returns=returns)
+    values, returns = check.to_floats(values=values, returns=returns)
     errors = returns - values
     total, count = sum_count(returns, mask)
     return Moments(count, total, *(sum_count(x, mask)[0] for x in (returns**2, errors, errors**2)))

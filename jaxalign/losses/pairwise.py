@@ -50,7 +50,7 @@ def log_ratios(
     >>> log_ratios(jnp.array([-1.0]), jnp.array([-4.0]), jnp.array([-2.0]), jnp.array([-3.0]))
     (Array([1.], dtype=float32), Array([-1.], dtype=float32))
     """
-    pc, pr, rc, rr = check.real(
+    pc, pr, rc, rr = check.to_floats(
         policy_chosen_logps=policy_chosen_logps,
         policy_rejected_logps=policy_rejected_logps,
         reference_chosen_logps=reference_chosen_logps,
@@ -161,7 +161,7 @@ def robust_dpo(
 
     Source: Ray Chowdhury et al. 2024, arXiv:2403.00409.
     """
-    check.within("label_smoothing", label_smoothing, 0, 0.5)
+    check.in_interval("label_smoothing", label_smoothing, 0, 0.5)
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     e, x = label_smoothing, beta * (divergence(h_c) - divergence(h_r))
     return (-(1 - e) * log_sigmoid(x) + e * log_sigmoid(-x)) / (1 - 2 * e)
@@ -279,7 +279,7 @@ def exo_pair(
 
     Source: Ji et al. 2024, arXiv:2402.00856, eq. 16.
     """
-    check.within("label_smoothing", label_smoothing, 0, 1, open_low=True)
+    check.in_interval("label_smoothing", label_smoothing, 0, 1, open_low=True)
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
     e, x = label_smoothing, beta * (divergence(h_c) - divergence(h_r))
     chosen = sigmoid(x) * (log_sigmoid(x) - jnp.log1p(-e))
@@ -417,7 +417,7 @@ def aot_unpaired(
 
 def _batches(pc: Logps, pr: Logps, rc: Logps, rr: Logps) -> list[Array]:
     """Checks that the four arguments have a batch axis and returns them, with the reference held constant."""
-    arrays = check.real(
+    arrays = check.to_floats(
         policy_chosen_logps=pc, policy_rejected_logps=pr, reference_chosen_logps=rc, reference_rejected_logps=rr
     )
     check.at_least_axes("policy_chosen_logps", arrays[0], 1, "[..., B]")

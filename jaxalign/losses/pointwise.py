@@ -272,7 +272,7 @@ def kto_kl(
 
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, sec. 4.1.
     """
-    policy, reference = check.real(policy_kl_logps=policy_kl_logps, reference_kl_logps=reference_kl_logps)
+    policy, reference = check.to_floats(policy_kl_logps=policy_kl_logps, reference_kl_logps=reference_kl_logps)
     check.at_least_axes("policy_kl_logps", policy, 1, "[..., N]")
     h = policy - reference
     mask = jnp.ones(h.shape, bool) if mask is None else check.to_mask("mask", mask, h.shape, "policy_kl_logps")
@@ -349,7 +349,7 @@ def bco(
 
 def _labelled(policy_logps: Logps, reference_logps: Logps, desirable: Array) -> tuple[Logps, Array]:
     """Checks the arguments and returns (h, desirable), with the reference held constant."""
-    policy, reference = check.real(policy_logps=policy_logps, reference_logps=reference_logps)
+    policy, reference = check.to_floats(policy_logps=policy_logps, reference_logps=reference_logps)
     desirable = check.to_mask("desirable", desirable, policy.shape, "policy_logps")
     return policy - jax.lax.stop_gradient(reference), desirable
 

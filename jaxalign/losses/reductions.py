@@ -41,7 +41,7 @@ def weighted_sum(losses: Float[Array, "*B"], weights: Float[Array, "*B"]) -> Flo
     >>> weighted_sum(jnp.array([1.0, jnp.nan]), jnp.array([0.5, 0.0]))
     Array(0.5, dtype=float32)
     """
-    losses, weights = check.real(losses=losses, weights=weights)
+    losses, weights = check.to_floats(losses=losses, weights=weights)
     return jnp.sum(jnp.where(weights != 0, losses, 0) * weights)
 
 

@@ -117,7 +117,7 @@ def cpo(
 
     Source: Xu et al. 2024, arXiv:2401.08417, eq. 3.
     """
-    pc, pr = check.real(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
+    pc, pr = check.to_floats(policy_chosen_logps=policy_chosen_logps, policy_rejected_logps=policy_rejected_logps)
     return logistic_link(beta * (pc - pr), label_smoothing=label_smoothing)
 
 
@@ -156,6 +156,6 @@ def _log_odds(avg_logps: Logps) -> Logps:
 
 
 def _averages(policy_chosen_avg_logps: Logps, policy_rejected_avg_logps: Logps) -> list[Array]:
-    return check.real(
+    return check.to_floats(
         policy_chosen_avg_logps=policy_chosen_avg_logps, policy_rejected_avg_logps=policy_rejected_avg_logps
     )

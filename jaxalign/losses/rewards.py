@@ -36,7 +36,7 @@ def bradley_terry(chosen_rewards: Rewards, rejected_rewards: Rewards, *, margin:
     Source: Ouyang et al. 2022, arXiv:2203.02155, eq. 1; the margin: Touvron et al. 2023 (Llama 2), arXiv:2307.09288,
     eq. 2.
     """
-    r_c, r_r = check.real(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    r_c, r_r = check.to_floats(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     margin = check.to_number("margin", margin)
     check.scalar_or_shape("margin", margin, r_c.shape, "chosen_rewards")
     return -log_sigmoid(r_c - r_r - jax.lax.stop_gradient(margin).astype(r_c.dtype))
@@ -65,7 +65,7 @@ def reward_centering(chosen_rewards: Rewards, rejected_rewards: Rewards) -> Rewa
 
     Source: Eisenstein et al. 2023, arXiv:2312.09244, eq. 2.
     """
-    r_c, r_r = check.real(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    r_c, r_r = check.to_floats(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
     return (r_c + r_r) ** 2
 
 

@@ -173,7 +173,7 @@ def a_star_po(
 
     Source: Brantley et al. 2025, arXiv:2505.20686.
     """
-    logps, ref_logps = check.real(logps=logps, ref_logps=ref_logps)
+    logps, ref_logps = check.to_floats(logps=logps, ref_logps=ref_logps)
     targets = []
     for name, value in (("rewards", rewards), ("optimal_values", optimal_values)):
         value = check.to_number(name, value)
@@ -248,7 +248,7 @@ def _sequences(
     logps: Float[Array, "*B T"], old_logps: Float[Array, "*B T"], advantages: Float[Array, "*B"], mask: Array
 ) -> tuple[Array, Array, Array]:
     """Checks the arguments and returns (log ρ, A, mask): log ρ is 0 where masked, A is 0 where no token counts."""
-    logps, old_logps = check.real(logps=logps, old_logps=old_logps)
+    logps, old_logps = check.to_floats(logps=logps, old_logps=old_logps)
     check.at_least_axes("logps", logps, 1, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
     log_ratio = jnp.where(mask, logps - jax.lax.stop_gradient(old_logps), 0)

@@ -138,7 +138,7 @@ def generalized_jsd(
 
     Source: Agarwal et al. 2023 (GKD), arXiv:2306.13649, eq. 1.
     """
-    check.within("beta", beta, 0, 1, open_low=True)
+    check.in_interval("beta", beta, 0, 1, open_low=True)
     student, teacher = _log_probs(student_logits, teacher_logits, temperature)
     mixture = jnp.logaddexp(student + jnp.log1p(-beta), teacher + jnp.log(beta))
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
@@ -149,7 +149,7 @@ def _kl(log_p: Logits, log_q: Logits) -> Float[Array, "*B"]:
 
 
 def _log_probs(student_logits: Logits, teacher_logits: Logits, temperature: float) -> tuple[Array, Array]:
-    student, teacher = check.real(student_logits=student_logits, teacher_logits=teacher_logits)
+    student, teacher = check.to_floats(student_logits=student_logits, teacher_logits=teacher_logits)
     check.at_least_axes("student_logits", student, 1, "[..., V]")
     wide = jnp.promote_types(student.dtype, jnp.float32)
     student, teacher = (jax.nn.log_softmax(x.astype(wide) / temperature, axis=-1) for x in (student, teacher))

@@ -88,7 +88,7 @@ def test_files_that_are_not_there_are_named(refused, tmp_path):
     assert f"{tmp_path}/no.jsonl: there is no such file" in refused(data__path=tmp_path / "no.jsonl")
     assert f"{tmp_path}/no.jsonl: there is no such file" in refused(data__eval_path=tmp_path / "no.jsonl")
     assert f"{tmp_path}/model: no such model" in refused(model__path=tmp_path / "model")
-    assert "no installed package 'no_such'" in refused(model__path="no_such:model.gguf")
+    assert "the package 'no_such' is not installed" in refused(model__path="no_such:model.gguf")
 
 
 def test_limits_that_leave_nothing_are_told(refused, pairs_file):
@@ -114,12 +114,12 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
         ({"method__beta": ".inf"}, "method.beta is inf;"),
         ({"samples__temperature": ".nan"}, "samples.temperature is nan;"),
         ({"data__max_length": 1025}, "data.max_length is 1025, and the model was made for 1024 positions"),
-        ({"optim__b1": 1}, "optim.b1 is 1.0; give a number from 0 to below 1"),
+        ({"optim__b1": 1}, "optim.b1 is 1.0. Give a number from 0 to below 1"),
         ({"train__steps": "null", "train__epochs": 0}, "The run has 0 steps."),
         ({"train__row_lengths": "[16]"}, "train.row_lengths is [16], and the longest example has 50 tokens"),
         ({"train__rows_per_microbatch": 3, "mesh__data": 2}, "must be a multiple of the mesh's data × fsdp = 2"),
         ({"mesh__data": 64}, "needs 64 devices, this machine has 8;"),
-        ({"optim__learning_rate": -1}, "optim.learning_rate is -1.0;"),
+        ({"optim__learning_rate": -1}, "optim.learning_rate is -1.0."),
         ({"log__every": 0}, "log.every is 0;"),
         ({"method__beta": 0}, "method.beta is 0.0;"),
         ({"method__label_smoothing": 0.7}, "method.label_smoothing is 0.7;"),

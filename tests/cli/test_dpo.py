@@ -187,7 +187,7 @@ def test_export_writes_the_best_the_latest_or_a_given_checkpoint(flags, error_of
         assert f"step {step}, eval/logps/rejected {scores[step]:.4f}" in capsys.readouterr().out
         assert same_model(target, run / "model") == (step == 5)
         assert jaxalign.load_tokenizer(target).chat_template
-    assert "holds no checkpoint of step 77" in error_of(
+    assert "contains no checkpoint of step 77" in error_of(
         ["export", "--run", str(run), "--output", "x", "--checkpoint", "77"]
     )
     assert "does not contain a run" in error_of(["export", "--run", str(tmp_path), "--output", "x"])

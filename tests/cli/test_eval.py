@@ -209,7 +209,7 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
         ({"choices": {}, "perplexity": {}, "answers": {}, "capabilities": [], "gains": []}, "The suite has no tasks"),
         ({"gains": ["joy/reward"]}, "unknown figure joy/reward. Choose among text/perplexity, blimp/accuracy"),
         ({"gains": ["sums/kl"]}, "unknown figure sums/kl"),  # not sampled at temperature 1
-        ({"choices": {"piqa": {"path": "PAIRS", "limit": 0}}}, "suite.choices.piqa.limit is 0; give"),
+        ({"choices": {"piqa": {"path": "PAIRS", "limit": 0}}}, "suite.choices.piqa.limit is 0. Give"),
         ({"answers": {"x": {"path": "PAIRS", "temperature": -1}}, "gains": []}, "suite.answers.x.temperature is -1"),
         (
             {"choices": {"piqa": {"path": "BLIMP", "template": "Q:"}}, "answers": {}, "gains": []},

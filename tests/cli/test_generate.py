@@ -145,7 +145,7 @@ def test_generate_text_refuses(tiny_model, prompt, settings, words):
     ("setting", "value", "words"),
     [
         ("min_p", "2", "min_p must be 0 or more and at most 1, it is 2.0"),
-        ("num_completions", "0", "num_completions is 0; give finite numbers, 1 or more"),
+        ("num_completions", "0", "num_completions is 0. Give finite numbers, 1 or more"),
         ("stop", '[""]', "the stop string '' can end nothing"),
     ],
 )

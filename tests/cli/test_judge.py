@@ -382,7 +382,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(error_of, tmp_path, row, word
         (("--judge.function", "my_judges:broken"), "judge my_judges:broken: it raised KeyError"),
         (("--judge.function", "my_judges:first", "--write", "score"), "write=score needs scores"),
         (("--judge.function", "my_judges:first", "--write", "ranking"), "write=ranking needs all answers"),
-        (("--judge.function", "my_judges:first", "--both_orders", "2"), "both_orders is 2.0; give a number"),
+        (("--judge.function", "my_judges:first", "--both_orders", "2"), "both_orders is 2.0. Give a number"),
         (("--judge.function", "my_judges:first", "--judge.margin", "1"), "judge.margin is for scores"),
         (("--judge.function", "a:b", "--panel", '[{"function": "a:b"}]'), "two judges are called"),
         (("--judge.function", "my_judges:first", "--template", "no.txt"), "no.txt: cannot be read"),

@@ -110,7 +110,7 @@ def test_mistakes(sft, tiny_model, error_of, tmp_path):
         sft(run, train__best="eval/accuracy")
     )
     assert "lora.targets 'nothing' matches none of" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "nothing"}))
-    assert "lora.rank is -1; give finite numbers, 0 or more." in error_of(sft(run, **{"lora.rank": -1}))
+    assert "lora.rank is -1. Give finite numbers, 0 or more." in error_of(sft(run, **{"lora.rank": -1}))
     assert "lora.targets '(' is no regular expression" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "("}))
     scorer = tmp_path / "scorer"
     model, params = jaxalign.load_model(tiny_model)

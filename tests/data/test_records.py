@@ -89,7 +89,7 @@ def test_a_data_set_on_the_hub(monkeypatch):
 def test_a_file_inside_an_installed_package():
     assert resolve_path("jaxalign:errors.py").is_file()
     assert str(resolve_path("C:/data/a.jsonl")).startswith("C:")
-    with pytest.raises(UserError, match="no installed package 'no_such_package'"):
+    with pytest.raises(UserError, match="the package 'no_such_package' is not installed"):
         read_preferences("no_such_package:data.jsonl")
 
 

@@ -158,7 +158,7 @@ def test_no_array_of_tokens_times_vocabulary(vocab_axis):
 
 @pytest.mark.parametrize("vocab_axis", [0, 1])
 def test_memory_is_flat_in_the_vocabulary(vocab_axis):
-    """What the gradient needs beside inputs and outputs, at SmolLM2's, Llama 3's and Gemma's vocabularies."""
+    """What the gradient needs in addition to inputs and outputs, at SmolLM2's, Llama 3's and Gemma's vocabularies."""
 
     def temporary(vocab_size):
         function = jax.jit(jax.value_and_grad(fused_of(vocab_axis), (0, 1)))

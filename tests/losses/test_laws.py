@@ -148,14 +148,14 @@ def test_float_type_is_kept(case, dtype):
 
 
 @functools.cache
-def compiled_kept(case: Case, size: int):
+def compiled_cropped(case: Case, size: int):
     """(result, gradients) of one masked case, each cut to the first ``size`` of its last axis."""
     cut = functools.partial(jax.tree.map, lambda x: x[..., :size] if x.ndim == 2 else x)
 
     def total(*args):
-        kept = cut(case.call(*args))
-        weighted = [leaf * (1 + jnp.arange(leaf.size).reshape(leaf.shape) / 7) for leaf in jax.tree.leaves(kept)]
-        return sum(map(jnp.sum, weighted)), kept
+        cropped = cut(case.call(*args))
+        weighted = [leaf * (1 + jnp.arange(leaf.size).reshape(leaf.shape) / 7) for leaf in jax.tree.leaves(cropped)]
+        return sum(map(jnp.sum, weighted)), cropped
 
     if not case.trained:
         return jax.jit(total)
@@ -179,8 +179,8 @@ def test_padding_and_poison_change_nothing(case, seed, scale):
     poisoned = [longer(arg, x) for arg, x in zip(case.args, args, strict=True)]
     position = [arg.name for arg in case.args].index(case.mask)
     poisoned[position][..., mask.shape[-1] :] = False
-    kept = compiled_kept(case, mask.shape[-1])
-    close(kept(*poisoned), kept(*args), rtol=1e-5)
+    cropped = compiled_cropped(case, mask.shape[-1])
+    close(cropped(*poisoned), cropped(*args), rtol=1e-5)
 
 
 @masked
