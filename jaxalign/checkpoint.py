@@ -97,7 +97,7 @@ class Checkpoints:
             ``(state, position)``.
 
         Raises:
-            UserError: if there are no checkpoints, or if the saved arrays differ from ``like`` in name, shape or type.
+            UserError: without a checkpoint, or if the saved arrays differ from ``like`` in name, shape or type.
         """
         step = self._existing(step)
         state = self._read(step, like, prefix="")
