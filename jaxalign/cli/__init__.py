@@ -10,6 +10,7 @@ import functools
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -115,7 +116,8 @@ def sentence(error: UserError) -> str:
     >>> sentence(UserError("there is no such file: check the path"))
     'there is no such file: check the path.'
     """
-    text = " ".join(str(error).split())
+    # The library speaks of arguments; the command line names the keys that set them.
+    text = re.sub(r"\bset (on_error|template)='(\w+)'", r"set data.\1=\2", " ".join(str(error).split()))
     return text if text.endswith((".", ")", "?")) else text + "."
 
 

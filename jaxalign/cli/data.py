@@ -85,13 +85,13 @@ def run(config: Config) -> None:
     check_ranges(config, {"examples": (0, 10**6)})
     console = Console(highlight=False, soft_wrap=True)
     data = config.data
+    if data.path is None:
+        raise UserError("data.path must be set. Run: jaxalign data inspect FILE.")
     tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
-    rows: Any = {"kind": data.kind, "signals": data.signals, "columns": data.columns, "format": data.format}
-    rows |= {"split": data.split, "name": data.name, "data_dir": data.data_dir, "on_error": data.on_error}
-    rows |= {"eval_source": data.eval_path, "eval_split": data.eval_split, "limit": data.limit}
-    rows |= {"template": data.template, "loss_on": data.loss_on}
-    rows |= {"max_length": data.max_length, "max_completion_length": data.max_completion_length}
-    report = inspect_data(data.path, tokenizer=tokenizer, num_examples=config.examples, **rows)
+    options: Any = {"kind": data.kind, "signals": data.signals, "limit": data.limit, "loss_on": data.loss_on}
+    options |= {"eval_source": data.eval_path, "eval_split": data.eval_split, "template": data.template}
+    options |= {"max_length": data.max_length, "max_completion_length": data.max_completion_length, **data.reading}
+    report = inspect_data(data.path, tokenizer=tokenizer, num_examples=config.examples, **options)
     for name, read in report.reports.items():
         console.print(f"{name}: {read}", markup=False)
     console.print(f"read as {report.kind} rows of format {report.records[0].format}")

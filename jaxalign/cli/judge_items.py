@@ -90,9 +90,7 @@ def read_items(data: JudgeDataSection, how: How, seed: int, *, pairs: bool = Tru
         found = value if isinstance(value, Problem) else _item(value, row, least)
         if isinstance(found, Problem):
             if data.on_error == "stop":
-                raise UserError(
-                    f"{row.file}, row {row.number}: {found.text}, or set data.on_error=skip to leave it out"
-                )
+                raise UserError(f"{row.file}, row {row.number}: {found.text}, or set on_error='skip'.")
             skipped.append(BadRow(row.file, row.number, *found))
             continue
         kept += size
@@ -139,7 +137,7 @@ def _renamed(value: dict[str, Any] | Problem, columns: Mapping[str, str]) -> dic
         return value
     for field, theirs in columns.items():
         if value.get(theirs) is None and field != "human":
-            return missing(theirs, value, f"data.columns says that it holds the {field}")
+            return missing(theirs, value, f"the option columns names it as the {field}")
     return {**value, **{field: value.get(theirs) for field, theirs in columns.items()}}
 
 

@@ -1,4 +1,4 @@
-"""Tokenised trees kept on disk under a name made of everything they depend on."""
+"""Stores tokenised trees on disk under a hash of everything they depend on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from jaxalign.data.tokenize import TokenizeReport
 from jaxalign.data.trees import Tree
 from jaxalign.paths import write_whole
 
-VERSION = 2  # of the layout of files and of the meaning of tokenising: raise it when either changes
+# Version of the file layout and of tokenising. Increase it when either changes.
+VERSION = 2
 
 
 def cached_trees(
@@ -29,20 +30,23 @@ def cached_trees(
     tokenizer: Any,
     **options: Any,
 ) -> tuple[list[Tree], TokenizeReport]:
-    """``tokenize(records, tokenizer, **options)``, from a file if that was done before.
+    """Returns ``tokenize(records, tokenizer, **options)``, from a file if it exists.
 
-    The file's name is a hash of the records, the tokenizer with its chat template, the options and the function, so
-    a file never has to be declared out of date; old ones may be deleted at any time. A damaged file is made anew.
+    The file's name is a hash of the records, the tokenizer with its chat template, the options and the function. So
+    files never go out of date, and old ones may be deleted at any time. A damaged file is written again.
 
     Args:
-        folder: where files are kept.
-        tokenize: a function of :mod:`jaxalign.data.tokenize` that makes trees.
-        records: its records.
-        tokenizer: a ``transformers`` tokenizer.
-        options: its options.
+        folder: Where files are stored.
+        tokenize: A function of :mod:`jaxalign.data.tokenize` that returns trees.
+        records: Its records.
+        tokenizer: A ``transformers`` tokenizer.
+        **options: Its options.
+
+    Returns:
+        The trees, and the report on tokenising.
 
     Raises:
-        UserError: what ``tokenize`` raises, or if the file cannot be written.
+        UserError: What ``tokenize`` raises, or if the file cannot be written.
     """
     file = Path(folder) / f"{content_key(tokenize.__name__, records, tokenizer, options)}.npz"
     try:
@@ -54,7 +58,7 @@ def cached_trees(
 
 
 def content_key(function: str, records: Sequence[Record], tokenizer: Any, options: Any) -> str:
-    """A hash of all that decides what trees are made, and what is reported of them: file and row too."""
+    """Returns a hash of everything that determines the trees and the report: file names and row numbers too."""
     digest = hashlib.sha256(f"{VERSION} {function} {sorted(options.items())!r}".encode())
     digest.update(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(repr((tokenizer.chat_template, sorted(tokenizer.special_tokens_map.items()))).encode())
@@ -91,8 +95,8 @@ def _dump(trees: Sequence[Tree], report: TokenizeReport) -> bytes:
 def _load(file: Path) -> tuple[list[Tree], TokenizeReport]:
     with np.load(file) as stored:
         arrays = dict(stored)
-    told = json.loads(str(arrays.pop("report")))
-    report = TokenizeReport(**{**told, "skipped": tuple(BadRow(*bad) for bad in told["skipped"])})
+    fields = json.loads(str(arrays.pop("report")))
+    report = TokenizeReport(**{**fields, "skipped": tuple(BadRow(*bad) for bad in fields["skipped"])})
     ends = np.cumsum(arrays["counts"])[:-1]
     prompts = np.split(arrays["prompts"], np.cumsum(arrays["prompt_sizes"])[:-1])
     whole = np.split(arrays["whole"], np.cumsum(arrays["whole_sizes"])[:-1])

@@ -1,7 +1,7 @@
-"""Text to token ids, such that a prompt's ids and then a completion's are what the model sees and must produce.
+"""Encodes text as token ids: those of a prompt, which the model sees, and of a completion, which it must produce.
 
-Three rules hold for any text: nothing merges across the boundary between prompt and completion; what a user wrote never
-becomes a control token, even where it spells one; and the ids of a prompt are those that inference would feed.
+Three rules hold for any text. Nothing merges across the boundary between prompt and completion. What a user wrote never
+becomes a control token, even where it spells one. The ids of a prompt are those that inference would use.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from jaxalign.data.messages import Message
 from jaxalign.errors import UserError, first_line
 
 Ids = list[int]
-Run = int | str  # a control token's id, or ordinary text
+# A control token's id, or ordinary text.
+Run = int | str
+# Texts that are put before a continuation to encode it, in the order of trial.
 ANCHORS = ("\n", "\0", "|", "0")
-SLOT = "q7Zc{}Jx"  # stands for the content of a message when only the template is looked at
+# Takes the place of a message's content where only the template matters.
+SLOT = "q7Zc{}Jx"
 SLOT_PATTERN = re.compile(r"q7Zc(\d+)Jx")
 
 
 class Turns(NamedTuple):
-    """A prompt and what follows, of which the mask says what the assistant wrote."""
+    """A prompt and what follows it. The mask is True where the assistant wrote."""
 
     prompt: Ids
     completion: Ids
@@ -30,7 +33,11 @@ class Turns(NamedTuple):
 
 
 class Encoder:
-    """A ``transformers`` tokenizer with the rules above."""
+    """Encoder of texts and chats by the rules above.
+
+    Args:
+        tokenizer: A ``transformers`` tokenizer.
+    """
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -43,29 +50,30 @@ class Encoder:
         longest_first = sorted(map(re.escape, self.control), key=len, reverse=True)
         self.control_pattern = re.compile("|".join(longest_first) or r"(?!)")
         self.bos = self._opening()
-        # SentencePiece puts a space before a text's first word. Behind other text it does not: then cut that off.
+        # SentencePiece adds a space before a text's first word only. So a continuation is encoded behind an anchor,
+        # which is then cut off.
         self.anchors = ("",) if self._encode("\na") == self._encode("\n") + self._encode("a") else ANCHORS
         self._layouts: dict[tuple[tuple[str, ...], bool], str] = {}
 
     def document(self, text: str) -> Ids:
-        """Plain text that starts a document: what the tokenizer puts in front (BOS), once, and the text."""
+        """Encodes plain text that starts a document: what the tokenizer puts in front (BOS), once, and the text."""
         return self.bos + (self._ordinary(text, first=True) if text else [])
 
     def continuation(self, text: str) -> Ids:
-        """Plain text that goes on where another stopped."""
+        """Encodes plain text that continues another text."""
         return self._ordinary(text)
 
     def prompt(self, messages: Sequence[Message]) -> Ids | Problem:
-        """A chat that waits for an answer: ``apply_chat_template(messages, add_generation_prompt=True)``."""
-        found = self.conversation(messages, [])
-        return found if isinstance(found, Problem) else found[0]
+        """Encodes a chat that waits for an answer: ``apply_chat_template(messages, add_generation_prompt=True)``."""
+        encoded = self.conversation(messages, [])
+        return encoded if isinstance(encoded, Problem) else encoded[0]
 
     def conversation(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[Ids, list[Ids]] | Problem:
-        """A chat as the tokenizer's template renders it: (prompt, one completion per reply).
+        """Encodes a chat as the tokenizer's template renders it: (prompt, one completion per reply).
 
-        The prompt is :meth:`prompt`. A completion is what the template puts behind it for an assistant's message, up to
-        and including the first control token after the content (EOS if there is none): what the model has to write
-        until it hands over.
+        The prompt is :meth:`prompt`. A completion is what the template puts behind it for an assistant's message. It
+        ends with the first control token after the content (EOS if the template has none): what the model has to write
+        until its turn ends.
         """
         layout, asked = self._layout(messages, generate=True), self._render(messages, generate=True)
         if isinstance(layout, Problem):
@@ -77,7 +85,7 @@ class Encoder:
             prompt = self._encode_prompt(layout, contents)
         elif self._spells_control(message.content for message in messages):
             return _rewritten()
-        else:  # a template may rewrite what was said: inference then sees that, and so do we
+        else:  # a template may rewrite contents: inference then sees the rewritten text, so training does too
             prompt = self._at_once(asked)
         completions = []
         for reply in replies:
@@ -88,21 +96,20 @@ class Encoder:
         return prompt, completions
 
     def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turns] | Problem:
-        """Every answer of the assistant from message ``start`` on, each behind the prompt that inference would feed.
+        """Encodes every answer of the assistant from message ``start`` behind the prompt that inference would use.
 
-        A prompt that goes on from the answer before it joins that text, so a whole conversation is one. Where the
-        template rewrites history (drops the reasoning of earlier turns, say) it does not, and the answer begins a new
-        text: what is learned is always what has to be written next.
+        A prompt that continues the answer before it joins that text, so a conversation is usually one text. Where the
+        template rewrites history (drops the reasoning of earlier turns, for example), the answer begins a new text.
         """
         texts: list[Turns] = []
         seen: Ids = []
         for number, message in enumerate(messages):
             if message.role != "assistant" or number < start:
                 continue
-            found = self.conversation(messages[:number], [message.content])
-            if isinstance(found, Problem):
-                return found
-            prompt, (reply,) = found
+            encoded = self.conversation(messages[:number], [message.content])
+            if isinstance(encoded, Problem):
+                return encoded
+            prompt, (reply,) = encoded
             if texts and prompt[: len(seen)] == seen:
                 first, completion, mask = texts[-1]
                 between = prompt[len(seen) :]
@@ -114,7 +121,10 @@ class Encoder:
         return texts
 
     def _reply(self, messages: Sequence[Message], reply: str, opening: str, asked: str) -> list[Run] | Problem:
-        """What the template writes behind the prompt (its layout, its text) for this answer, up to the turn's end."""
+        """Returns what the template writes behind the prompt for this answer, up to the turn's end.
+
+        ``opening`` is the layout of the prompt, ``asked`` its text.
+        """
         whole = [*messages, Message("assistant", reply)]
         layout, answered = self._layout(whole, generate=False), self._render(whole, generate=False)
         if isinstance(layout, Problem):
@@ -123,24 +133,24 @@ class Encoder:
             return answered
         contents = _contents(layout, answered, whole)
         if contents is not None:
-            said = contents[-1]
+            content = contents[-1]
             before, behind, after = layout[len(opening) :].partition(SLOT.format(len(messages)))
         else:
-            said = next((text for text in (reply, reply.strip()) if text in answered[len(asked) :]), "")
-            if not said or self._spells_control(message.content for message in whole):
+            content = next((text for text in (reply, reply.strip()) if text in answered[len(asked) :]), "")
+            if not content or self._spells_control(message.content for message in whole):
                 return _rewritten()
-            before, behind, after = answered[len(asked) :].partition(said)
+            before, behind, after = answered[len(asked) :].partition(content)
         if not layout.startswith(opening) or not answered.startswith(asked) or not behind:
             return Problem(
                 "unusable chat template",
-                "the tokenizer's chat template does not render an answer behind its own generation prompt: "
-                "use another template, or data.template=never",
+                "the tokenizer's chat template does not render an answer behind its own generation prompt. "
+                "Use another template, or set template='never'",
             )
         end = self._split_control(after)
         if not any(isinstance(run, int) for run in end):
             end = [self.tokenizer.eos_token_id]
         end = end[: next(i for i, run in enumerate(end) if isinstance(run, int)) + 1]
-        return [*self._split_control(before), said, *end]
+        return [*self._split_control(before), content, *end]
 
     def _encode_prompt(self, layout: str, contents: Sequence[str]) -> Ids:
         runs: list[Run] = []
@@ -148,14 +158,14 @@ class Encoder:
             runs += [contents[int(piece)]] if i % 2 else self._split_control(piece)
         at_once = self._at_once(_fill(layout, contents))
         wanted = [run for run in runs if run in self.control_ids]
-        # Inference tokenises the rendered text in one go: so do we, unless some content spells a control token.
+        # Inference tokenises the rendered text in one piece. So does training, unless a content spells a control token.
         clean = not self._spells_control(contents) and [id for id in at_once if id in self.control_ids] == wanted
         return at_once if clean else self._encode_runs(runs)
 
     def _encode_runs(self, runs: Sequence[Run]) -> Ids:
         ids: Ids = []
         text = ""
-        strip = False  # some control tokens swallow the spaces beside them
+        strip = False  # some control tokens absorb the spaces next to them
         for run in [*runs, None]:
             if isinstance(run, str):
                 text += run.lstrip() if strip and not text else run
@@ -179,20 +189,20 @@ class Encoder:
         ids = self._encode(text) if first else self._behind(text)
         if self.control_ids.isdisjoint(ids):
             return ids
-        # In some vocabularies a control token's spelling is also an ordinary entry: cut the look-alike in two.
+        # In some vocabularies a control token's spelling is also an ordinary entry. Then cut the text within it.
         match = self.control_pattern.search(text)
         if match is None:
-            raise ValueError(f"the tokenizer makes a control token of the ordinary text {text!r}")
+            raise ValueError(f"the tokenizer encodes the ordinary text {text!r} as a control token.")
         cut = match.start() + 1
         return self._ordinary(text[:cut], first) + self._ordinary(text[cut:])
 
     def _behind(self, text: str) -> Ids:
-        """Text that goes on, cut off behind an anchor that no token joins it to."""
+        """Encodes a continuation behind an anchor that does not merge with it."""
         for anchor in self.anchors:
             opening, ids = self._encode(anchor), self._encode(anchor + text)
             if ids[: len(opening)] == opening:
                 return ids[len(opening) :]
-        raise UserError(f"the tokenizer cannot encode {text[:20]!r} behind other text: use another tokenizer")
+        raise UserError(f"The tokenizer cannot encode {text[:20]!r} behind other text. Use another tokenizer.")
 
     def _spells_control(self, texts: Iterable[str]) -> bool:
         return any(map(self.control_pattern.search, texts))
@@ -204,7 +214,7 @@ class Encoder:
         return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def _opening(self) -> Ids:
-        """What the tokenizer puts before a text (BOS, if anything), found by looking: it has no common name."""
+        """Returns what the tokenizer puts before a text (BOS or nothing), from an example: no attribute names it."""
         with_special, without = (self.tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
         for start in range(len(with_special) - len(without) + 1):
             if with_special[start : start + len(without)] == without:
@@ -212,7 +222,7 @@ class Encoder:
         return []
 
     def _layout(self, messages: Sequence[Message], generate: bool) -> str | Problem:
-        """The template rendered with a slot in place of each content; it depends on the roles alone."""
+        """Renders the template with slots in place of contents. The result depends on the roles alone."""
         roles = tuple(message.role for message in messages)
         if (roles, generate) not in self._layouts:
             slots = [Message(role, SLOT.format(i)) for i, role in enumerate(roles)]
@@ -229,12 +239,13 @@ class Encoder:
             )
         except Exception as error:  # a template is a program: it may raise anything
             return Problem(
-                "refused by the chat template", f"the tokenizer's chat template refuses it ({first_line(error)})"
+                "refused by the chat template",
+                f"the tokenizer's chat template refuses it ({first_line(error)}). Use another template",
             )
 
 
 def _contents(layout: str, rendered: str, messages: Sequence[Message]) -> list[str] | None:
-    """The contents as the template writes them, as they are or stripped; None if it writes something else."""
+    """Returns the contents as the template writes them, unchanged or stripped; None if it writes something else."""
     for contents in ([m.content for m in messages], [m.content.strip() for m in messages]):
         if _fill(layout, contents) == rendered:
             return contents
@@ -244,8 +255,8 @@ def _contents(layout: str, rendered: str, messages: Sequence[Message]) -> list[s
 def _rewritten() -> Problem:
     return Problem(
         "rewritten content",
-        "the tokenizer's chat template changes what a message says, so what the model must produce is not known: "
-        "use another template, or data.template=never",
+        "the tokenizer's chat template changes a message, so what the model must produce is unknown. "
+        "Use another template, or set template='never'",
     )
 
 

@@ -1,4 +1,4 @@
-"""What users of a product did with its answers, as thumbs: unpaired preferences out of logs of any shape."""
+"""Reads unpaired preferences from a product's logs: what users did with its answers."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from jaxalign.data.kinds import PAIR, UnpairedPreference
 from jaxalign.data.records import FormatOption, OnError, ReadReport, collect, parse_rows
 from jaxalign.errors import UserError
 
-READ, UNSAID, CONFLICT = "read", "without a signal", "with conflicting signals"
+READ, UNLABELLED, CONFLICT = "read", "without a signal", "with conflicting signals"
 
 
 @dataclasses.dataclass(frozen=True)
 class Signals:
-    """The fields of a log that say whether an answer was liked; those not named are not looked at.
+    """Fields of a log that say whether an answer was liked. Other fields are ignored.
 
-    A row that says both is in conflict and left out, as is one that says nothing.
+    A row with conflicting signals is omitted, and so is a row without a signal.
 
     Args:
         up: field with the number of votes up
         down: field with the number of votes down
-        min_votes: by how many votes one side must lead
-        accepted: field that is true if the answer was taken, false if it was turned down
-        rejected: field that is true if the answer was turned down
+        min_votes: the number of votes by which one side must lead
+        accepted: field that is true if the user accepted the answer, false if the user rejected it
+        rejected: field that is true if the user rejected the answer
         edited: field with the answer as the user corrected it, or true if there was a correction; a corrected answer
-            was not liked, and the correction is an answer that is (the answer once more is no correction)
+            was not liked, and the correction is an answer that is (the same answer again is not a correction)
         regenerated: field that is true, or a count above 0, if the user asked for another answer
         stars: field with a rating
         stars_liked: the lowest rating of an answer that was liked
-        stars_disliked: the highest rating of one that was not
+        stars_disliked: the highest rating of an answer that was not
     """
 
     up: str | None = None
@@ -49,17 +49,17 @@ class Signals:
 
     @property
     def fields(self) -> list[str]:
-        """The log's fields that are looked at."""
+        """The log's fields that are read."""
         named = (self.up, self.down, self.accepted, self.rejected, self.edited, self.regenerated, self.stars)
         return [field for field in named if field is not None]
 
     def read(self, value: Mapping[str, Any]) -> set[bool] | Problem:
-        """All that a row says: True for liked, False for not.
+        """Returns all labels that a row supports: True for liked, False for not.
 
         >>> Signals(up="likes", stars="rating").read({"likes": 2, "rating": 1}) == {True, False}
         True
         """
-        said: set[bool] = set()
+        labels: set[bool] = set()
         counts = {}
         for side, field in (("up", self.up), ("down", self.down), ("again", self.regenerated)):
             count = _count(field, value)
@@ -67,22 +67,22 @@ class Signals:
                 return count
             counts[side] = count
         if abs(lead := counts["up"] - counts["down"]) >= self.min_votes:
-            said.add(lead > 0)
+            labels.add(lead > 0)
         if counts["again"]:
-            said.add(False)
+            labels.add(False)
         for field, meanings in ((self.accepted, {True: True, False: False}), (self.rejected, {True: False})):
             if field is not None and value.get(field) not in (None, ""):
                 flag = label(field, value[field])
                 if isinstance(flag, Problem):
                     return flag
-                said |= {meanings[flag]} if flag in meanings else set()
+                labels |= {meanings[flag]} if flag in meanings else set()
         if self.stars is not None and value.get(self.stars) not in (None, ""):
             rating = number(self.stars, value[self.stars])
             if isinstance(rating, Problem):
                 return rating
-            said |= {True} if rating >= self.stars_liked else {False} if rating <= self.stars_disliked else set()
+            labels |= {True} if rating >= self.stars_liked else {False} if rating <= self.stars_disliked else set()
         edit = _edit(self.edited, value)
-        return edit if isinstance(edit, Problem) else said | ({False} if edit else set())
+        return edit if isinstance(edit, Problem) else labels | ({False} if edit else set())
 
 
 def read_feedback(
@@ -97,32 +97,34 @@ def read_feedback(
     data_dir: str | None = None,
     rows_name: str = "rows",
 ) -> tuple[list[UnpairedPreference], ReadReport]:
-    """Unpaired preferences out of a log, one for every answer that was clearly liked or not.
+    """Reads a log into unpaired preferences, one for every answer that was clearly liked or not.
 
-    The same answer to the same prompt counts once; where its rows disagree, it is left out. The report counts both.
+    The same answer to the same prompt counts once. It is omitted where its rows disagree. The report counts both.
 
     Args:
-        source: a log (a path, or rows in memory) whose rows hold ``prompt`` and ``completion``, or ``messages``, as
-            ``columns`` names them.
-        signals: where the log says what was liked.
-        columns: what fields are called in this file.
-        format: as for :func:`jaxalign.data.records.read_records`, like the rest.
+        source: A log (a path, or rows in memory). Its rows contain ``prompt`` and ``completion``, or ``messages``.
+        signals: The fields that say what was liked.
+        columns: Names of fields in this source.
+        format: See :func:`jaxalign.data.records.read_records`, as for the remaining options.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
-        split: which split of a folder or hub data set.
-        name: configuration of a hub data set.
-        data_dir: folder within a hub data set.
-        rows_name: what rows in memory are called in error messages.
+        split: The split of a folder or hub data set.
+        name: The configuration of a hub data set.
+        data_dir: A folder within a hub data set.
+        rows_name: The name of rows in memory in error messages.
+
+    Returns:
+        The records, and a report on what was read, skipped and omitted.
 
     Raises:
-        UserError: as :func:`jaxalign.data.records.read_records`; also for signals that name no field or fields that no
-            row has, and for thresholds that contradict each other.
+        UserError: As :func:`jaxalign.data.records.read_records`; also for signals without fields, for fields that
+            do not occur in any row, and for thresholds that contradict each other.
     """
     if not signals.fields:
-        raise UserError("data.signals names no field: name one that says whether an answer was liked, such as up")
+        raise UserError("signals has no fields. Name one that says whether an answer was liked, such as up.")
     if signals.min_votes < 1 or not signals.stars_disliked < signals.stars_liked:
         raise UserError(
-            f"data.signals.min_votes={signals.min_votes}, stars_disliked={signals.stars_disliked}, "
-            f"stars_liked={signals.stars_liked}: votes must be 1 or more, and liked ratings above the others"
+            f"signals has min_votes={signals.min_votes}, stars_disliked={signals.stars_disliked} and "
+            f"stars_liked={signals.stars_liked}. Give 1 vote or more, and liked ratings above disliked ones."
         )
     counts: Counter[str] = Counter()
     rows = read_rows(source, split=split, name=name, data_dir=data_dir, rows_name=rows_name)
@@ -131,18 +133,17 @@ def read_feedback(
     records, report = collect(source_name(source, rows_name), parsed)
     settled, doubts = settle(records)
     if not settled:
-        raise UserError(
-            f"{source_name(source, rows_name)}: its rows contradict each other about every answer: check data.signals"
-        )
-    left_out = {reason: counts[reason] for reason in (UNSAID, CONFLICT)}
-    # An edited answer's row gives two, and may be found bad twice.
+        place = source_name(source, rows_name)
+        raise UserError(f"{place}: the rows contradict each other about every answer. Check signals.")
+    omitted = {reason: counts[reason] for reason in (UNLABELLED, CONFLICT)}
+    # An edited answer's row gives two records, so that a bad row may be counted twice.
     skipped = tuple({(bad.file, bad.row): bad for bad in report.skipped}.values())
-    kept = counts[READ] - sum(left_out.values()) - len(skipped)
-    return settled, ReadReport(counts[READ], kept, skipped, len(settled), {**left_out, **doubts})
+    rows_kept = counts[READ] - sum(omitted.values()) - len(skipped)
+    return settled, ReadReport(counts[READ], rows_kept, skipped, len(settled), {**omitted, **doubts})
 
 
 def settle(records: Iterable[UnpairedPreference]) -> tuple[list[UnpairedPreference], dict[str, int]]:
-    """Each answer to a prompt once, without those that were judged both ways; and how many were left out, and why.
+    """Returns every answer to a prompt once, without those with both labels, and counts of what was omitted.
 
     >>> once = UnpairedPreference("Why?", " Air.", True, "text")
     >>> settle([once, once, dataclasses.replace(once, prompt="How?", label=False)])[1]
@@ -168,10 +169,10 @@ def settle(records: Iterable[UnpairedPreference]) -> tuple[list[UnpairedPreferen
 
 
 def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str], counts: Counter[str]) -> Iterator[Row]:
-    """The rows with what they say as a label, and one more for every correction.
+    """Yields the rows with a label, and one more row for every correction.
 
     Raises:
-        UserError: at the end, for a field that no row had, or if no row said anything.
+        UserError: At the end, for a field that does not occur in any row, or if no row has a label.
     """
     rows = list(rows)
     sound = [row.value for row in rows if not isinstance(row.value, Problem)]
@@ -184,40 +185,40 @@ def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str],
             continue
         answer = _answer(value, columns)
         if answer is None and all(value.get(field) is not None for field in PAIR):
-            text = "the row is a pair (chosen and rejected), which data.signals say nothing about: leave them out, or "
-            yield row._replace(value=Problem("a pair", text + "name the one answer that they are about"))
+            text = "the row is a pair (chosen and rejected), which signals cannot label. Remove one of them"
+            yield row._replace(value=Problem("a pair", text))
             continue
         edit = _edit(signals.edited, value, flags=flags)
         if isinstance(edit, str) and answer is not None and edit.strip() == answer.strip():
-            edit = False  # logs that keep the last version of every answer
+            edit = False  # such logs store the last version of every answer
         seen = value if signals.edited is None or isinstance(edit, Problem) else {**value, signals.edited: bool(edit)}
-        said = signals.read(seen)
-        if isinstance(said, Problem):
-            yield row._replace(value=said)
-        elif len(said) != 1:
-            counts[CONFLICT if said else UNSAID] += 1
+        labels = signals.read(seen)
+        if isinstance(labels, Problem):
+            yield row._replace(value=labels)
+        elif len(labels) != 1:
+            counts[CONFLICT if labels else UNLABELLED] += 1
         else:
-            yield row._replace(value={**value, "label": said == {True}})
+            yield row._replace(value={**value, "label": labels == {True}})
             if isinstance(edit, str):
                 yield row._replace(value={**_with_answer(value, columns, edit), "label": True})
     if not sound:
         return
     if unseen := set(signals.fields) - {field for value in sound for field in value}:
-        text = f"no row has the field {min(unseen)!r} that data.signals names: name one that the rows have"
+        text = f"field {min(unseen)!r} of signals does not occur in any row. Name one that the rows have."
         raise UserError(f"{row.file}: {text}")
-    if counts[UNSAID] + counts[CONFLICT] == counts[READ]:
-        text = f"none of the {counts[READ]} rows clearly says whether its answer was liked: check data.signals"
+    if counts[UNLABELLED] + counts[CONFLICT] == counts[READ]:
+        text = f"none of the {counts[READ]} rows clearly says whether its answer was liked. Check signals."
         raise UserError(f"{row.file}: {text}")
 
 
 def _answer_field(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
-    """The field that the answer stands in."""
+    """Returns the field that contains the answer."""
     named = (columns.get(field, field) for field in ("completion", *CONVERSATIONS))
     return next((field for field in named if value.get(field) is not None), None)
 
 
 def _answer(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
-    """The answer's own text, where it can be told."""
+    """Returns the answer's text, or None if it cannot be determined."""
     field = _answer_field(value, columns)
     given = None if field is None else value[field]
     if isinstance(given, list) and given and isinstance(given[-1], Mapping):
@@ -232,9 +233,9 @@ def _is_transcript(value: Mapping[str, Any], columns: Mapping[str, str], answer:
 
 
 def _with_answer(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> dict[str, Any]:
-    """The row with another answer in it."""
+    """Returns the row with another answer in it."""
     field = _answer_field(value, columns)
-    if field is None:  # as bad as the row it comes from
+    if field is None:  # a bad row stays bad, and is reported later
         return dict(value)
     given = value[field]
     if isinstance(given, list):
@@ -245,21 +246,22 @@ def _with_answer(value: Mapping[str, Any], columns: Mapping[str, str], answer: s
 
 
 def _count(field: str | None, value: Mapping[str, Any]) -> float | Problem:
-    """A number of times, also as true or false; 0 where the row has none."""
+    """Returns a count, also from true or false; 0 where the row has none."""
     given = None if field is None else value.get(field)
     if field is None or given is None or given == "":
         return 0
     flag = label(field, given)
     count = number(field, given) if isinstance(flag, Problem) else int(flag)
     if not isinstance(count, Problem) and count < 0:
-        return Problem("not a count", f"field {field!r} is {given!r} where a number of 0 or more is needed")
+        return Problem("not a count", f"field {field!r} is {given!r}. Give a number of 0 or more")
     return count
 
 
 def _edit(field: str | None, value: Mapping[str, Any], *, flags: bool = True) -> bool | str | Problem:
-    """The correction, or whether there was one; ``flags``: a text such as "true" or "0" says only the latter.
+    """Returns the correction, or whether there was one.
 
-    A column of a file without types is of flags if every cell of it is one: "0" may be what an answer was corrected to.
+    With ``flags``, a text such as "true" or "0" says only whether there was one. In a file without types, a column
+    contains flags if every cell is one: "0" may also be the corrected answer.
     """
     given = None if field is None else value.get(field)
     if field is None or given is None or given == "":

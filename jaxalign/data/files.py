@@ -1,7 +1,7 @@
-"""Rows out of files, folders and the hub, each with its file and its number, so that errors can name them.
+"""Reads rows of files, folders, the hub and memory, with file and number, so that errors can name them.
 
-Line files are read here and not through ``datasets``, whose errors know neither the line nor the field and which gives
-up on a whole file for one bad row; Parquet, saved data sets and the hub go through it.
+Line files are read here and not by ``datasets``: its errors name neither line nor field, and it rejects a whole file
+for one bad row. ``datasets`` reads Parquet files, saved data sets and the hub.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from jaxalign.errors import UserError, first_line
 from jaxalign.paths import resolve_path
 
-_HALVES = re.compile("[\ud800-\udfff]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
 Stream: TypeAlias = IO[bytes] | gzip.GzipFile
 # A path, or rows in memory: a list of dicts or a ``datasets.Dataset``.
 Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
@@ -31,14 +31,23 @@ ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 
 class Problem(NamedTuple):
-    """What is wrong with a row: a short kind to count by, and a clause that says what and what to do."""
+    """What is wrong with a row: a short kind for counts, and a text that says what is wrong and what to do.
+
+    The text begins with a small letter, because a place precedes it, and has no final period.
+    """
 
     kind: str
     text: str
 
 
 class Row(NamedTuple):
-    """One row of a file. ``number`` counts from 1, in lines for line files; ``value`` is a Problem if unreadable."""
+    """One row of a source.
+
+    Attributes:
+        file: The path, or the name of rows in memory.
+        number: The number from 1; in line files, the number of the line.
+        value: The row, or a problem if it cannot be read.
+    """
 
     file: str
     number: int
@@ -81,7 +90,7 @@ def read_rows(
         yield from _rows(source, place, split, name=name, data_dir=data_dir, streaming=streaming)
     except OSError as error:
         raise UserError(
-            f"{source}: cannot be read ({error.strerror or error}): check the path and its permissions"
+            f"{source}: the path cannot be read ({error.strerror or error}). Check the path and its permissions."
         ) from None
 
 
@@ -95,20 +104,20 @@ def _memory(rows: Iterable[Any], rows_name: str) -> Iterator[Row]:
         kind = type(rows).__name__
         raise UserError(f"{rows_name} is of type {kind}. Give a list of dicts or a datasets.Dataset (one split).")
     for number, row in enumerate(rows, start=1):
-        yield Row(rows_name, number, _check_memory(row))
+        yield Row(rows_name, number, _memory_row(row))
 
 
-def _check_memory(row: Any) -> dict[str, Any] | Problem:
+def _memory_row(row: Any) -> dict[str, Any] | Problem:
     if not isinstance(row, Mapping) or not all(isinstance(field, str) for field in row):
-        return Problem("not a dict", f"the row is of type {type(row).__name__}: give a dict with strings as keys")
-    # NumPy's scalars mean what Python's do, and the checks below know only Python's.
+        return Problem("not a dict", f"the row is of type {type(row).__name__}. Give a dict with strings as keys")
+    # The checks of fields know Python's scalars only, and data sets in memory often contain NumPy's.
     value = {field: part.item() if isinstance(part, np.generic) else part for field, part in row.items()}
     try:
         json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True).encode()
     except UnicodeEncodeError:
-        return _half()
+        return _half_character()
     except (ValueError, RecursionError):
-        return Problem("nested too deeply", "the row contains itself, or is nested too deeply: give plain values")
+        return Problem("nested too deeply", "the row contains itself, or is nested too deeply. Give plain values")
     return value
 
 
@@ -116,7 +125,7 @@ def _rows(path: str | Path, place: Path, split: str, **hub: Any) -> Iterator[Row
     if place.is_dir():
         within = place / (hub["data_dir"] or "")
         if not within.is_dir():
-            raise UserError(f"{path}: there is no folder {hub['data_dir']!r} in it: check data.data_dir")
+            raise UserError(f"{path}: the folder {hub['data_dir']!r} does not exist in it. Check data_dir.")
         yield from _folder(within, split)
     elif place.exists():
         yield from _file(place)
@@ -124,49 +133,49 @@ def _rows(path: str | Path, place: Path, split: str, **hub: Any) -> Iterator[Row
         where = "/".join(filter(None, (str(path), hub["data_dir"])))
         yield from _through_datasets(where, str(path), split=split, **hub)
     else:
-        raise UserError(f"{path}: there is no such file: check the path (relative paths start at {Path.cwd()})")
+        raise UserError(f"{path}: the file does not exist. Check the path (relative paths start at {Path.cwd()}).")
 
 
 def _file(path: Path) -> Iterator[Row]:
     ending = path.name.removesuffix(".gz").rpartition(".")[2].lower()
     readers = {"jsonl": _json_lines, "json": _json, "csv": _csv}
     if path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty: give one with at least one row")
+        raise UserError(f"{path}: the file is empty. Give a file with at least one row.")
     if ending == "parquet":
         with path.open("rb") as stream:
-            if stream.read(4) != b"PAR1":  # or `datasets` would first write to the log
-                raise UserError(f"{path}: not a Parquet file: fetch it again, or name it by what it is")
+            if stream.read(4) != b"PAR1":  # checked here, because `datasets` would also write to the log
+                raise UserError(f"{path}: the content is not a Parquet file. Fetch it again, or rename it.")
         _check_parquet(path)
         yield from _through_datasets(path, "parquet", data_files=str(path), split="train", streaming=True)
         return
     if ending not in readers:
         raise UserError(
-            f"{path}: unknown kind of file: it must end in {', '.join(ENDINGS)}, or in .gz after one of them"
+            f"{path}: unknown kind of file. Its name must end in {', '.join(ENDINGS)}, or in .gz after one of them."
         )
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
             yield from readers[ending](path, stream)
     except EOFError:
-        raise UserError(f"{path}: the gzip file ends early: it is truncated, fetch it again") from None
+        raise UserError(f"{path}: the gzip file ends early. It is truncated, so fetch it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: not a sound gzip file ({error}): fetch it again, or drop .gz from its name") from None
+        raise UserError(f"{path}: not a sound gzip file ({error}). Fetch it again, or rename it.") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): check the file and its permissions") from None
+        raise UserError(f"{path}: the file cannot be read ({error.strerror}). Check its permissions.") from None
 
 
 def _check_parquet(path: Path) -> None:
-    """Raise for what ``datasets`` calls a damaged file though it is a sound one."""
+    """Raises for sound files that ``datasets`` would report as damaged: without rows, or with a column twice."""
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         about = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: a damaged Parquet file ({first_line(error)}): fetch it again") from None
+        raise UserError(f"{path}: a damaged Parquet file ({first_line(error)}). Fetch it again.") from None
     if about.num_rows == 0:
-        raise UserError(f"{path}: there are no rows: give a file with at least one")
+        raise UserError(f"{path}: the file has no rows. Give a file with at least one row.")
     names = about.schema.to_arrow_schema().names
     if repeated := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"{path}: column {min(repeated)!r} appears more than once: rename one of them")
+        raise UserError(f"{path}: column {min(repeated)!r} appears more than once. Rename one of them.")
 
 
 def _json_lines(path: Path, stream: Stream) -> Iterator[Row]:
@@ -176,7 +185,7 @@ def _json_lines(path: Path, stream: Stream) -> Iterator[Row]:
 
 
 def _json(path: Path, stream: Stream) -> Iterator[Row]:
-    """A list of rows, or one row per line: both are called .json."""
+    """Yields the rows of a .json file, which contains a list of rows or one row per line."""
     content = stream.read().removeprefix(codecs.BOM_UTF8)
     if not content.lstrip().startswith(b"["):
         yield from _json_lines(path, io.BytesIO(content))
@@ -184,16 +193,19 @@ def _json(path: Path, stream: Stream) -> Iterator[Row]:
     try:
         rows = _loads(content.decode())
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}): save it as UTF-8") from None
+        raise UserError(f"{path}: the file is not UTF-8 (byte {error.start}). Save it as UTF-8.") from None
     except (ValueError, RecursionError) as error:
-        where = f", line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{path}: not JSON{where}: mend it, or write one row per line as .jsonl") from None
+        where = f" ({error.msg}, line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(f"{path}: the file is not JSON{where}. Correct it, or write .jsonl instead.") from None
     for number, row in enumerate(rows, start=1):
-        yield Row(str(path), number, _check_object(row) if _is_whole(content, row) else _half())
+        yield Row(str(path), number, _check_object(row, content))
 
 
-def _is_whole(content: bytes, value: Any) -> bool:
-    """Whether a value holds no half character, which JSON can spell (hence ``content``) and no tokenizer takes."""
+def _has_whole_characters(content: bytes, value: Any) -> bool:
+    """Returns whether a value is free of half surrogate pairs, which JSON can spell and tokenizers refuse.
+
+    A search of the file's ``content`` saves the check of most values.
+    """
     if b"\\ud" not in content.lower():
         return True
     try:
@@ -203,56 +215,57 @@ def _is_whole(content: bytes, value: Any) -> bool:
     return True
 
 
-def _half() -> Problem:
+def _half_character() -> Problem:
     return Problem(
-        "half a character", "has half a surrogate pair (such as \\ud83d alone): cut texts between characters"
+        "half a character", "the row has half a surrogate pair (such as \\ud83d alone). Cut texts between characters"
     )
 
 
 def _parse(line: bytes) -> dict[str, Any] | Problem:
     try:
-        value = _loads(line.decode("utf-8-sig"))
-        return _check_object(value) if _is_whole(line, value) else _half()
+        return _check_object(_loads(line.decode("utf-8-sig")), line)
     except UnicodeDecodeError as error:
-        return Problem("bad UTF-8", f"is not UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8")
+        return Problem("bad UTF-8", f"the row is not UTF-8 (byte {error.start + 1} of the line). Save it as UTF-8")
     except json.JSONDecodeError as error:
         return Problem(
-            "not JSON", f"is not JSON ({error.msg}, column {error.colno}): every line must be one JSON object"
+            "not JSON", f"the row is not JSON ({error.msg}, column {error.colno}). Write one JSON object on every line"
         )
-    except (RecursionError, ValueError) as error:  # of values: a number of thousands of digits
-        what = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({first_line(error)})"
-        return Problem("not JSON", f"{what}: every line must be one JSON object")
+    except (RecursionError, ValueError) as error:  # a ValueError: a number of thousands of digits
+        what = "nested too deeply" if isinstance(error, RecursionError) else f"not JSON ({first_line(error)})"
+        return Problem("not JSON", f"the row is {what}. Write one JSON object on every line")
 
 
-class _Doubled(dict[str, Any]):
-    """An object that has a field twice, of which JSON keeps the last without a word."""
+class _DuplicateFields(dict[str, Any]):
+    """An object that has a field twice: Python's JSON parser would silently use the last one."""
 
     field = ""
 
 
 def _loads(text: str) -> Any:
-    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) == len(pairs):
-            return made
-        doubled = _Doubled(made)
+    def build(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) == len(pairs):
+            return value
+        doubled = _DuplicateFields(value)
         doubled.field = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         return doubled
 
-    return json.loads(text, object_pairs_hook=make)
+    return json.loads(text, object_pairs_hook=build)
 
 
-def _check_object(row: Any) -> dict[str, Any] | Problem:
-    if isinstance(row, _Doubled):
-        return Problem("doubled field", f"has the field {row.field!r} more than once: rename or remove one of them")
+def _check_object(row: Any, content: bytes) -> dict[str, Any] | Problem:
+    if not _has_whole_characters(content, row):
+        return _half_character()
+    if isinstance(row, _DuplicateFields):
+        return Problem("doubled field", f"the row has the field {row.field!r} more than once. Rename or remove one")
     if isinstance(row, dict):
         return row
-    return Problem("not an object", f"is a JSON {type(row).__name__}: every row must be an object with named fields")
+    return Problem("not an object", f"the row is a JSON {type(row).__name__}. Write an object with named fields")
 
 
 def _csv(path: Path, stream: Stream) -> Iterator[Row]:
-    csv.field_size_limit(2**31 - 1)  # the module's 128 KiB is less than a long conversation
-    # Bytes that are no UTF-8 become half characters here, which no sound text has, so that their row can be named.
+    csv.field_size_limit(2**31 - 1)  # the default of 128 KiB is less than a long conversation
+    # Bytes that are not UTF-8 become surrogates, which sound text does not contain, so that their row can be named.
     lines = (line.decode("utf-8-sig" if n == 0 else "utf-8", "surrogateescape") for n, line in enumerate(stream))
     reader = csv.reader(lines, strict=True)
     header: list[str] | None = None
@@ -262,18 +275,21 @@ def _csv(path: Path, stream: Stream) -> Iterator[Row]:
             cells = next(reader, None)
             fault = None
         except csv.Error as error:
-            cells, fault = [], Problem("not CSV", f"not CSV ({error}): quote cells that hold commas or line breaks")
+            cells, fault = (
+                [],
+                Problem("not CSV", f"the row is not CSV ({error}). Quote cells that contain commas"),
+            )
         if cells is None:
             return
-        if not all(cell.isascii() or _HALVES.search(cell) is None for cell in cells):
-            fault = Problem("bad UTF-8", "not UTF-8: save the file as UTF-8")
+        if not all(cell.isascii() or _SURROGATES.search(cell) is None for cell in cells):
+            fault = Problem("bad UTF-8", "the row is not UTF-8. Save the file as UTF-8")
         if header is None:
             if fault is not None:
-                raise UserError(f"{path}, row {line}: {fault.text}")
+                raise UserError(f"{path}, row {line}: {fault.text}.")
             repeated = {column for column in cells if cells.count(column) > 1}
             if repeated:
                 raise UserError(
-                    f"{path}: column {min(repeated)!r} appears more than once in the header: rename one of them"
+                    f"{path}: column {min(repeated)!r} appears more than once in the header. Rename one of them."
                 )
             header = cells
         elif fault is not None:
@@ -281,7 +297,7 @@ def _csv(path: Path, stream: Stream) -> Iterator[Row]:
         elif len(cells) == len(header):
             yield Row(str(path), line, dict(zip(header, cells, strict=True)))
         elif cells:
-            text = f"has {len(cells)} cells where the header has {len(header)}: quote cells that hold commas"
+            text = f"the row has {len(cells)} cells and the header has {len(header)}. Quote cells that contain commas"
             yield Row(str(path), line, Problem("wrong number of cells", text))
 
 
@@ -292,16 +308,16 @@ def _folder(path: Path, split: str) -> Iterator[Row]:
         saved = datasets.load_from_disk(str(path))
         if isinstance(saved, datasets.DatasetDict):
             if split not in saved:
-                raise UserError(f"{path}: no split {split!r}: set data.split to one of {', '.join(map(str, saved))}")
+                raise UserError(f"{path}: split {split!r} does not exist. Set split to {' or '.join(saved)}.")
             saved = saved[split]
         yield from _number(str(path), saved)
         return
     try:  # which files belong to which split, by the hub's naming rules
         files = datasets.load_dataset_builder(str(path)).config.data_files or {}
     except Exception as error:
-        raise UserError(f"{path}: a folder without readable data files ({first_line(error)})") from None
+        raise UserError(f"{path}: a folder without readable data files ({first_line(error)}). Check it.") from None
     if split not in files:
-        raise UserError(f"{path}: no files of a split {split!r}: set data.split to one of {', '.join(map(str, files))}")
+        raise UserError(f"{path}: files of split {split!r} do not exist. Set split to {' or '.join(map(str, files))}.")
     for file in sorted(files[split]):
         yield from _file(Path(file))
 
@@ -313,9 +329,9 @@ def _through_datasets(place: str | Path, identifier: str, **options: Any) -> Ite
         yield from _number(str(place), datasets.load_dataset(identifier, **options))
     except UserError:
         raise
-    except Exception as error:  # whatever `datasets` and what lies below it raise: there is no common type
-        what = "a damaged Parquet file" if identifier == "parquet" else "neither a file here nor a data set on the hub"
-        raise UserError(f"{place}: {what} ({first_line(error)}): check the name, or give a local file") from None
+    except Exception as error:  # `datasets` and the libraries below it have no common exception type
+        what = "a damaged Parquet file" if identifier == "parquet" else "neither a local file nor a data set on the hub"
+        raise UserError(f"{place}: {what} ({first_line(error)}). Check the name, or give a local file.") from None
 
 
 def _number(place: str, rows: Any) -> Iterator[Row]:

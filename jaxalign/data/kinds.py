@@ -1,10 +1,10 @@
-"""The kinds of records that alignment learns from, and how each is made of a row.
+"""Kinds of records that alignment methods learn from, and how rows become records.
 
 ====================  =====================================================  ========================================
-kind                  rows                                                   what they may look like
+kind                  rows                                                   formats
 ====================  =====================================================  ========================================
-Demonstration         ``messages``; ``prompt``, ``completion``; ``text``;    :mod:`jaxalign.data.formats` says which
-                      ``instruction``, ``input``, ``output``; ``chosen``     formats there are: strings, transcripts,
+Demonstration         ``messages``; ``prompt``, ``completion``; ``text``;    :mod:`jaxalign.data.formats` lists the
+                      ``instruction``, ``input``, ``output``; ``chosen``     formats: strings, transcripts,
 Preference            ``chosen``, ``rejected``, maybe ``prompt``, ``margin`` chats, instructions
 Ranking               ``completions`` (best first), maybe ``prompt``
 UnpairedPreference    ``completion`` (or ``messages``), ``label``, maybe
@@ -24,12 +24,12 @@ from jaxalign.data.formats import (
     CONVERSATIONS,
     Format,
     PromptText,
-    demonstration,
     label,
     missing,
     number,
+    parse_demonstration,
+    parse_replies,
     prompt_only,
-    replies,
 )
 from jaxalign.data.messages import Message
 
@@ -37,8 +37,10 @@ PAIR = ("chosen", "rejected")
 
 
 class Record:
-    """What all kinds of records have in common. Completions are the text that follows the prompt; for ``chat`` the
-    assistant's message."""
+    """Base of all kinds of records.
+
+    Completions are the text that follows the prompt; for ``chat`` the assistant's message.
+    """
 
     prompt: PromptText
     format: Format
@@ -47,28 +49,32 @@ class Record:
 
     @property
     def place(self) -> str:
+        """File and row, for error messages."""
         return f"{self.file}, row {self.row}"
 
     @property
     def completions(self) -> tuple[str, ...]:
-        """The texts that answer the prompt, in the order of a tree's branches."""
+        """Texts that answer the prompt, in the order of a tree's branches."""
         raise NotImplementedError
 
     @property
     def extras(self) -> dict[str, Any]:
-        """What a tree of the record carries besides tokens: the same names for all records of a data set."""
+        """Per-completion inputs of a tree. All records of a data set have the same names."""
         return {}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        """The records of one row."""
+        """Returns the records of one row, or what is wrong with it."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Demonstration(Record):
-    """What to imitate. A ``chat``'s completion is all messages from the first one to learn from on, and every
-    assistant's turn among them counts; a text to model as a whole has the prompt ``""``."""
+    """A text to imitate.
+
+    The completion of a ``chat`` is all messages from the first one to learn. Every turn of the assistant among them
+    counts. A text to learn as a whole has the prompt ``""``.
+    """
 
     prompt: PromptText
     completion: str | tuple[Message, ...]
@@ -78,18 +84,22 @@ class Demonstration(Record):
 
     @property
     def completions(self) -> tuple[str, ...]:
+        """The text to imitate; of a chat, its last answer."""
         return (self.completion if isinstance(self.completion, str) else self.completion[-1].content,)
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        parts = demonstration(value, expected)
+        """Returns the demonstration of one row."""
+        parts = parse_demonstration(value, expected)
         return parts if isinstance(parts, Problem) else [cls(*parts, file, row)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Preference(Record):
-    """Two answers to one prompt, and where they were read; ``margin`` says how much better the chosen one is, and
-    ``label_smoothing`` how likely it is that it is not the better one (soft labels, from 0 to ½)."""
+    """Two answers to one prompt, of which ``chosen`` is the better one.
+
+    ``margin`` is how much better it is. ``label_smoothing`` is the probability that the label is wrong (0 to ½).
+    """
 
     prompt: PromptText
     chosen: str
@@ -102,19 +112,22 @@ class Preference(Record):
 
     @property
     def completions(self) -> tuple[str, ...]:
+        """The chosen and the rejected answer."""
         return self.chosen, self.rejected
 
     @property
     def extras(self) -> dict[str, Any]:
-        found = {"margin": self.margin, "label_smoothing": self.label_smoothing}
-        return {name: value for name, value in found.items() if value is not None}
+        """``margin`` and ``label_smoothing``, as far as the row has them."""
+        extras = {"margin": self.margin, "label_smoothing": self.label_smoothing}
+        return {name: value for name, value in extras.items() if value is not None}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+        """Returns the preference of one row."""
         fields = {field: value.get(field) for field in PAIR}
-        found = replies(value, fields, expected, "preference rows need chosen and rejected")
-        if isinstance(found, Problem):
-            return found
+        parsed = parse_replies(value, fields, expected, "preference rows need chosen and rejected")
+        if isinstance(parsed, Problem):
+            return parsed
         extras: list[float | None] = []
         for name in ("margin", "label_smoothing"):
             extra = None if value.get(name) is None else number(name, value[name])
@@ -122,10 +135,10 @@ class Preference(Record):
                 return extra
             extras.append(extra)
         if extras[1] is not None and not 0 <= extras[1] <= 0.5:
-            text = f"field 'label_smoothing' is {extras[1]:g} where a probability from 0 to 0.5 is needed"
-            return Problem("no probability", text)
-        chosen, rejected = found.replies
-        return [cls(found.prompt, chosen, rejected, found.format, file, row, *extras)]
+            text = f"field 'label_smoothing' is {extras[1]:g}. Give a probability from 0 to 0.5"
+            return Problem("not a probability", text)
+        chosen, rejected = parsed.replies
+        return [cls(parsed.prompt, chosen, rejected, parsed.format, file, row, *extras)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +153,24 @@ class Ranking(Record):
 
     @property
     def completions(self) -> tuple[str, ...]:
+        """The answers, the best one first."""
         return self.ranked
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+        """Returns the ranking of one row."""
         needs, ranked = "ranking rows need completions, the best first", value.get("completions")
         if ranked is None:
             return missing("completions", value, needs)
         if not isinstance(ranked, list) or len(ranked) < 2:
-            return Problem("no ranking", "field 'completions' must be a list of two answers or more, the best first")
+            return Problem(
+                "no ranking", "field 'completions' is not a list of two answers or more. Give one, the best first"
+            )
         fields = {f"completions[{i}]": answer for i, answer in enumerate(ranked)}
-        found = replies(value, fields, expected, needs)
-        return found if isinstance(found, Problem) else [cls(found.prompt, found.replies, found.format, file, row)]
+        parsed = parse_replies(value, fields, expected, needs)
+        if isinstance(parsed, Problem):
+            return parsed
+        return [cls(parsed.prompt, parsed.replies, parsed.format, file, row)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,15 +186,18 @@ class UnpairedPreference(Record):
 
     @property
     def completions(self) -> tuple[str, ...]:
+        """The answer."""
         return (self.completion,)
 
     @property
     def extras(self) -> dict[str, Any]:
+        """The label."""
         return {"label": self.label}
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        needs = "these rows need completion and label, or chosen and rejected"
+        """Returns the answer of one row, or both answers of a pair."""
+        needs = "unpaired rows need completion and label, or chosen and rejected"
         chat = next((name for name in CONVERSATIONS if value.get(name) is not None), None)
         single = chat is not None or value.get("completion") is not None
         if not single and all(value.get(field) is not None for field in PAIR):
@@ -189,16 +211,16 @@ class UnpairedPreference(Record):
                 return liked
             fields, labels = {field: value.get(field)}, [liked]
             value = {key: part for key, part in value.items() if key != "prompt" or field == "completion"}
-        found = replies(value, fields, expected, needs)
-        if isinstance(found, Problem):
-            return found
-        pairs = zip(found.replies, labels, strict=True)
-        return [cls(found.prompt, reply, liked, found.format, file, row) for reply, liked in pairs]
+        parsed = parse_replies(value, fields, expected, needs)
+        if isinstance(parsed, Problem):
+            return parsed
+        pairs = zip(parsed.replies, labels, strict=True)
+        return [cls(parsed.prompt, reply, liked, parsed.format, file, row) for reply, liked in pairs]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt(Record):
-    """Something to answer, with the whole row it stands in (``fields``), for rewards that need more of it."""
+    """A prompt to answer, with its whole row (``fields``), which rewards may need."""
 
     prompt: PromptText
     format: Format
@@ -208,9 +230,11 @@ class Prompt(Record):
 
     @property
     def completions(self) -> tuple[str, ...]:
+        """An empty tuple: a prompt has no answers."""
         return ()
 
     @classmethod
     def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+        """Returns the prompt of one row."""
         parts = prompt_only(value, expected)
         return parts if isinstance(parts, Problem) else [cls(*parts, dict(value), file, row)]

@@ -58,7 +58,7 @@ def read_examples(
     """
     chosen = source if rows is None else rows
     if chosen is None:
-        raise UserError("There are no examples to read. Give a path or rows.")
+        raise UserError("The examples are missing. Give a path or rows.")
     records = read_source(kind, chosen, report=report, **options)[0][:limit]
     other = eval_source if eval_rows is None else eval_rows
     if other is None:

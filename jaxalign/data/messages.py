@@ -1,4 +1,4 @@
-"""Conversations: messages from the fields that hold them, and the turns of transcripts."""
+"""Conversations: messages in fields, and the turns of transcripts."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ class Message(NamedTuple):
 
 
 def messages(field: str, value: Any) -> tuple[Message, ...] | Problem:
-    """The messages in a field, in an order that a conversation can have."""
+    """Returns the messages in a field, if their order is one that a conversation can have."""
     if not isinstance(value, list):
         return not_a_string(field, value)
     if not value:
-        return Problem("empty conversation", f"field {field!r} is an empty list: it needs at least one message")
+        return Problem("empty conversation", f"field {field!r} is an empty list. Give at least one message")
     turns: list[Message] = []
     for number, given in enumerate(value, start=1):
         turn = _message(given)
         if isinstance(given, Mapping) and given.get("tool_calls"):
-            text = f"message {number} of field {field!r} has 'tool_calls', which no one template writes: spell the call"
-            return Problem("tool calls", text + " out in 'content'")
+            text = f"message {number} of field {field!r} has 'tool_calls', which templates write differently. "
+            return Problem("tool calls", text + "Spell the call out in 'content'")
         if turn is None:
-            text = f"message {number} of field {field!r} must be an object with strings 'role' and 'content'"
+            text = f"message {number} of field {field!r} is malformed. Give an object with strings 'role' and 'content'"
             return Problem("malformed message", text)
         if turn.role not in ROLES:
-            text = f"message {number} of field {field!r} has the role {shown(turn.role)}: give {', '.join(ROLES)}"
+            text = f"message {number} of field {field!r} has the role {shown(turn.role)}. Give {', '.join(ROLES)}"
             return Problem("unknown role", text)
         turns.append(turn)
     return misordered(field, turns) or tuple(turns)
 
 
 def misordered(field: str, turns: Sequence[Message]) -> Problem | None:
-    """What is wrong with the order of the roles, if anything."""
+    """Returns what is wrong with the order of the roles, if anything."""
     for number, turn in enumerate(turns, start=1):
         before = turns[number - 2].role if number > 1 else None
         if turn.role in ("system", "developer") and before not in (None, "system", "developer"):
-            fault = "a system message must come first"
+            advice = "A system message must come first"
         elif turn.role == "tool" and number > 1 and before not in ("assistant", "tool"):
-            fault = "a tool's message must follow the assistant's"
+            advice = "A tool's message must follow the assistant's"
         elif turn.role in ("user", "assistant") and turn.role == before:
-            fault = f"two messages of the {turn.role} follow each other, so join them"
+            advice = f"Join the two consecutive messages of the {turn.role}"
         else:
             continue
-        return Problem("roles out of order", f"message {number} of field {field!r} is out of order: {fault}")
+        return Problem("roles out of order", f"message {number} of field {field!r} is out of order. {advice}")
     return None
 
 
 def transcript_messages(transcript: str) -> list[Message]:
-    """The turns of an Anthropic transcript, contents stripped; an empty last turn (a prompt's) is left out.
+    r"""Returns the turns of an Anthropic transcript, stripped, without an empty last turn (that of a prompt).
 
-    >>> transcript_messages("\\n\\nHuman: Why is the sky blue?\\n\\nAssistant:")
+    >>> transcript_messages("\n\nHuman: Why is the sky blue?\n\nAssistant:")
     [Message(role='user', content='Why is the sky blue?')]
     """
     pieces = re.split(r"(?:^|\n\n)(Human|Assistant):", transcript.lstrip())
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [Message(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
+    turns = [Message(roles[role], text.strip()) for role, text in zip(pieces[1::2], pieces[2::2], strict=True)]
     return turns if turns and turns[-1].content else turns[:-1]
 
 
 def shown(value: Any) -> str:
-    """A value in a sentence, cut short.
+    """Returns a value for an error message, cut after 40 characters.
 
     >>> shown("x" * 100)
     "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx…"
@@ -80,8 +80,9 @@ def shown(value: Any) -> str:
 
 
 def not_a_string(field: str, value: Any) -> Problem:
+    """Returns the problem of a field that contains neither a string nor a list."""
     kind = type(value).__name__
-    return Problem("not a string", f"field {field!r} is of type {kind} where a string (or chat messages) is needed")
+    return Problem("not a string", f"field {field!r} is of type {kind}. Give a string (or chat messages)")
 
 
 def _message(value: Any) -> Message | None:
@@ -93,5 +94,5 @@ def _message(value: Any) -> Message | None:
     else:
         role, content = value.get("role"), value.get("content")
     if isinstance(content, list) and all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
-        content = "".join(part["text"] for part in content)  # as interfaces for several media write plain text
+        content = "".join(part["text"] for part in content)  # the form that multimodal APIs use for plain text
     return Message(role, content) if isinstance(role, str) and isinstance(content, str) else None

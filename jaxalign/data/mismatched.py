@@ -1,4 +1,4 @@
-"""Prompts with completions of other prompts, beside each batch: what KTO estimates its baseline from."""
+"""Batches with mismatched completions (those of other prompts), from which KTO estimates its baseline."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ class WithMismatched(NamedTuple):
 
 
 class Mismatched:
-    """Batches with, beside every example, its prompt and a completion of another prompt.
+    """Batches that pair every example's prompt with a completion of another prompt.
 
-    Each is drawn from ``pool`` by (seed, step, example) alone, so packing and microbatches change nothing. The other
-    prompt is another text, not only another example (after unpairing, the same prompt comes twice or more), and not the
-    same text cut elsewhere (``Tree.prompt_key``).
+    A completion is chosen from ``pool`` by (seed, step, example) alone, so it does not depend on packing or
+    microbatches. The other prompt is another text, not only another example: after unpairing, a prompt occurs more
+    than once. It is not the same text truncated elsewhere either (``Tree.prompt_key``).
 
     Args:
-        batches: of trees with one completion each.
-        trees: what the batches were made of.
-        pool: whose completions are drawn.
-        seed: of the draws.
-        by_step: draw anew at every step; False draws the same whenever an example comes, for evaluation.
+        batches: Batches of trees with one completion.
+        trees: The trees of the batches.
+        pool: Trees whose completions are chosen.
+        seed: Seed of the choices.
+        by_step: Whether to choose again at every step. False always chooses the same completion for an example, for
+            evaluation.
 
     Raises:
-        UserError: if there is an example whose prompt all of the pool shares.
+        UserError: If the whole pool shares the prompt of an example.
     """
 
     def __init__(
@@ -45,21 +46,21 @@ class Mismatched:
     ) -> None:
         self.batches, self.trees, self.pool, self.seed, self.by_step = batches, trees, pool, seed, by_step
         keys = [tree.prompt_key for tree in pool]
-        self._order = sorted(range(len(keys)), key=keys.__getitem__)  # trees of one prompt side by side
-        self._spans: dict[bytes, tuple[int, int]] = {}  # where they stand in it
+        self._order = sorted(range(len(keys)), key=keys.__getitem__)  # trees of one prompt are adjacent
+        self._spans: dict[bytes, tuple[int, int]] = {}  # positions of a prompt in this order
         for place, number in enumerate(self._order):
             self._spans[keys[number]] = (self._spans.get(keys[number], (place, 0))[0], place + 1)
         if any(self._span(tree) == (0, len(pool)) for tree in trees):
             raise UserError(
-                "all examples share one prompt, and KTO's baseline needs completions of other prompts: give more "
-                "prompts, or use the loss apo_zero_unpaired or bco"
+                "all examples share one prompt, and KTO's baseline needs completions of other prompts. Give more "
+                "prompts, or use the loss apo_zero_unpaired or bco."
             )
         firsts = {int(tree.prompt[0]) for tree in [*trees, *pool]}
         self._opening = sorted(firsts) if len(firsts) == 1 else []  # BOS, or the start of a template
         self._longest, self._most = max(map(len, trees)), max(tree.num_targets for tree in trees)
 
     def _span(self, tree: Tree) -> tuple[int, int]:
-        """The places of the tree's own prompt in the order of the pool."""
+        """Returns where the tree's own prompt begins and ends in the order of the pool."""
         return self._spans.get(tree.prompt_key, (0, 0))
 
     def __len__(self) -> int:
@@ -70,10 +71,10 @@ class Mismatched:
 
     def __getitem__(self, step: int) -> WithMismatched:
         rows, used = self.batches[step]
-        examples = np.sort(rows.extras["index"][rows.example_mask][..., 0])  # however they were packed
+        examples = np.sort(rows.extras["index"][rows.example_mask][..., 0])  # packing changes their order
         number, size = rows.tokens.shape[:2]
         mismatched = pack(
-            [self.draw(step, int(example)) for example in examples],
+            [self.mismatched_tree(step, int(example)) for example in examples],
             shapes=self.batches.shapes,
             rows_per_microbatch=size,
             max_microbatches=number,
@@ -81,8 +82,8 @@ class Mismatched:
         )
         return WithMismatched(rows, used, mismatched)
 
-    def draw(self, step: int, example: int) -> Tree:
-        """The prompt of an example with a completion of another one, cut to what the longest example takes."""
+    def mismatched_tree(self, step: int, example: int) -> Tree:
+        """Returns an example's prompt with a completion of another one, truncated to the longest example's length."""
         tree = self.trees[example]
         start, stop = self._span(tree)
         generator = np.random.default_rng((self.seed, step if self.by_step else 0, example))

@@ -1,8 +1,8 @@
-"""Conversation trees as OpenAssistant publishes them: one row is a first prompt and all replies to it, nested.
+"""Converts OpenAssistant's conversation trees: one row is a first prompt and all replies to it, nested.
 
-A tree becomes plain rows, by what is wanted of it: every answer that people ranked against its siblings gives
-preferences and a ranking, every answer that has votes an unpaired preference, the best answer to every prompt a
-demonstration, and every prompt a prompt. Each with the conversation before it.
+A tree becomes plain rows, which depend on the kind of record. Ranked siblings give preferences and a ranking. Answers
+with votes give unpaired preferences. The best answer to every prompt gives a demonstration, and every prompt a prompt.
+Every row includes the conversation before it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROLES = {"prompter": "user", "assistant": "assistant"}
 
 
 def is_tree(value: Mapping[str, Any]) -> bool:
-    """Whether a row is such a tree.
+    """Returns whether a row is such a tree.
 
     >>> is_tree({"prompt": {"text": "Why?", "role": "prompter", "replies": []}})
     True
@@ -28,11 +28,11 @@ def is_tree(value: Mapping[str, Any]) -> bool:
 
 
 def rows(tree: Mapping[str, Any], kind: type[Record]) -> list[dict[str, Any]] | Problem:
-    """The rows that a tree holds for records of this kind, in the order of the tree.
+    """Returns the rows that a tree contains for records of a kind, in the order of the tree.
 
     Args:
-        tree: the row.
-        kind: a class of :mod:`jaxalign.data.kinds`.
+        tree: The row.
+        kind: A class of :mod:`jaxalign.data.kinds`.
 
     >>> answers = [{"text": text, "role": "assistant", "rank": rank} for text, rank in [("So.", 1), ("Air.", 0)]]
     >>> tree = {"prompt": {"text": "Why?", "role": "prompter", "replies": answers}}
@@ -41,19 +41,19 @@ def rows(tree: Mapping[str, Any], kind: type[Record]) -> list[dict[str, Any]] | 
     """
     if not _sound(tree["prompt"]):
         text = "the tree has a message without a string 'text', a 'role' of prompter or assistant, or sound 'replies', "
-        return Problem("malformed tree", text + "'rank' or 'emojis': mend or remove the row")
-    made = {
+        return Problem("malformed tree", text + "'rank' or 'emojis'. Correct or remove the row")
+    build = {
         Preference: _pairs,
         Ranking: _rankings,
         UnpairedPreference: _votes,
         Demonstration: _best,
         Prompt: lambda before, _: [{"prompt": before}],
     }[kind]
-    return [row for before, answers in _prompts(tree["prompt"], []) for row in made(before, answers)]
+    return [row for before, answers in _prompts(tree["prompt"], []) for row in build(before, answers)]
 
 
 def votes(answer: Mapping[str, Any]) -> int:
-    """Thumbs up minus thumbs down."""
+    """Returns thumbs up minus thumbs down."""
     emojis = answer.get("emojis") or {}
     return emojis.get("+1", 0) - emojis.get("-1", 0)
 
@@ -72,9 +72,9 @@ Answers = Sequence[Mapping[str, Any]]
 
 
 def _prompts(node: Mapping[str, Any], before: list[Turn]) -> Iterator[tuple[list[Turn], Answers]]:
-    """Every conversation that waits for an answer, and the answers it got."""
+    """Yields every conversation that waits for an answer, and the answers to it."""
     here = [*before, _turn(node)]
-    # An empty answer teaches nothing, and is no reason to lose the rest of the tree.
+    # Empty answers are dropped one by one: the rest of the tree is still useful.
     replies = [reply for reply in node.get("replies") or [] if not reply.get("deleted") and reply["text"].strip()]
     if node["role"] == "prompter":
         yield here, [reply for reply in replies if reply["role"] == "assistant"]

@@ -1,4 +1,4 @@
-"""Reading records of every kind, row by row, each with its file and row number; and splitting them."""
+"""Reads records of every kind, with file and row number, and splits them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from jaxalign.data import oasst
@@ -41,12 +40,14 @@ FormatOption: TypeAlias = Literal["auto", "text", "transcript", "chat", "instruc
 OnError: TypeAlias = Literal["stop", "skip"]
 FIELDS = {*CONVERSATIONS, "prompt", "completion", "label", "text", "instruction", "input", "output"}
 FIELDS |= {"chosen", "rejected", "completions", "margin", "label_smoothing"}
-SKIP_HINT = "or set data.on_error=skip to leave such rows out"
 R = TypeVar("R", bound=Record)
 
 
 class BadRow(NamedTuple):
-    """A row that was left out, and why."""
+    """A skipped row: its place, a short kind of problem, and what is wrong.
+
+    The text is that of :class:`jaxalign.data.files.Problem`.
+    """
 
     file: str
     row: int
@@ -56,34 +57,42 @@ class BadRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ReadReport:
-    """What reading kept and left out. ``str()`` of it is a line for people."""
+    """Report on reading a source. ``str()`` of it is one line.
+
+    Attributes:
+        rows: Number of rows in the source.
+        rows_kept: Number of rows that records were made of.
+        skipped: Bad rows.
+        records: Number of records; None if every kept row is one record.
+        omitted: Number of sound rows without anything to learn from, by reason.
+    """
 
     rows: int
-    kept: int
+    rows_kept: int
     skipped: tuple[BadRow, ...] = ()
-    records: int | None = None  # made of the rows kept; None: one each
-    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)  # sound, but nothing to learn from, by reason
+    records: int | None = None
+    omitted: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows left out, by kind."""
+        """Number of skipped rows by kind of problem."""
         return dict(Counter(bad.kind for bad in self.skipped))
 
     def __str__(self) -> str:
-        text = f"{self.kept} of {self.rows} rows kept"
-        if self.records not in (None, self.kept):
+        text = f"{self.rows_kept} of {self.rows} rows kept"
+        if self.records not in (None, self.rows_kept):
             text += f", {self.records} records made of them"
-        if any(self.left_out.values()):
-            text += f" ({', '.join(f'{count} {reason}' for reason, count in self.left_out.items() if count)})"
+        if any(self.omitted.values()):
+            text += f" ({', '.join(f'{count} {reason}' for reason, count in self.omitted.items() if count)})"
         if not self.skipped:
             return text
-        return f"{text}, {len(self.skipped)} skipped: {tell_skipped(self.skipped)}"
+        return f"{text}, {len(self.skipped)} skipped: {describe_skipped(self.skipped)}"
 
 
-def tell_skipped(skipped: Sequence[BadRow]) -> str:
-    """How many rows were left out for what reason, and which.
+def describe_skipped(skipped: Sequence[BadRow]) -> str:
+    """Returns how many rows were skipped for which reason, with their numbers.
 
-    >>> tell_skipped([BadRow("a.jsonl", 3, "not JSON", "is not JSON")])
+    >>> describe_skipped([BadRow("a.jsonl", 3, "not JSON", "is not JSON")])
     '1 not JSON (row 3)'
     """
     kinds = []
@@ -110,17 +119,20 @@ def read_records(
     Args:
         kind: :class:`Demonstration`, :class:`Preference`, :class:`Ranking`, :class:`UnpairedPreference` or
             :class:`Prompt`.
-        source: what to read; it and ``split``, ``name``, ``data_dir``, ``rows_name`` are those of
-            :func:`jaxalign.data.files.read_rows`.
-        columns: what fields are called in this file, as ``{"prompt": "question", "completion": "answer"}``.
-        format: the format of the rows; ``auto`` takes that of the first sound row for all.
+        source: See :func:`jaxalign.data.files.read_rows`, as for ``split``, ``name``, ``data_dir`` and ``rows_name``.
+        columns: Names of fields in this source, as ``{"prompt": "question", "completion": "answer"}``.
+        format: The format of the rows; ``auto`` is that of the first sound row.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
+        split: The split of a folder or hub data set.
+        name: The configuration of a hub data set.
+        data_dir: A folder within a hub data set.
+        rows_name: The name of rows in memory in error messages.
 
     Returns:
-        The records in the order of the file, and what was read and left out.
+        The records in the order of the source, and a report on what was read and skipped.
 
     Raises:
-        UserError: if the file is missing, empty or broken, at the first bad row (``stop``), or if no row is sound.
+        UserError: If the source is missing, empty or broken, at the first bad row (``stop``), or if no row is sound.
 
     >>> records, report = read_records(Prompt, "jaxalign:assets/brief_pairs.jsonl")
     >>> str(report), sorted(records[0].fields)
@@ -132,7 +144,7 @@ def read_records(
 
 
 def read_preferences(source: Source, **options: Any) -> tuple[list[Preference], ReadReport]:
-    """:func:`read_records` of the kind :class:`Preference`, whose options these are.
+    """Reads preferences: :func:`read_records` of the kind :class:`Preference`.
 
     >>> str(read_preferences("jaxalign:assets/brief_pairs.jsonl")[1])
     '160 of 160 rows kept'
@@ -142,7 +154,7 @@ def read_preferences(source: Source, **options: Any) -> tuple[list[Preference], 
 
 def stream_records(
     kind: type[R],
-    path: str | Path,
+    source: Source,
     *,
     columns: Mapping[str, str] | None = None,
     format: FormatOption = "auto",
@@ -153,37 +165,36 @@ def stream_records(
     name: str | None = None,
     data_dir: str | None = None,
 ) -> Iterator[R]:
-    """The records of :func:`read_records` one by one, of files and hub data sets too large to hold.
+    """Yields the records of :func:`read_records` one by one, for sources too large for memory.
 
-    What holds for data that are read whole holds here as follows. Order: that of the file, always the same; there is no
-    shuffling. Split: :func:`is_held_out` decides on each record alone, so no prompt is on both sides. Resume: ``start``
-    is the number of rows that were drawn; they are passed over, read (a line's beginning is found by reading) but
-    neither checked nor tokenised again.
+    The order is that of the source: records are not shuffled. :func:`is_held_out` splits by each record alone, so no
+    prompt is on both sides. To resume, set ``start`` to the number of rows read before. These rows are read again
+    (only reading shows where a line begins), but not parsed.
 
     Args:
-        kind: as for :func:`read_records`, like the rest.
-        path: what to read; hub data sets are streamed.
-        columns: what fields are called in this file.
-        format: the format of the rows.
+        kind: See :func:`read_records`, as for the remaining arguments.
+        source: What to read. Hub data sets are streamed.
+        columns: Names of fields in this source.
+        format: The format of the rows.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows.
-        on_bad: called with every row that is skipped.
-        start: rows to pass over.
-        split: which split of a folder or hub data set.
-        name: configuration of a hub data set.
-        data_dir: folder within a hub data set.
+        on_bad: Called with every skipped row.
+        start: Number of rows to pass over.
+        split: The split of a folder or hub data set.
+        name: The configuration of a hub data set.
+        data_dir: A folder within a hub data set.
 
     Raises:
-        UserError: as :func:`read_records`, but when the row's turn comes; not for a file without sound rows.
+        UserError: As :func:`read_records`, when the row is reached. A source without sound rows does not raise.
 
     >>> next(stream_records(Prompt, "jaxalign:assets/brief_pairs.jsonl")).row
     1
     """
-    rows = itertools.islice(read_rows(path, split=split, name=name, data_dir=data_dir, streaming=True), start, None)
-    for found in parse_rows(kind, rows, columns=columns, format=format, on_error=on_error):
-        if not isinstance(found, BadRow):
-            yield from found
+    rows = itertools.islice(read_rows(source, split=split, name=name, data_dir=data_dir, streaming=True), start, None)
+    for parsed in parse_rows(kind, rows, columns=columns, format=format, on_error=on_error):
+        if not isinstance(parsed, BadRow):
+            yield from parsed
         elif on_bad is not None:
-            on_bad(found)
+            on_bad(parsed)
 
 
 def parse_rows(
@@ -194,107 +205,117 @@ def parse_rows(
     format: FormatOption = "auto",
     on_error: OnError = "stop",
 ) -> Iterator[list[R] | BadRow]:
-    """The records of each row, or what is wrong with it; arguments as for :func:`read_records`.
+    """Yields the records of every row, or what is wrong with it. See :func:`read_records` for the arguments.
 
     >>> list(parse_rows(Prompt, [Row("a.jsonl", 1, {"prompt": "Why?"})]))
     [[Prompt(prompt='Why?', format='text', fields={'prompt': 'Why?'}, file='a.jsonl', row=1)]]
     """
     if format not in ("auto", *FORMATS):
-        raise UserError(f"data.format is {format!r}: it must be auto, {', '.join(FORMATS)}")
+        raise UserError(f"format is {format!r}. Give auto, {', '.join(FORMATS)}.")
     if on_error not in ("stop", "skip"):
-        raise UserError(f"data.on_error is {on_error!r}: it must be stop or skip")
-    unknown = [field for field in columns or {} if field not in FIELDS and kind is not Prompt]  # its rows hold anything
+        raise UserError(f"on_error is {on_error!r}. Give stop or skip.")
+    # Rows of prompts may have any fields, for rewards.
+    unknown = [field for field in columns or {} if field not in FIELDS and kind is not Prompt]
     if unknown:
         known = ", ".join(sorted(FIELDS))
-        raise UserError(f"data.columns names {unknown[0]!r}, which is no field of ours: give {known}")
+        raise UserError(f"columns has the unknown key {unknown[0]!r}. Give {known}.")
     first: R | None = None
     for row in rows:
         expected = first.format if first else None if format == "auto" else format
-        found = _parse(kind, row, columns or {}, expected)
-        if first and not isinstance(found, Problem) and found:
-            found = _unlike(found[0], first) or found
-        if not isinstance(found, Problem):
-            first = first or next(iter(found), None)
-            yield found
+        records = _parse(kind, row, columns or {}, expected)
+        if first and not isinstance(records, Problem) and records:
+            records = _compare_extras(records[0], first) or records
+        if not isinstance(records, Problem):
+            first = first or next(iter(records), None)
+            yield records
         elif on_error == "stop":
-            raise UserError(f"{row.file}, row {row.number}: {found.text}, {SKIP_HINT}")
+            raise UserError(f"{row.file}, row {row.number}: {records.text}, or set on_error='skip'.")
         else:
-            yield BadRow(row.file, row.number, *found)
+            yield BadRow(row.file, row.number, *records)
 
 
 def collect(name: str, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], ReadReport]:
-    """What :func:`parse_rows` found, as a list and a report.
+    """Collects what :func:`parse_rows` yields in a list and a report.
+
+    Args:
+        name: The source, for error messages.
+        parsed: Records or a bad row, for every row.
 
     Raises:
-        UserError: if there are no records.
+        UserError: If there are zero records.
     """
     records: list[R] = []
     skipped: list[BadRow] = []
-    kept = 0
-    for found in parsed:
-        if isinstance(found, BadRow):
-            skipped.append(found)
+    rows_kept = 0
+    for row in parsed:
+        if isinstance(row, BadRow):
+            skipped.append(row)
         else:
-            records += found
-            kept += 1
+            records += row
+            rows_kept += 1
     if not records and skipped:
         first = skipped[0]
-        raise UserError(f"{name}: no row of {len(skipped)} can be used: {first.file}, row {first.row}: {first.text}")
-    if not records and kept:
-        raise UserError(f"{name}: nothing to learn from in any of the {kept} rows: give a file that says more")
+        raise UserError(f"{name}: no row of {len(skipped)} can be used. {first.file}, row {first.row}: {first.text}.")
+    if not records and rows_kept:
+        raise UserError(f"{name}: the {rows_kept} rows contain nothing to learn from. Give rows with answers.")
     if not records:
-        raise UserError(f"{name}: there are no rows: give a file with at least one")
-    return records, ReadReport(kept + len(skipped), kept, tuple(skipped), len(records))
+        raise UserError(f"{name}: the source has no rows. Give at least one row.")
+    return records, ReadReport(rows_kept + len(skipped), rows_kept, tuple(skipped), len(records))
 
 
 def _parse(kind: type[R], row: Row, columns: Mapping[str, str], expected: str | None) -> list[R] | Problem:
     value = row.value
     if isinstance(value, Problem):
         return value
-    for field, theirs in columns.items():
-        if value.get(theirs) is None:
-            return missing(theirs, value, f"data.columns says that it holds the {field}")
-    value = {**value, **{field: value[theirs] for field, theirs in columns.items()}}
+    for field, column in columns.items():
+        if value.get(column) is None:
+            return missing(column, value, f"the option columns names it as the {field}")
+    value = {**value, **{field: value[column] for field, column in columns.items()}}
     records: list[R] = []
     parts = oasst.rows(value, kind) if oasst.is_tree(value) else [value]
     if isinstance(parts, Problem):
         return parts
     for part in parts:
-        found = kind.parse(part, expected, row.file, row.number)
-        if isinstance(found, Problem):
-            return found
-        records += found
+        parsed = kind.parse(part, expected, row.file, row.number)
+        if isinstance(parsed, Problem):
+            return parsed
+        records += parsed
     return records
 
 
-def _unlike(record: Record, first: Record) -> Problem | None:
-    """A batch is an array: what one record carries, all must."""
+def _compare_extras(record: Record, first: Record) -> Problem | None:
+    """Returns a problem if a record has other extras than the first: a batch is an array, so all must have them."""
     differing = sorted(record.extras.keys() ^ first.extras.keys())
     if not differing:
         return None
-    has = "has a" if differing[0] in record.extras else "has no"
-    text = f"the row {has} {differing[0]!r}, unlike the rows before it: give it to all rows or to none"
+    has = "is set, but not" if differing[0] in record.extras else "is missing, but set"
+    text = f"field {differing[0]!r} {has} in the rows before. Give it in all rows or in none"
     return Problem(f"{differing[0]} not in all rows", text)
 
 
 def split_by_prompt(records: Sequence[R], *, holdout: int | float, seed: int = 0) -> tuple[list[R], list[R]]:
-    """Split into (train, held out) so that no prompt is on both sides.
+    """Splits records into (train, held out) so that no prompt is on both sides.
 
-    Prompts are taken in the order of a hash of (seed, prompt) until the held-out part has enough records; the order of
-    the records changes nothing, and each side keeps it. What has no prompt goes by its text.
+    Prompts are held out in the order of a hash of (seed, prompt) until there are enough records. So the split does not
+    depend on the order of the records. Both sides keep this order. A record without a prompt is hashed by its text.
 
     Args:
-        records: of any kind.
-        holdout: records to hold out, as a count (int) or a share (float); those of the last prompt taken may exceed it.
-        seed: another seed, another split.
+        records: Records of any kind.
+        holdout: Records to hold out, as a count (int) or a share (float). The records of the last prompt may exceed it.
+        seed: Another seed gives another split.
+
+    Returns:
+        Training records and held-out records.
 
     Raises:
-        UserError: if nothing is left to train on.
+        UserError: If nothing is left to train on.
     """
     wanted = round(holdout * len(records)) if isinstance(holdout, float) else holdout
     if not 0 <= wanted < len(records):
-        raise UserError(f"data.holdout={holdout} of {len(records)} records leaves nothing to train on: hold out fewer")
-    keys = [_draw(record, seed) for record in records]
+        raise UserError(
+            f"holdout is {holdout} of {len(records)} records, which leaves nothing to train on. Hold out fewer."
+        )
+    keys = [_split_key(record, seed) for record in records]
     held: set[bytes] = set()
     count = 0
     for key, size in sorted(Counter(keys).items()):
@@ -304,21 +325,21 @@ def split_by_prompt(records: Sequence[R], *, holdout: int | float, seed: int = 0
         count += size
     if count == len(records):
         raise UserError(
-            f"data.holdout={holdout} leaves nothing to train on, as the records share prompts: hold out fewer"
+            f"holdout is {holdout}, which leaves nothing to train on: records share prompts. Hold out fewer."
         )
     train = [record for record, key in zip(records, keys, strict=True) if key not in held]
     return train, [record for record, key in zip(records, keys, strict=True) if key in held]
 
 
 def is_held_out(record: Record, *, share: float, seed: int = 0) -> bool:
-    """Whether a record belongs to the held-out ``share`` of a stream, by a hash of (seed, prompt) alone.
+    """Returns whether a record of a stream belongs to the held-out ``share``, by a hash of (seed, prompt).
 
-    >>> made = [Prompt(f"{i}?", "text") for i in range(1000)]
-    >>> 80 < sum(is_held_out(record, share=0.1) for record in made) < 120
+    >>> records = [Prompt(f"{i}?", "text") for i in range(1000)]
+    >>> 80 < sum(is_held_out(record, share=0.1) for record in records) < 120
     True
     """
-    return int.from_bytes(_draw(record, seed)[:8]) < share * 2**64
+    return int.from_bytes(_split_key(record, seed)[:8]) < share * 2**64
 
 
-def _draw(record: Record, seed: int) -> bytes:
+def _split_key(record: Record, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}\0{record.prompt or record.completions!r}".encode()).digest()

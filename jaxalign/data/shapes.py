@@ -1,4 +1,4 @@
-"""Which row shapes a run should compile: few programs, little waste."""
+"""Chooses the row shapes that a run compiles: few programs, little waste."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.data.trees import Tree, plan, tree_sizes
+from jaxalign.data.trees import Tree, plan_rows, tree_sizes
 
-# Multiples of 128 fill the tiles of matrix units; the short ones are for toy data.
+# Multiples of 128 fill the tiles of matrix units. The short lengths are for toy data.
 LENGTHS = (32, 64, *range(128, 1025, 128), *range(1280, 2049, 256), *range(2560, 8193, 512))
 FRACTIONS = (3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0)  # of a row's columns that may be targets
 
@@ -22,16 +22,26 @@ def choose_shapes(
     worth: float = 0.01,
     trials: int | None = None,
 ) -> list[tuple[int, int]]:
-    """Row shapes (T, S) for batches drawn from these trees: at most ``max_programs``, one compiled program each.
+    """Chooses row shapes (T, S) for batches of these trees: at most ``max_programs``, with one compiled program each.
 
-    Packs ``trials`` random batches (by default 64, fewer if they are large) in every candidate shape. The first shape
-    chosen is the cheapest that holds all trees; more are added, each the one that lowers the summed price most, as
-    long as it lowers it by a share of ``worth``. The choice depends on the trees and the arguments alone: the trial
-    batches have a fixed seed.
+    Random batches are packed in every candidate shape. The first choice is the cheapest shape that fits all trees. The
+    shape that lowers the summed price most is then added, as long as it lowers it by a share of ``worth``. The choice
+    depends on the trees and the arguments alone: the trial batches have a fixed seed.
+
+    Args:
+        trees: The examples.
+        batch_size: Examples per step.
+        rows_per_microbatch: R of :func:`jaxalign.data.trees.pack`.
+        max_programs: Maximum number of shapes.
+        worth: Minimum share of the price that another shape must save.
+        trials: Number of random batches; by default 64, or fewer if batches are large.
+
+    Returns:
+        The shapes, sorted.
     """
     sizes = tree_sizes(trees)
     longest = int(sizes[:, 0].max())
-    lengths = [t for t in LENGTHS if t <= max(2 * longest, 512)]  # much longer rows only cost attention
+    lengths = [t for t in LENGTHS if t <= max(2 * longest, 512)]  # longer rows only add the cost of attention
     if lengths[-1] < longest:
         lengths.append(-(-longest // 512) * 512)
     candidates = [(t, int(t * fraction)) for t in lengths for fraction in FRACTIONS]
@@ -55,5 +65,5 @@ def choose_shapes(
 
 
 def _price(sizes: np.ndarray, shape: tuple[int, int], rows_per_microbatch: int) -> float:
-    planned = plan(sizes, [shape], rows_per_microbatch)
+    planned = plan_rows(sizes, [shape], rows_per_microbatch)
     return np.inf if planned is None else planned.price

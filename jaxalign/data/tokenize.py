@@ -1,4 +1,4 @@
-"""Records and a tokenizer into prompt trees, completions in the record's order: the chosen or best one first."""
+"""Tokenises records into prompt trees, with completions in the record's order: the chosen or best one first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxalign.data.encode import Encoder, Ids
 from jaxalign.data.files import Problem
 from jaxalign.data.messages import Message, transcript_messages
-from jaxalign.data.records import BadRow, Demonstration, OnError, Prompt, Record, tell_skipped
+from jaxalign.data.records import BadRow, Demonstration, OnError, Prompt, Record, describe_skipped
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 
@@ -19,19 +19,28 @@ Template: TypeAlias = Literal["auto", "always", "never"]
 LossOn: TypeAlias = Literal["assistant", "all"]
 R = TypeVar("R", bound=Record)
 E = TypeVar("E")
-# What an instruction looks like to a model without a chat template: Alpaca's layout.
+# Alpaca's layout of an instruction, for models without a chat template.
 INSTRUCTION = "### Instruction:\n{}\n\n### Response:\n"
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeReport:
-    """What tokenising made and cut. ``str()`` of it is a line for people."""
+    """Report on tokenising. ``str()`` of it is one line.
+
+    Attributes:
+        examples: Number of trees.
+        tokens: Distinct tokens of all trees.
+        longest: Tokens of the longest tree.
+        prompts_truncated: Number of prompts that lost their beginning.
+        completions_truncated: Number of completions that lost their end, and with it their EOS.
+        skipped: Records that could not be tokenised.
+    """
 
     examples: int
-    tokens: int  # distinct tokens of all trees
-    longest: int  # tokens of the longest tree
-    prompts_truncated: int  # prompts that lost their beginning
-    completions_truncated: int  # completions that lost their end, and with it their EOS
+    tokens: int
+    longest: int
+    prompts_truncated: int
+    completions_truncated: int
     skipped: tuple[BadRow, ...] = ()
 
     def __str__(self) -> str:
@@ -40,11 +49,11 @@ class TokenizeReport:
             text += f"; {self.prompts_truncated} prompts lost their beginning"
         if self.completions_truncated:
             text += f"; {self.completions_truncated} completions lost their end"
-        return text + (f"; {len(self.skipped)} skipped: {tell_skipped(self.skipped)}" if self.skipped else "")
+        return text + (f"; {len(self.skipped)} skipped: {describe_skipped(self.skipped)}" if self.skipped else "")
 
 
 class Text(NamedTuple):
-    """One tree's ids before they are cut; masks None: every token of a completion counts."""
+    """One tree's ids before truncation. With masks None, every token of a completion counts."""
 
     prompt: Ids
     completions: Sequence[Ids]
@@ -60,26 +69,26 @@ def tokenize_completions(
     template: Template = "auto",
     on_error: OnError = "stop",
 ) -> tuple[list[Tree], TokenizeReport]:
-    """A tree for every preference, ranking or unpaired preference, with its completions and its extras.
+    """Tokenises preferences, rankings or unpaired preferences: a tree per record, with its completions and extras.
 
     With a chat template, chats and transcripts become messages, and a completion ends with the end of turn that the
-    template writes. Without, a text is prompt, completion and EOS.
+    template writes. Without a chat template, a text is prompt, completion and EOS.
 
     Args:
-        records: what :func:`jaxalign.data.records.read_records` returns.
-        tokenizer: a ``transformers`` tokenizer.
-        max_length: tokens that the prompt and the longest completion may have together. A longer prompt loses its
-            beginning (never its BOS), down to half of ``max_length``; then completions lose their end.
-        max_completion_length: tokens that a completion may have, end of turn included.
-        template: ``auto`` renders chats, transcripts and instructions with the chat template, if there is one;
-            ``always`` plain prompts too, as a user's message; ``never`` takes transcripts as they are written.
+        records: What :func:`jaxalign.data.records.read_records` returns.
+        tokenizer: A ``transformers`` tokenizer.
+        max_length: Maximum tokens of the prompt and the longest completion together. A longer prompt loses its
+            beginning (never its BOS), down to half of ``max_length``. Then completions lose their end.
+        max_completion_length: Maximum tokens of a completion, end of turn included.
+        template: ``auto`` renders chats, transcripts and instructions with the chat template, if it exists. ``always``
+            renders plain prompts too, as a user's message. ``never`` leaves transcripts as they are written.
         on_error: ``stop`` at the first record that cannot be tokenised, or ``skip`` and report it.
 
     Returns:
-        Trees in the order of the records, and what was cut and left out.
+        Trees in the order of the records, and a report on what was truncated and skipped.
 
     Raises:
-        UserError: if the limits leave no completion token, or the tokenizer lacks what the records need.
+        UserError: If the limits leave no completion token, or the tokenizer lacks what the records need.
     """
     encoder = _encoder(tokenizer, max_length, max_completion_length, template)
 
@@ -90,7 +99,8 @@ def tokenize_completions(
     return _trees(records, encode, encoder, max_length, max_completion_length, on_error)
 
 
-tokenize_preferences = tokenize_completions  # the name that suits most callers' records
+# The name for callers with preferences only.
+tokenize_preferences = tokenize_completions
 
 
 def tokenize_sft(
@@ -103,39 +113,39 @@ def tokenize_sft(
     template: Template = "auto",
     on_error: OnError = "stop",
 ) -> tuple[list[Tree], TokenizeReport]:
-    """Trees of one completion, of which the assistant's tokens count, or all.
+    """Tokenises demonstrations: trees of one completion, where the assistant's tokens count, or all.
 
-    Of a chat every assistant's turn counts, end of turn included; what stands between is context. A conversation is
+    In a chat every turn of the assistant counts, end of turn included. The turns between are context. A conversation is
     one tree, or several if the chat template rewrites its history (:meth:`jaxalign.data.encode.Encoder.turns`).
 
     Args:
-        records: what to imitate.
-        tokenizer: a ``transformers`` tokenizer.
+        records: The demonstrations.
+        tokenizer: A ``transformers`` tokenizer.
         loss_on: ``assistant`` learns completions, ``all`` whole texts: all tokens but the first.
-        max_length: as for :func:`tokenize_completions`, like what follows.
-        max_completion_length: tokens that may follow the prompt.
-        template: when to use the chat template.
+        max_length: See :func:`tokenize_completions`, as for the remaining arguments.
+        max_completion_length: Maximum tokens behind the prompt.
+        template: When to use the chat template.
         on_error: ``stop`` or ``skip``.
 
     Returns:
-        Trees in the order of the records, and what was cut and left out.
+        Trees in the order of the records, and a report on what was truncated and skipped.
 
     Raises:
-        UserError: as :func:`tokenize_completions`, or for another ``loss_on``.
+        UserError: As :func:`tokenize_completions`, or for another ``loss_on``.
     """
     if loss_on not in ("assistant", "all"):
-        raise UserError(f"data.loss_on is {loss_on!r}: it must be assistant or all")
+        raise UserError(f"loss_on is {loss_on!r}. Give assistant or all.")
     encoder = _encoder(tokenizer, max_length, max_completion_length, template)
 
     def encode(record: Demonstration) -> list[Text] | Problem:
         if record.prompt == "":
             first, *rest = [*encoder.document(record.completions[0]), tokenizer.eos_token_id]
-            return [Text([first], [rest])] if rest else Problem("empty text", "the tokenizer knows no character of it")
+            return [Text([first], [rest])] if rest else Problem("empty text", "the text has no token. Remove the row")
         learned = record.completion
         if loss_on == "assistant" and not isinstance(learned, str) and tokenizer.chat_template and template != "never":
             turns = encoder.turns((*record.prompt, *learned), start=len(record.prompt))
             return turns if isinstance(turns, Problem) else [Text(t.prompt, [t.completion], [t.mask]) for t in turns]
-        if not isinstance(learned, str):  # all tokens count: those before the last answer are its prompt
+        if not isinstance(learned, str):  # all tokens count, so the messages before the last answer may be its prompt
             record = dataclasses.replace(record, prompt=(*record.prompt, *learned[:-1]))
         ids = _encode(record, record.completions, encoder, template)
         return ids if isinstance(ids, Problem) else [Text(*ids)]
@@ -154,25 +164,25 @@ def tokenize_prompts(
     template: Template = "auto",
     on_error: OnError = "stop",
 ) -> tuple[list[tuple[Ids, dict[str, Any]]], TokenizeReport]:
-    """What to feed a model that is to answer: (the prompt's ids, the row it stands in) of every record.
+    """Tokenises prompts for generation: (the prompt's ids, its row) of every record.
 
     Args:
-        records: of the kind :class:`jaxalign.data.records.Prompt`.
-        tokenizer: a ``transformers`` tokenizer.
-        max_length: tokens that a prompt may have; a longer one loses its beginning (never its BOS).
-        template: when to use the chat template, as for :func:`tokenize_completions`.
+        records: Prompts.
+        tokenizer: A ``transformers`` tokenizer.
+        max_length: Maximum tokens of a prompt. A longer prompt loses its beginning (never its BOS).
+        template: When to use the chat template, see :func:`tokenize_completions`.
         on_error: ``stop`` or ``skip``.
 
     Returns:
-        Prompts in the order of the records, and what was cut and left out.
+        Prompts in the order of the records, and a report on what was truncated and skipped.
 
     Raises:
-        UserError: as :func:`tokenize_completions`.
+        UserError: As :func:`tokenize_completions`.
     """
     if max_length is not None and max_length < 1:
-        raise UserError(f"data.max_prompt_length={max_length} leaves no prompt token: it must be at least 1")
+        raise UserError(f"max_length is {max_length}, which leaves no prompt token. Give 1 or more.")
     encoder = _encoder(tokenizer, None, None, template)
-    encoded, skipped = _each(records, lambda record: _encode(record, (), encoder, template), on_error)
+    encoded, skipped = _encode_all(records, lambda record: _encode(record, (), encoder, template), on_error)
     prompts: list[tuple[Ids, dict[str, Any]]] = []
     cut = 0
     for record, (prompt, _) in encoded:
@@ -184,24 +194,26 @@ def tokenize_prompts(
 
 
 def _encoder(tokenizer: Any, max_length: int | None, max_completion_length: int | None, template: Template) -> Encoder:
-    """The encoder, once what was asked for makes sense."""
+    """Returns the encoder after a check of the options."""
     if max_length is not None and max_length < 2:
-        raise UserError(f"data.max_length={max_length} leaves no completion token: it must be at least 2")
+        raise UserError(f"max_length is {max_length}, which leaves no completion token. Give 2 or more.")
     if max_completion_length is not None and max_completion_length < 1:
         raise UserError(
-            f"data.max_completion_length={max_completion_length} leaves no completion token: set at least 1"
+            f"max_completion_length is {max_completion_length}, which leaves no completion token. Give 1 or more."
         )
     if template == "always" and not tokenizer.chat_template:
-        raise UserError("data.template=always, and the tokenizer has no chat template: use auto, or another tokenizer")
+        raise UserError(
+            "template is 'always', and the tokenizer has no chat template. Give 'auto', or another tokenizer."
+        )
     if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer has no EOS token, so no completion could end: give it an eos_token")
+        raise UserError("The tokenizer has no EOS token, so a completion cannot end. Give it an eos_token.")
     return Encoder(tokenizer)
 
 
-def _each(
+def _encode_all(
     records: Sequence[R], encode: Callable[[R], E | Problem], on_error: OnError
 ) -> tuple[list[tuple[R, E]], list[BadRow]]:
-    """Every record with its ids, and those that have none."""
+    """Returns every record with its ids, and the records that could not be encoded."""
     encoded: list[tuple[R, E]] = []
     skipped: list[BadRow] = []
     for record in records:
@@ -209,12 +221,12 @@ def _each(
         if not isinstance(ids, Problem):
             encoded.append((record, ids))
         elif on_error == "stop":
-            raise UserError(f"{record.place}: {ids.text}")
+            raise UserError(f"{record.place}: {ids.text}.")
         else:
             skipped.append(BadRow(record.file, record.row, *ids))
     if not encoded:
-        first = f": {skipped[0].file}, row {skipped[0].row}: {skipped[0].text}" if skipped else ""
-        raise UserError(f"no record is left to train on{first}")
+        first = f" {skipped[0].file}, row {skipped[0].row}: {skipped[0].text}." if skipped else " Check the data."
+        raise UserError(f"Every record was skipped, so none is left to train on.{first}")
     return encoded, skipped
 
 
@@ -226,7 +238,7 @@ def _trees(
     max_completion_length: int | None,
     on_error: OnError,
 ) -> tuple[list[Tree], TokenizeReport]:
-    encoded, skipped = _each(records, encode, on_error)
+    encoded, skipped = _encode_all(records, encode, on_error)
     trees: list[Tree] = []
     prompts_truncated = completions_truncated = 0
     for record, texts in encoded:
@@ -260,9 +272,18 @@ def truncate(
     max_completion_length: int | None = None,
     opening: Sequence[int] = (),
 ) -> tuple[Ids, list[Ids]]:
-    """Keep the end of the prompt and the start of the completions.
+    """Truncates a prompt from its start and completions from their end.
 
-    ``opening`` (BOS) stays if the prompt has it. The prompt yields first, down to half of ``max_length``.
+    Args:
+        prompt: The prompt's ids.
+        completions: The completions' ids.
+        max_length: Maximum tokens of the prompt and the longest completion. The prompt is truncated first, down to half
+            of it.
+        max_completion_length: Maximum tokens of a completion.
+        opening: Ids that stay if the prompt starts with them (BOS).
+
+    Returns:
+        The prompt and the completions.
 
     >>> truncate([1, 2, 3, 4, 5, 6], [[7, 8, 9], [7]], max_length=6, opening=[1])
     ([1, 5, 6], [[7, 8, 9], [7]])
@@ -278,11 +299,11 @@ def truncate(
 
 
 def _end(prompt: Ids, room: int, opening: Sequence[int]) -> Ids:
-    """The last tokens of a prompt that have room, behind its BOS."""
+    """Returns the last tokens of a prompt that have room, behind its BOS."""
     if len(prompt) <= room:
         return prompt
-    kept = list(opening) if prompt[: len(opening)] == list(opening) and room > len(opening) else []
-    return kept + prompt[len(prompt) - room + len(kept) :]
+    start = list(opening) if prompt[: len(opening)] == list(opening) and room > len(opening) else []
+    return start + prompt[len(prompt) - room + len(start) :]
 
 
 def _encode(
@@ -290,25 +311,25 @@ def _encode(
 ) -> tuple[Ids, list[Ids]] | Problem:
     messages = _messages(record, template if encoder.tokenizer.chat_template else "never")
     if messages is not None:
-        if record.format == "transcript":  # the space after "Assistant:" belongs to the transcript, not to what is said
+        if record.format == "transcript":  # the space after "Assistant:" is part of the transcript, not of the message
             replies = [reply.strip() for reply in replies]
         return encoder.conversation(messages, replies)
     if not isinstance(record.prompt, str):
         return Problem(
             "no chat template",
-            "the data are chat messages and the tokenizer has no chat template (or data.template=never forbids it): "
-            "use a chat model's tokenizer, or data with plain prompts",
+            "the data are chat messages and the tokenizer has no chat template (or template='never' forbids it). "
+            "Use a chat model's tokenizer, or data with plain prompts",
         )
     prompt = encoder.document(INSTRUCTION.format(record.prompt) if record.format == "instruction" else record.prompt)
     if not prompt:
         return Problem(
-            "empty prompt", "the prompt is empty and the tokenizer puts no BOS before it: fill field 'prompt'"
+            "empty prompt", "field 'prompt' is empty and the tokenizer puts no BOS before it. Write a prompt"
         )
     return prompt, [[*encoder.continuation(reply), encoder.tokenizer.eos_token_id] for reply in replies]
 
 
 def _messages(record: Record, template: Template) -> Sequence[Message] | None:
-    """The record as a chat to render, or None to take it as plain text."""
+    """Returns the record as a chat to render, or None for plain text."""
     if template == "never":
         return None
     if not isinstance(record.prompt, str):

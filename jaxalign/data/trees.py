@@ -1,8 +1,8 @@
-"""Prompt trees, and how they are packed into rows.
+"""Prompt trees, and packing them into rows.
 
-A *tree* is a prompt and, right behind it, its completions. Packing lays whole trees into rows of one length, first-fit
-by decreasing length, and only arranges: which examples make up a step is decided before, blind to their length.
-The layout itself is pictured in :mod:`jaxalign.masking`.
+A *tree* is a prompt and, directly behind it, its completions. Packing puts whole trees into rows of one length,
+first-fit by decreasing length. It only arranges: the examples of a step are chosen before, regardless of their length.
+:mod:`jaxalign.masking` shows the layout.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ ROW_LENGTHS = (512, 1024, 2048)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tree:
-    """A prompt of P tokens and its K completions. Make one with :meth:`Tree.of`, which fills in and converts.
+    """A prompt of P tokens and its K completions. :meth:`Tree.of` makes one from plain sequences.
 
-    ``masks`` says which tokens of each completion count as targets; ``extras`` holds per-completion inputs ``[K]``
-    (labels, scores, reference log-probs, the example's index) and ``token_extras`` per-token inputs, an array ``[C]``
-    for each completion (the log-probs it was sampled with), that travel with the tree. ``cut_from`` is the whole prompt
-    where truncation took a part: answers to one prompt leave it different room.
+    Attributes:
+        prompt: Token ids.
+        completions: Token ids of every completion.
+        masks: Whether a completion's token counts as a target.
+        extras: Per-completion inputs ``[K]``: labels, scores, reference log-probs, the example's index.
+        token_extras: Per-token inputs, an array ``[C]`` for every completion: the log-probs it was sampled with.
+        cut_from: The whole prompt if it was truncated. Answers to one prompt may cut it at different places.
     """
 
     prompt: Int[np.ndarray, " P"]
@@ -41,16 +44,16 @@ class Tree:
 
     def __post_init__(self) -> None:
         if len(self.prompt) == 0:
-            raise ValueError("a tree's prompt is empty: Tree.of lets the first token be the prompt")
+            raise ValueError("A tree's prompt is empty. Tree.of makes the first token the prompt.")
         if not self.completions or any(len(c) == 0 for c in self.completions):
-            raise ValueError("a tree needs at least one completion, and every completion at least one token")
+            raise ValueError("A tree needs at least one completion, and every completion at least one token.")
         if [len(m) for m in self.masks] != [len(c) for c in self.completions]:
-            raise ValueError("a tree's masks must have the lengths of its completions")
+            raise ValueError("A tree's masks must have the lengths of its completions.")
         if any(len(value) != len(self.completions) for value in self.extras.values()):
-            raise ValueError(f"every extra of a tree needs one value per completion ({len(self.completions)})")
+            raise ValueError(f"Every extra of a tree needs one value per completion ({len(self.completions)}).")
         for name, values in self.token_extras.items():
             if name in self.extras or [len(v) for v in values] != [len(c) for c in self.completions]:
-                raise ValueError(f"token extra {name!r} needs a name of its own and one value per completion token")
+                raise ValueError(f"Token extra {name!r} needs a name of its own and one value per completion token.")
 
     @classmethod
     def of(
@@ -61,16 +64,25 @@ class Tree:
         token_extras: Mapping[str, Sequence[Any]] | None = None,
         **extras: Any,
     ) -> Tree:
-        """A tree from plain sequences; ``masks`` default to all True, extras are scalars or one value per completion,
-        token extras hold one value per token of each completion.
+        """Makes a tree from plain sequences.
 
         A text's first token is never a target, so without a prompt the completions' first token is the prompt.
 
-        >>> Tree.of([], [[7, 8, 9]]).prompt
-        array([7], dtype=int32)
+        Args:
+            prompt: Token ids.
+            completions: Token ids of every completion.
+            masks: Whether a token counts; by default all do.
+            token_extras: One value per token of every completion, by name.
+            **extras: A scalar, or one value per completion.
+
+        Returns:
+            The tree.
 
         Raises:
-            ValueError: if a completion is empty, or there is no prompt and completions begin with different tokens.
+            ValueError: If a completion is empty, or if the prompt is empty and completions begin with different tokens.
+
+        >>> Tree.of([], [[7, 8, 9]]).prompt
+        array([7], dtype=int32)
         """
         texts = [np.asarray(c, np.int32) for c in completions]
         counts = [np.ones(len(t), bool) for t in texts] if masks is None else [np.asarray(m, bool) for m in masks]
@@ -78,7 +90,7 @@ class Tree:
         root = np.asarray(prompt, np.int32)
         if len(root) == 0:
             if len({t[0] if len(t) else None for t in texts}) != 1 or any(len(t) < 2 for t in texts):
-                raise ValueError("without a prompt the completions must share their first token and have a second one")
+                raise ValueError("Without a prompt, completions must share their first token and have a second one.")
             root, texts, counts = texts[0][:1], [t[1:] for t in texts], [m[1:] for m in counts]
             per_token = {name: [v[1:] for v in values] for name, values in per_token.items()}
         spread = {name: np.broadcast_to(_narrow(value), (len(texts),)) for name, value in extras.items()}
@@ -90,7 +102,7 @@ class Tree:
 
     @property
     def prompt_key(self) -> bytes:
-        """The same for trees of one prompt, however each was cut.
+        """Key that is equal for trees of one prompt, wherever it was truncated.
 
         >>> tree = Tree.of([2, 3], [[4]])
         >>> dataclasses.replace(tree, cut_from=np.array([1, 2, 3], np.int32)).prompt_key == tree.prompt_key
@@ -100,12 +112,12 @@ class Tree:
 
     @property
     def num_targets(self) -> int:
-        """Target slots it takes: Σ C (every completion token has a source, its mask says whether it counts)."""
+        """Number of target slots: Σ C. Every completion token has one; its mask says whether it counts."""
         return sum(map(len, self.completions))
 
 
 def fingerprint(*groups: Sequence[Tree]) -> str:
-    """A hash of all token ids, of which of them count, and of what else trees carry.
+    """Returns a hash of all token ids, masks and extras.
 
     >>> one, other = Tree.of([1], [[2], [3]]), Tree.of([1, 2], [[3], [3]])
     >>> fingerprint([one]) == fingerprint([one]), fingerprint([one]) == fingerprint([other])
@@ -123,7 +135,7 @@ def fingerprint(*groups: Sequence[Tree]) -> str:
 
 
 class Packed(NamedTuple):
-    """Rows with leading axes [M, R], of which the first ``used`` microbatches hold examples (the rest is padding)."""
+    """Rows with leading axes [M, R]. Only the first ``used`` microbatches contain examples; the rest is padding."""
 
     rows: Rows
     used: int
@@ -140,19 +152,20 @@ class Packed(NamedTuple):
 
 
 def distinct_tokens(trees: Iterable[Tree]) -> int:
-    """Σ (P + Σ C): what would be computed if nothing were wasted."""
+    """Returns Σ (P + Σ C), the number of tokens to compute without waste."""
     return sum(map(len, trees))
 
 
 def first_fit_decreasing(sizes: Int[np.ndarray, "N D"], capacity: Sequence[int]) -> list[list[int]] | None:
-    """Put items of D-dimensional size into few bins: the largest first, each into the first bin that has room.
+    """Puts items of D-dimensional size into few bins: the largest first, into the first bin that has room.
 
     Args:
-        sizes: what each item takes of each of D resources; the first one orders the items.
-        capacity: what a bin holds of each.
+        sizes: Amounts of D resources that items take. The first resource orders the items.
+        capacity: Amounts of the resources in a bin.
 
     Returns:
-        Bins of item numbers, or None if an item is larger than a bin. Ties keep the items' order: deterministic.
+        Bins of item numbers, or None if an item is larger than a bin. Ties keep the items' order, so the result is
+        deterministic.
     """
     if len(sizes) and np.any(sizes.max(0) > capacity):
         return None
@@ -167,8 +180,8 @@ def first_fit_decreasing(sizes: Int[np.ndarray, "N D"], capacity: Sequence[int])
     return bins
 
 
-class Plan(NamedTuple):
-    """Where trees go: rows of tree numbers, the row length T, the target slots S, and the price of computing them."""
+class RowPlan(NamedTuple):
+    """Rows of tree numbers, the row length T, the number of target slots S, and the price of computing them."""
 
     bins: list[list[int]]
     row_length: int
@@ -176,28 +189,30 @@ class Plan(NamedTuple):
     price: float
 
 
-def plan(sizes: Int[np.ndarray, "N 3"], shapes: Iterable[tuple[int, int]], rows_per_microbatch: int = 1) -> Plan | None:
-    """The cheapest of the allowed shapes (T, S) for trees of these :func:`tree_sizes`, None if a tree fits in no shape.
+def plan_rows(
+    sizes: Int[np.ndarray, "N 3"], shapes: Iterable[tuple[int, int]], rows_per_microbatch: int = 1
+) -> RowPlan | None:
+    """Returns the cheapest of the shapes (T, S) for trees of these :func:`tree_sizes`; None if a tree does not fit.
 
-    A row's price is T (1 + T/4096) + S/4, in tokens through the layers: attention grows with T and the head is paid
-    per slot. The two weights are those of SmolLM2-135M; larger models pay a smaller share for both.
+    A row's price is T (1 + T/4096) + S/4, in tokens through the layers. The cost of attention grows with T, that of the
+    head with S. The two weights are those of SmolLM2-135M. For larger models, both shares are smaller.
     """
     plans = []
     for length, slots in shapes:
         bins = first_fit_decreasing(sizes, (length, slots, example_slots(length)))
         if bins is not None:
             rows = -(-len(bins) // rows_per_microbatch) * rows_per_microbatch
-            plans.append(Plan(bins, length, slots, rows * (length * (1 + length / 4096) + slots / 4)))
+            plans.append(RowPlan(bins, length, slots, rows * (length * (1 + length / 4096) + slots / 4)))
     return min(plans, key=lambda p: p.price, default=None)
 
 
 def tree_sizes(trees: Sequence[Tree]) -> Int[np.ndarray, "N 3"]:
-    """What each tree takes of a row: columns, target slots, and one example slot."""
+    """Returns what trees take of a row: columns, target slots, and one example slot."""
     return np.array([[len(tree), tree.num_targets, 1] for tree in trees], int).reshape(-1, 3)
 
 
 def example_slots(row_length: int) -> int:
-    """Example slots E of a row, one for every 8 columns: a function of T, so (T, S) decides the compiled program."""
+    """Returns the example slots E of a row, one per 8 columns. E depends on T only, so (T, S) fixes the program."""
     return max(1, row_length // 8)
 
 
@@ -210,23 +225,24 @@ def pack(
     max_microbatches: int | None = None,
     num_completions: int | None = None,
 ) -> Packed:
-    """Lay trees into rows of one length and rows into microbatches: NumPy arrays with leading axes [M, R].
+    """Packs trees into rows of one length and rows into microbatches: NumPy arrays with leading axes [M, R].
 
     Args:
-        trees: the examples of one step; every tree must carry the same extras.
-        row_lengths: the row lengths T to choose from, each with S = T/2 or S = T target slots.
-        shapes: the pairs (T, S) to choose from, instead of ``row_lengths``; the cheapest is taken (:func:`plan`).
-        rows_per_microbatch: R, a multiple of the devices that rows are spread over.
-        max_microbatches: M; by default ⌈trees / R⌉, enough for trees that each take a row.
-        num_completions: K; by default the most that a tree has. Trees with fewer leave branches unused.
+        trees: The examples of one step. All trees must have the same extras.
+        row_lengths: Row lengths T to choose from, with S = T/2 or S = T target slots.
+        shapes: Pairs (T, S) to choose from, instead of ``row_lengths``. The cheapest is chosen (:func:`plan_rows`).
+        rows_per_microbatch: R, a multiple of the number of devices that rows are spread over.
+        max_microbatches: M; by default ⌈trees / R⌉, enough for one row per tree.
+        num_completions: K; by default the maximum of the trees. Trees with fewer leave branches unused.
 
     Returns:
-        The rows, and how many microbatches are used. Padding: token, branch, position, source, target and last 0,
-        example and owner -1, masks False, extras 0. ``rows.extras`` holds extras as [M, R, E, K] and token extras as
+        The rows, and the number of microbatches used. Padding: token, branch, position, source, target and last 0,
+        example and owner -1, masks False, extras 0. ``rows.extras`` contains extras as [M, R, E, K] and token extras as
         [M, R, S], in their target slots.
 
     Raises:
-        UserError: if a tree fits in none of the shapes.
+        UserError: If a tree does not fit in any of the shapes.
+        ValueError: If the trees have different extras, or exceed ``num_completions`` or ``max_microbatches``.
 
     >>> rows, used = pack([Tree.of([5, 6], [[7, 8], [9]])], row_lengths=[8])
     >>> rows.tokens[0, 0], rows.branch[0, 0]
@@ -235,21 +251,21 @@ def pack(
     most = max((len(tree.completions) for tree in trees), default=1)
     completions = most if num_completions is None else num_completions
     if most > completions:
-        raise ValueError(f"a tree has {most} completions, num_completions is {completions}")
+        raise ValueError(f"A tree has {most} completions, and num_completions is {completions}.")
     names = [(tree.extras.keys(), tree.token_extras.keys()) for tree in trees]
     if any(carried != names[0] for carried in names):
-        raise ValueError("the trees of a batch must carry the same extras")
+        raise ValueError("The trees of a batch must have the same extras.")
     allowed = shapes or [(length, slots) for length in row_lengths for slots in (length // 2, length)]
-    chosen = plan(tree_sizes(trees), allowed, rows_per_microbatch)
+    chosen = plan_rows(tree_sizes(trees), allowed, rows_per_microbatch)
     if chosen is None:
         raise UserError(
-            f"an example of {max(map(len, trees))} tokens (prompt and all completions) fits in none of the row shapes "
-            f"{tuple(allowed)}: lower data.max_length, or allow longer rows"
+            f"An example of {max(map(len, trees))} tokens (prompt and all completions) fits in none of the row shapes "
+            f"{tuple(allowed)}. Lower max_length, or allow longer rows."
         )
     used = -(-len(chosen.bins) // rows_per_microbatch)
     microbatches = -(-len(trees) // rows_per_microbatch) if max_microbatches is None else max_microbatches
     if used > microbatches:
-        raise ValueError(f"the trees take {used} microbatches, max_microbatches is {microbatches}")
+        raise ValueError(f"The trees take {used} microbatches, and max_microbatches is {microbatches}.")
 
     shape = (microbatches * rows_per_microbatch, chosen.row_length, chosen.num_slots)
     rows = _empty_rows(*shape, example_slots(chosen.row_length), completions, trees[0] if trees else None)
@@ -262,19 +278,19 @@ def pack(
 
 
 def unpack(packed: Packed) -> list[Tree]:
-    """The trees of packed rows, in the order of microbatch, row and example slot: the inverse of :func:`pack`."""
+    """Returns the trees of packed rows by microbatch, row and example slot: the inverse of :func:`pack`."""
     rows = _map_rows(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), packed.rows)
     completions = rows.last.shape[-1]
     trees = []
     for row, example in zip(*np.nonzero(rows.example_mask), strict=True):
-        mine = rows.example[row] == example
-        branches = [k for k in range(1, completions + 1) if np.any(mine & (rows.branch[row] == k))]
+        in_tree = rows.example[row] == example
+        branches = [k for k in range(1, completions + 1) if np.any(in_tree & (rows.branch[row] == k))]
         slots = [rows.owner[row] == example * completions + k - 1 for k in branches]
         per_token = {name: value[row] for name, value in rows.extras.items() if value.ndim == 2}
         trees.append(
             Tree(
-                rows.tokens[row][mine & (rows.branch[row] == 0)],
-                tuple(rows.tokens[row][mine & (rows.branch[row] == k)] for k in branches),
+                rows.tokens[row][in_tree & (rows.branch[row] == 0)],
+                tuple(rows.tokens[row][in_tree & (rows.branch[row] == k)] for k in branches),
                 tuple(rows.mask[row][at] for at in slots),
                 {name: v[row, example, : len(branches)] for name, v in rows.extras.items() if name not in per_token},
                 {name: tuple(value[at] for at in slots) for name, value in per_token.items()},
@@ -284,7 +300,7 @@ def unpack(packed: Packed) -> list[Tree]:
 
 
 def packing_report(batches: Iterable[Packed]) -> dict[str, Any]:
-    """What packing cost over these batches.
+    """Measures the cost of packing over batches.
 
     Returns:
         ``positions``: token positions computed; ``tokens``: distinct tokens in them; ``positions_per_token``: their
@@ -311,7 +327,7 @@ def packing_report(batches: Iterable[Packed]) -> dict[str, Any]:
 
 
 def _lay(rows: Rows, row: int, example: int, tree: Tree, column: int, slot: int) -> tuple[int, int]:
-    """Write one tree into a row from this column and target slot on; returns where the next one starts."""
+    """Writes a tree into a row at a column and a target slot. Returns where the next tree starts."""
     prompt, completions = len(tree.prompt), rows.last.shape[-1]
     end = column + len(tree)
     rows.tokens[row, column:end] = np.concatenate((tree.prompt, *tree.completions))
@@ -340,7 +356,7 @@ def _lay(rows: Rows, row: int, example: int, tree: Tree, column: int, slot: int)
 
 
 def _empty_rows(rows: int, columns: int, slots: int, examples: int, completions: int, like: Tree | None) -> Rows:
-    """Rows of padding, with the extras of one tree."""
+    """Returns rows of padding, with the names and types of one tree's extras."""
 
     def full(value: int, size: int) -> np.ndarray:
         return np.full((rows, size), value, np.int32)
@@ -365,13 +381,13 @@ def _empty_rows(rows: int, columns: int, slots: int, examples: int, completions:
 
 
 def _map_rows(function: Any, rows: Rows) -> Rows:
-    """Apply to every array. Not jax.tree.map: the arrays stay NumPy, and packing runs in data threads without JAX."""
+    """Applies a function to every array. Not jax.tree.map: packing runs in data threads, without JAX."""
     fields = {f.name: function(getattr(rows, f.name)) for f in dataclasses.fields(rows) if f.name != "extras"}
     return Rows(**fields, extras={name: function(value) for name, value in rows.extras.items()})
 
 
 def _narrow(value: Any) -> np.ndarray:
-    """Integers to int32, and floats to what the device would make of them anyway: float32, but for x64."""
+    """Converts integers to int32, and floats to the device's type: float32, or float64 under x64."""
     array = np.asarray(value)
     if array.dtype.kind in "iu":
         return array.astype(np.int32)

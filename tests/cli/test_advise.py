@@ -80,7 +80,7 @@ def test_bytes_are_those_of_a_run(tiny_model):
     assert more == sum(2 * sum(shape) for shape in kernels) * config.num_hidden_layers
 
 
-def test_mistakes_are_told(tiny_model, tmp_path, error_of):
+def test_mistakes_are_reported(tiny_model, tmp_path, error_of):
     file = write(tmp_path / "rows.jsonl", [PAIR])
     assert "missing.jsonl" in error_of(["advise", "--data", "missing.jsonl", "--model", str(tiny_model)])
     assert "nowhere" in error_of(["advise", "--data", file, "--model", "./nowhere"])

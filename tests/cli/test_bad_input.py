@@ -18,11 +18,11 @@ GOOD = {"prompt": "what is it?", "chosen": "blue", "rejected": "it is like blue"
 DATA = {  # what stands in row 2 of the file: what the sentence says
     "a row without rejected": ({"prompt": "x", "chosen": "y"}, "field 'rejected' is missing"),
     "a row without chosen": ({"prompt": "x", "rejected": "y"}, "field 'chosen' is missing"),
-    "a field that is no string": ({**GOOD, "chosen": 7}, "field 'chosen' is of type int where a string"),
-    "a prompt that is no string": ({**GOOD, "prompt": 7}, "field 'prompt' is of type int where a string"),
-    "an empty completion": ({**GOOD, "rejected": " "}, "the answer in field 'rejected' is empty"),
+    "a field that is no string": ({**GOOD, "chosen": 7}, "field 'chosen' is of type int. Give a string"),
+    "a prompt that is no string": ({**GOOD, "prompt": 7}, "field 'prompt' is of type int. Give a string"),
+    "an empty completion": ({**GOOD, "rejected": " "}, "field 'rejected' is empty"),
     "a row that is no object": ([1], "is a JSON list"),
-    "chat messages among texts": ({"prompt": "x", "chosen": [], "rejected": []}, "has the shape of format 'chat'"),
+    "chat messages among texts": ({"prompt": "x", "chosen": [], "rejected": []}, "has the format 'chat'"),
 }
 
 
@@ -67,10 +67,10 @@ def test_bad_rows_may_be_skipped_counted_and_reported(flags, tmp_path, capsys):
     ("name", "content", "words"),
     [
         ("pairs.jsonl", b"", "the file is empty"),
-        ("pairs.jsonl", b"prompt,chosen\n", "row 1: is not JSON"),
-        ("pairs.jsonl", b"\xff\xfe\x00", "row 1: is not UTF-8"),
-        ("pairs.txt", b"hello", "unknown kind of file: it must end in .jsonl, .json, .csv, .parquet"),
-        ("pairs.json", b'[{"prompt": ', "not JSON, line 1"),
+        ("pairs.jsonl", b"prompt,chosen\n", "row 1: the row is not JSON"),
+        ("pairs.jsonl", b"\xff\xfe\x00", "row 1: the row is not UTF-8"),
+        ("pairs.txt", b"hello", "unknown kind of file. Its name must end in .jsonl, .json, .csv, .parquet"),
+        ("pairs.json", b'[{"prompt": ', "the file is not JSON (Expecting value, line 1)"),
         ("pairs.parquet", b"PAR1 and so on", "Parquet file ("),
         ("pairs.jsonl.gz", b"not gzip", "not a sound gzip file"),
         ("pairs.jsonl.gz", gzip.compress(json.dumps(GOOD).encode(), mtime=0)[:-9], "the gzip file ends early"),
@@ -85,15 +85,15 @@ def test_a_file_of_the_wrong_kind_is_named(refused, tmp_path, name, content, wor
 
 
 def test_files_that_are_not_there_are_named(refused, tmp_path):
-    assert f"{tmp_path}/no.jsonl: there is no such file" in refused(data__path=tmp_path / "no.jsonl")
-    assert f"{tmp_path}/no.jsonl: there is no such file" in refused(data__eval_path=tmp_path / "no.jsonl")
+    assert f"{tmp_path}/no.jsonl: the file does not exist" in refused(data__path=tmp_path / "no.jsonl")
+    assert f"{tmp_path}/no.jsonl: the file does not exist" in refused(data__eval_path=tmp_path / "no.jsonl")
     assert f"{tmp_path}/model: no such model" in refused(model__path=tmp_path / "model")
     assert "the package 'no_such' is not installed" in refused(model__path="no_such:model.gguf")
 
 
 def test_limits_that_leave_nothing_are_told(refused, pairs_file):
-    assert "data.max_length=1 leaves no completion token" in refused(data__max_length=1)
-    assert "data.max_completion_length=0 leaves no completion token" in refused(data__max_completion_length=0)
+    assert "max_length is 1, which leaves no completion token" in refused(data__max_length=1)
+    assert "max_completion_length is 0, which leaves no completion token" in refused(data__max_completion_length=0)
     assert "leaves nothing to train on" in refused(data__holdout=20)
     assert "data.limit is 0;" in refused(data__limit=0)
 

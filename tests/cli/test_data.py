@@ -50,7 +50,7 @@ def test_a_report_on_pairs(shown, tmp_path):
         assert line in text.splitlines()
     assert "│ completion │ 3       │ 10" in text
     assert text.count("[1] blue") == 2
-    assert "\x1b" not in text  # no colour where there is no terminal
+    assert "\x1b" not in text  # output to a file has no colour
 
 
 def test_lengths_and_limits_in_tokens(shown, tmp_path, tiny_model):
@@ -122,10 +122,10 @@ def test_what_counts_is_in_colour(tmp_path, tiny_model, capsys, monkeypatch):
         (["data"], "Run: jaxalign data inspect FILE"),
         (["data", "show", "a.jsonl"], "Run: jaxalign data inspect FILE"),
         (["data", "inspect"], "data.path must be set"),
-        (["data", "inspect", "no.jsonl"], "no.jsonl: there is no such file"),
+        (["data", "inspect", "no.jsonl"], "no.jsonl: the file does not exist"),
         (["data", "inspect", "no.jsonl", "--data.kinds", "sft"], "Did you mean data.kind?"),
         (["data", "inspect", "no.jsonl", "--examples", "-1"], "examples is -1;"),
     ],
 )
-def test_mistakes_are_told(error_of, arguments, words):
+def test_mistakes_are_reported(error_of, arguments, words):
     assert words in error_of(arguments)

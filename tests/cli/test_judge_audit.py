@@ -203,7 +203,7 @@ GOOD = {"first_order": "first", "second_order": "second"}
         ({**GOOD, "first_order": "left"}, (), "field 'first_order' is 'left' where first, second or tie"),
         ({**GOOD, "probability": 7}, (), "field 'probability' is 7 where a number from 0 to 1"),
         ({**GOOD, "probability": "high"}, (), "field 'probability' is 'high' where"),
-        ({**GOOD, "weight": "heavy"}, (), "field 'weight' is 'heavy' where"),
+        ({**GOOD, "weight": "heavy"}, (), "field 'weight' is 'heavy'. Give a finite number"),
         (GOOD, ("--group", "topic"), "row 1: field 'topic' is missing"),
         (GOOD, ("--columns", '{"human": "label"}'), "row 1: field 'label' is missing"),
         (GOOD, ("--policy", "me"), "policy is 'me', and the judges are judge"),

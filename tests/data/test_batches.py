@@ -50,7 +50,7 @@ def test_every_epoch_has_every_example_in_a_new_order():
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_a_batch_goes_on_into_the_next_epoch():
+def test_a_batch_continues_into_the_next_epoch():
     made = some_trees(21)
     source = batches(made, batch_size=4)
     taken = list(itertools.chain(*(drawn(source[step]) for step in range(21))))
@@ -114,18 +114,18 @@ def test_data_sets_of_one_size_are_not_drawn_in_one_order():
 def test_mixtures_that_cannot_be_drawn():
     trees = some_trees()
     for weights in ([1], [1, 0], [1, -1], [1, float("nan")]):
-        with pytest.raises(UserError, match="2 data sets have the weights"):
+        with pytest.raises(UserError, match=r"for 2 data sets\. Give one positive number"):
             mixed_batches([trees, trees], weights)
-    with pytest.raises(UserError, match="not all data sets have 'margin'"):
+    with pytest.raises(UserError, match="Not all data sets have the field 'margin'"):
         mixed_batches([trees, attach(trees, margin=np.ones(len(trees)))], [1, 1])
-    with pytest.raises(UserError, match="no examples"):
+    with pytest.raises(UserError, match="list of examples is empty"):
         mixed_batches([trees, []], [1, 1])
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="no examples"):
+    with pytest.raises(UserError, match="list of examples is empty"):
         batches([])
-    with pytest.raises(UserError, match="batch_size=0"):
+    with pytest.raises(UserError, match="batch_size is 0"):
         batches(some_trees(), batch_size=0)
     with pytest.raises(UserError, match="fits in none of the row shapes"):
         batches(some_trees(), shapes=[(4, 4)])[0]

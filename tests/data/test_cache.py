@@ -63,9 +63,9 @@ def test_masks_ranks_and_skipped_rows_come_back_too(tmp_path, byte_level):
         made, report = tokenize(records, byte_level, **options)
         assert len(report.skipped) == len(records) - len(made)
         cached_trees(tmp_path, tokenize, records, byte_level, **options)
-        again, told = cached_trees(tmp_path, tokenize, records, byte_level, **options)
+        again, cached_report = cached_trees(tmp_path, tokenize, records, byte_level, **options)
         assert same(again, made)
-        assert told == report
+        assert cached_report == report
 
 
 def test_anything_that_matters_makes_another_file(tmp_path, byte_level, counted):
@@ -91,7 +91,7 @@ def test_anything_that_matters_makes_another_file(tmp_path, byte_level, counted)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK and no more", None])
-def test_a_damaged_file_is_made_anew(tmp_path, byte_level, counted, damage):
+def test_a_damaged_file_is_written_again(tmp_path, byte_level, counted, damage):
     tokenize, calls = counted
     made, _ = cached_trees(tmp_path, tokenize, PAIRS, byte_level)
     (file,) = tmp_path.glob("*.npz")

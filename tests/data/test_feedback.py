@@ -1,4 +1,4 @@
-"""Logs of products and OpenAssistant's trees: what they say about answers, and what is left out and counted."""
+"""Logs of products and OpenAssistant's trees: labels of answers, and counts of what is omitted."""
 
 import csv
 import json
@@ -49,8 +49,8 @@ def test_what_a_row_says(tmp_path, signals, row, liked):
     everything = dict.fromkeys(signals.fields)
     records, report = read_feedback(log(tmp_path, everything | sure, everything | row), signals)
     assert [record.label for record in records[1:]] == ([] if liked is None else [liked])
-    assert report.left_out["without a signal"] == (liked is None)
-    assert (report.rows, report.kept) == (2, 2 - (liked is None))
+    assert report.omitted["without a signal"] == (liked is None)
+    assert (report.rows, report.rows_kept) == (2, 2 - (liked is None))
 
 
 def test_a_correction_is_an_answer_that_is_liked(tmp_path):
@@ -71,11 +71,11 @@ def test_a_correction_is_an_answer_that_is_liked(tmp_path):
 def test_a_correction_stands_where_the_answer_stood(tmp_path):
     path = tmp_path / "chats.jsonl"
     talk = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "a"}]
-    said = "\n\nHuman: Why?\n\nAssistant: a"
+    transcript = "\n\nHuman: Why?\n\nAssistant: a"
     for row, liked in [
         ({"messages": talk}, "b"),
         ({"conversations": talk, "completion": None}, "b"),
-        ({"completion": said}, " b"),
+        ({"completion": transcript}, " b"),
     ]:
         path.write_text(json.dumps({**row, "fixed": "b"}))
         records, _ = read_feedback(path, Signals(edited="fixed"))
@@ -90,7 +90,7 @@ def test_a_correction_that_reads_like_a_flag_is_still_one(tmp_path):
         read_feedback(log(tmp_path, *rows[:2]), Signals(up="up", edited="fixed"))
     records, report = read_feedback(log(tmp_path, *rows), Signals(up="up", edited="fixed"))
     assert [(r.completion, r.label) for r in records] == [("a", True)], "the last was not changed"
-    assert report.left_out["with conflicting signals"] == 2
+    assert report.omitted["with conflicting signals"] == 2
     records, _ = read_feedback(log(tmp_path, {"fixed": "true"}, {"fixed": "false"}), Signals(edited="fixed"))
     assert [(r.completion, r.label) for r in records] == [("a", False)], "a column of flags"
 
@@ -109,17 +109,17 @@ def test_empty_cells_and_gaps_of_parquet_say_nothing(tmp_path):
     rows = [{"ok": "", "stars": ""}, {"ok": 1.0, "stars": None}, {"ok": 0.0, "stars": ""}]
     records, report = read_feedback(log(tmp_path, *rows), Signals(accepted="ok", stars="stars"))
     assert [r.label for r in records] == [True, False]
-    assert report.left_out["without a signal"] == 1
+    assert report.omitted["without a signal"] == 1
 
 
-def test_a_file_that_is_no_json_is_called_that(tmp_path):
+def test_a_file_that_is_not_json_is_reported(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("no\njson\n")
-    with pytest.raises(UserError, match="row 1: is not JSON"):
+    with pytest.raises(UserError, match="row 1: the row is not JSON"):
         read_feedback(path, Signals(up="up"), on_error="skip")
 
 
-def test_conflicts_and_repetitions_are_left_out_and_counted(tmp_path):
+def test_conflicts_and_repetitions_are_omitted_and_counted(tmp_path):
     one, other = {"prompt": "same?", "completion": "a"}, {"prompt": "same?", "completion": "b"}
     rows = [
         {**one, "up": 1},
@@ -131,7 +131,7 @@ def test_conflicts_and_repetitions_are_left_out_and_counted(tmp_path):
     ]
     records, report = read_feedback(log(tmp_path, *rows), Signals(up="up", stars="stars"))
     assert [(record.completion, record.label, record.row) for record in records] == [("a", True, 1)]
-    assert report.left_out == {
+    assert report.omitted == {
         "without a signal": 1,
         "with conflicting signals": 1,
         "repeated": 1,
@@ -158,13 +158,13 @@ def test_a_log_as_a_table(tmp_path):
 
 
 BAD = {
-    "votes in words": ({"up": "many"}, "not a number", "'up' is 'many' where"),
-    "negative votes": ({"up": -1}, "not a count", "'up' is -1 where"),
+    "votes in words": ({"up": "many"}, "not a number", "'up' is 'many'. Give"),
+    "negative votes": ({"up": -1}, "not a count", "'up' is -1. Give"),
     "NaN stars": ({"stars": float("nan")}, "not a number", "'stars' is nan"),
     "stars of a list": ({"stars": [5]}, "not a number", r"'stars' is \[5\]"),
     "taken perhaps": ({"taken": "perhaps"}, "not a label", "'taken' is 'perhaps'"),
-    "edited 3 ways": ({"fixed": 3}, "not a label", "'fixed' is 3 where"),
-    "no answer": ({"up": 1, "completion": None}, "missing field completion", "'completion' is missing"),
+    "edited 3 ways": ({"fixed": 3}, "not a label", "'fixed' is 3. Give"),
+    "no answer": ({"up": 1, "completion": None}, "missing field completion", "'completion' is null"),
 }
 
 
@@ -174,20 +174,20 @@ def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, n
     signals = Signals(up="up", stars="stars", accepted="taken", edited="fixed")
     good = {"up": 1, "stars": 5, "taken": True, "fixed": None}
     path = log(tmp_path, good, bad, good)
-    with pytest.raises(UserError, match=rf"log\.jsonl, row 2: field {sentence}.*on_error=skip"):
+    with pytest.raises(UserError, match=rf"log\.jsonl, row 2: field {sentence}.*on_error='skip'"):
         read_feedback(path, signals)
     records, report = read_feedback(path, signals, on_error="skip")
     assert [record.row for record in records] == [1, 3]
     assert report.counts == {kind: 1}
-    assert (report.rows, report.kept) == (3, 2)
+    assert (report.rows, report.rows_kept) == (3, 2)
 
 
-def test_signals_that_cannot_be_meant_are_told(tmp_path):
+def test_impossible_signals_are_refused(tmp_path):
     path = log(tmp_path, {"up": 1})
     for signals, sentence in [
-        (Signals(), "names no field"),
-        (Signals(up="ups"), "no row has the field 'ups'"),
-        (Signals(up="up", stars="rating"), "no row has the field 'rating'"),
+        (Signals(), "signals has no fields"),
+        (Signals(up="ups"), "field 'ups' of signals does not occur in any row"),
+        (Signals(up="up", stars="rating"), "field 'rating' of signals does not occur"),
         (Signals(up="up", min_votes=0), "min_votes=0"),
         (Signals(up="up", stars_liked=2), "liked ratings above"),
         (Signals(up="up", stars_liked=float("nan")), "liked ratings above"),
@@ -249,7 +249,7 @@ def test_a_tree_gives_what_each_kind_needs(tmp_path):
         {"role": "system"},
     ],
 )
-def test_a_malformed_tree_is_told(tmp_path, fault):
+def test_a_malformed_tree_is_refused(tmp_path, fault):
     path = tmp_path / "trees.jsonl"
     path.write_text(json.dumps(TREE) + "\n" + json.dumps({"prompt": {**TREE["prompt"], **fault}}))
     with pytest.raises(UserError, match=r"trees\.jsonl, row 2: the tree has a message without"):

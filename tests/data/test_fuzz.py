@@ -86,7 +86,7 @@ KINDS = [Demonstration, Preference, Ranking, UnpairedPreference, Prompt]
 @pytest.mark.parametrize("kind", KINDS)
 @given(rows=st.lists(rows, min_size=1, max_size=4))
 @settings(max_examples=150, deadline=None)
-def test_any_row_is_read_and_tokenised_or_told(byte_level, kind, rows):
+def test_any_row_is_read_and_tokenised_or_reported(byte_level, kind, rows):
     numbered = [Row("a.jsonl", number, row) for number, row in enumerate(rows, start=1)]
     parsed = list(parse_rows(kind, numbered, on_error="skip"))
     assert len(parsed) == len(rows)
@@ -116,7 +116,7 @@ def test_any_row_is_read_and_tokenised_or_told(byte_level, kind, rows):
     ]
 ).via("discovered failure: an edited row of another format, counted twice")
 @settings(max_examples=150, deadline=None)
-def test_any_log_is_read_or_told(tmp_path_factory, rows):
+def test_any_log_is_read_or_reported(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("logs") / "log.jsonl"
     path.write_text("".join(json.dumps({"prompt": "a?", "completion": "b", **row}) + "\n" for row in rows))
     signals = Signals(up="up", down="down", stars="stars", accepted="taken", edited="fixed", regenerated="again")
@@ -132,4 +132,4 @@ def test_any_log_is_read_or_told(tmp_path_factory, rows):
         records, report = read_feedback(path, signals, on_error="skip")
         assert len({(record.prompt, record.completion) for record in records}) == len(records)
         assert report.rows == len(rows)
-        assert report.kept + len(report.skipped) + report.left_out["without a signal"] <= report.rows
+        assert report.rows_kept + len(report.skipped) + report.omitted["without a signal"] <= report.rows

@@ -40,10 +40,10 @@ def tokenizer(request, records):
 
 
 def test_bad_rows_stop_with_their_row_or_are_counted(hh):
-    with pytest.raises(UserError, match=r"harmless-base\.jsonl\.gz, row 87: the answer in field 'chosen' is empty"):
+    with pytest.raises(UserError, match=r"harmless-base\.jsonl\.gz, row 87: field 'chosen' is empty"):
         read_preferences(hh)
     records, report = read_preferences(hh, on_error="skip")
-    assert (report.rows, report.kept) == (1800, 1794)
+    assert (report.rows, report.rows_kept) == (1800, 1794)
     assert report.counts == {"empty completion": 4, "unequal prompts": 2}
     assert {record.format for record in records} == {"transcript"}
 

@@ -30,7 +30,7 @@ SYSTEM, USER, BLUE, BLACK, THANKS = (
         ("user", "Thanks."),
     ]
 )
-said = (Message("user", "The sky is"),)
+question = (Message("user", "The sky is"),)
 blue, black = Message("assistant", "blue."), Message("assistant", "black.")
 
 
@@ -50,34 +50,34 @@ DEMONSTRATIONS = {
         "instruction",
     ),
     "instruction without input": ({"instruction": "Why?", "input": "", "output": "So."}, "Why?", "So.", "instruction"),
-    "messages": ({"messages": [USER, BLUE]}, said, (blue,), "chat"),
+    "messages": ({"messages": [USER, BLUE]}, question, (blue,), "chat"),
     "several turns": (
         {"messages": [SYSTEM, USER, BLUE, THANKS, BLACK]},
-        (Message("system", "Be brief."), *said),
+        (Message("system", "Be brief."), *question),
         (blue, Message("user", "Thanks."), black),
         "chat",
     ),
     "chat prompt and completion": ({"prompt": [USER, BLUE, THANKS], "completion": [BLACK]},
-                                   (*said, blue, Message("user", "Thanks.")), (black,), "chat"),
-    "string prompt, chat completion": ({"prompt": "The sky is", "completion": [BLUE]}, said, (blue,), "chat"),
-    "chat prompt, string completion": ({"prompt": [USER], "completion": "blue."}, said, (blue,), "chat"),
-    "whole conversation as completion": ({"completion": [USER, BLUE]}, said, (blue,), "chat"),
+                                   (*question, blue, Message("user", "Thanks.")), (black,), "chat"),
+    "string prompt, chat completion": ({"prompt": "The sky is", "completion": [BLUE]}, question, (blue,), "chat"),
+    "chat prompt, string completion": ({"prompt": [USER], "completion": "blue."}, question, (blue,), "chat"),
+    "whole conversation as completion": ({"completion": [USER, BLUE]}, question, (blue,), "chat"),
     "transcript": ({"completion": OPENING + " blue."}, OPENING, " blue.", "transcript"),
     "better of two transcripts": (
         {"chosen": OPENING + " blue.", "rejected": OPENING + " black."}, OPENING, " blue.", "transcript"
     ),
-    "better of two chats": ({"prompt": [USER], "chosen": [BLUE], "rejected": [BLACK]}, said, (blue,), "chat"),
+    "better of two chats": ({"prompt": [USER], "chosen": [BLUE], "rejected": [BLACK]}, question, (blue,), "chat"),
     "ShareGPT": (
         {"conversations": [{"from": "human", "value": "The sky is"}, {"from": "gpt", "value": "blue."}]},
-        said,
+        question,
         (blue,),
         "chat",
     ),
     "text parts": ({"messages": [{**USER, "content": [{"type": "text", "text": "The sky"}, {"text": " is"}]}, BLUE]},
-                   said, (blue,), "chat"),
+                   question, (blue,), "chat"),
     "tools": (
         {"messages": [USER, BLUE, {"role": "tool", "content": "{}"}, BLACK]},
-        said,
+        question,
         (blue, Message("tool", "{}"), black),
         "chat",
     ),
@@ -97,9 +97,9 @@ def test_demonstrations(tmp_path, name):
     ("row", "prompt", "format"),
     [
         ({"prompt": "The sky is", "completions": ["blue.", "green.", "black."]}, "The sky is", "text"),
-        ({"prompt": [USER], "completions": ["blue.", "green.", "black."]}, said, "chat"),
-        ({"prompt": [USER], "completions": [[BLUE], [{**BLUE, "content": "green."}], [BLACK]]}, said, "chat"),
-        ({"completions": [[USER, BLUE], [USER, {**BLUE, "content": "green."}], [USER, BLACK]]}, said, "chat"),
+        ({"prompt": [USER], "completions": ["blue.", "green.", "black."]}, question, "chat"),
+        ({"prompt": [USER], "completions": [[BLUE], [{**BLUE, "content": "green."}], [BLACK]]}, question, "chat"),
+        ({"completions": [[USER, BLUE], [USER, {**BLUE, "content": "green."}], [USER, BLACK]]}, question, "chat"),
     ],
 )
 def test_rankings(tmp_path, row, prompt, format):
@@ -122,7 +122,7 @@ def test_unpaired_preferences(tmp_path, row, liked):
     written = [liked, int(liked), str(liked), str(int(liked))]
     records, _ = read(tmp_path, UnpairedPreference, *({**row, "label": way} for way in written))
     place = str(tmp_path / "a.jsonl")
-    assert records == [UnpairedPreference(said, "blue.", liked, "chat", place, i) for i in (1, 2, 3, 4)]
+    assert records == [UnpairedPreference(question, "blue.", liked, "chat", place, i) for i in (1, 2, 3, 4)]
 
 
 def test_a_pair_is_two_unpaired_preferences(tmp_path):
@@ -140,13 +140,13 @@ def test_a_pair_is_two_unpaired_preferences(tmp_path):
     [
         ({"prompt": "The sky is"}, "The sky is", "text"),
         ({"prompt": OPENING}, OPENING, "transcript"),
-        ({"prompt": [SYSTEM, USER]}, (Message("system", "Be brief."), *said), "chat"),
+        ({"prompt": [SYSTEM, USER]}, (Message("system", "Be brief."), *question), "chat"),
         ({"prompt": "The sky is", "messages": [USER, BLUE]}, "The sky is", "text"),
-        ({"messages": [USER, BLUE]}, said, "chat"),
-        ({"messages": [USER, BLUE, THANKS]}, (*said, blue, Message("user", "Thanks.")), "chat"),
+        ({"messages": [USER, BLUE]}, question, "chat"),
+        ({"messages": [USER, BLUE, THANKS]}, (*question, blue, Message("user", "Thanks.")), "chat"),
         ({"instruction": "Why", "input": "so?", "output": "."}, "Why\n\nso?", "instruction"),
         ({"chosen": OPENING + " blue.", "rejected": OPENING + " black."}, OPENING, "transcript"),
-        ({"completion": [USER, BLUE], "label": False}, said, "chat"),
+        ({"completion": [USER, BLUE], "label": False}, question, "chat"),
         ({"completions": [OPENING + " blue.", OPENING + " black."]}, OPENING, "transcript"),
     ],
 )
@@ -162,9 +162,9 @@ def test_columns_name_the_fields(tmp_path):
     assert (record.prompt, record.fields["answer"], record.fields["question"]) == ("1 + 1?", "2", "1 + 1?")
     (record,), _ = read(tmp_path, Demonstration, row, columns={"prompt": "question", "completion": "answer"})
     assert (record.prompt, record.completion) == ("1 + 1?", "2")
-    with pytest.raises(UserError, match=r"a\.jsonl, row 1: field 'query' is missing .*data\.columns .* the prompt"):
+    with pytest.raises(UserError, match=r"a\.jsonl, row 1: field 'query' is missing .*columns names it as the prompt"):
         read(tmp_path, Prompt, row, columns={"prompt": "query"})
-    with pytest.raises(UserError, match=r"data\.columns names 'promt', which is no field of ours: give chosen, compl"):
+    with pytest.raises(UserError, match=r"columns has the unknown key 'promt'\. Give chosen, compl"):
         read(tmp_path, Demonstration, row, columns={"promt": "question"})
 
 
@@ -183,7 +183,7 @@ def test_a_folder_within_a_folder(tmp_path):
         (tmp_path / name / "train.jsonl").write_text(json.dumps({"prompt": name}))
     records, _ = read_records(Prompt, tmp_path, data_dir="a")
     assert [record.prompt for record in records] == ["a"]
-    with pytest.raises(UserError, match=r"there is no folder 'nope' in it: check data\.data_dir"):
+    with pytest.raises(UserError, match=r"the folder 'nope' does not exist in it\. Check data_dir"):
         read_records(Prompt, tmp_path, data_dir="nope")
 
 
@@ -197,9 +197,9 @@ def test_a_tree_with_an_empty_answer_keeps_the_others(tmp_path):
 
 def test_a_margin_is_in_all_rows_or_in_none(tmp_path):
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
-    with pytest.raises(UserError, match="row 2: the row has no 'margin', unlike the rows before"):
+    with pytest.raises(UserError, match="row 2: field 'margin' is missing, but set in the rows before"):
         read(tmp_path, Preference, {**pair, "margin": 1}, pair)
-    with pytest.raises(UserError, match="row 2: the row has a 'margin', unlike the rows before"):
+    with pytest.raises(UserError, match="row 2: field 'margin' is set, but not in the rows before"):
         read(tmp_path, Preference, pair, {**pair, "margin": 1})
 
 

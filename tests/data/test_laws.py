@@ -14,13 +14,13 @@ from jaxalign.errors import UserError
 
 LOOK_ALIKES = ["<|im_end|>", "<|im_start|>assistant\n", "</s>", "<s>", "<|endoftext|>", "<unk>", "[/INST]", "<0x0A>"]
 # SentencePiece cannot tell its own ▁ from a space, so texts hold none.
-said = st.lists(
+contents = st.lists(
     st.one_of(
         st.text(st.characters(exclude_characters="▁", codec="utf-8"), max_size=12),
         st.sampled_from([*LOOK_ALIKES, " ", "\n", "🙂", "sky"]),
     )
 ).map("".join)
-spoken = said.filter(str.strip)
+spoken = contents.filter(str.strip)
 # Without what could begin a control token, for laws that compare with a tokenizer's own way.
 plain = st.lists(
     st.one_of(
@@ -112,7 +112,7 @@ def test_inference_feeds_what_the_tokenizers_own_template_gives(tokenizer, texts
 @law
 def test_a_whole_text_is_the_tokenizers_own_and_eos(tokenizer, text):
     if not tokenizer(text)["input_ids"]:  # some of the bytes that SmolLM2 lacks, and no other
-        with pytest.raises(UserError, match="data, row 0: the tokenizer knows no character of it"):
+        with pytest.raises(UserError, match="data, row 0: the text has no token"):
             tokenize_sft([Demonstration("", text, "text")], tokenizer)
         return
     (tree,), _ = tokenize_sft([Demonstration("", text, "text")], tokenizer)

@@ -34,7 +34,7 @@ def test_rows_in_memory_are_read_as_a_file_is(tmp_path):
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({**PAIRS[0], "rejected": None}, "rows, row 3: field 'rejected' is"),
+        ({**PAIRS[0], "rejected": None}, "rows, row 3: field 'rejected' is null"),
         ({"prompt": "a", "chosen": "b"}, "rows, row 3: field 'rejected' is missing"),
         ({**PAIRS[0], "chosen": 3}, "rows, row 3: field 'chosen' is"),
         ({**PAIRS[0], "chosen": "half \ud83d"}, "rows, row 3"),
@@ -101,7 +101,7 @@ def test_signals_label_rows_in_memory():
     rows = [{"prompt": f"{i}?", "completion": "a", "up": i} for i in range(3)]
     records, report = read_source(UnpairedPreference, rows, signals=Signals(up="up"))
     assert [record.label for record in records] == [True, True]
-    assert report.left_out["without a signal"] == 1
+    assert report.omitted["without a signal"] == 1
 
 
 def test_examples_become_trees_with_counts(byte_level):

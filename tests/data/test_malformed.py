@@ -1,4 +1,4 @@
-"""Malformed input: each has its sentence, which names file and row and says what to do, and can be skipped.
+"""Malformed input: every error names file and row and says what to do, and bad rows can be skipped.
 
 Those of preference pairs are in test_records.py, those of logs and OpenAssistant's trees in test_feedback.py.
 """
@@ -20,16 +20,16 @@ SYSTEM, USER, BLUE, BLACK = (
         ("assistant", "black."),
     ]
 )
-# name: (kind, what stands in row 2, what it is counted as, what the sentence says)
+# name: (kind, row 2, its kind of problem, what the error says)
 ROWS = {
     "nothing to imitate": (Demonstration, {"question": "a"}, "missing field text", "need messages, prompt and"),
     "empty text": (Demonstration, {"text": " "}, "empty text", "'text' is empty"),
-    "text that is none": (Demonstration, {"text": 3}, "not a string", "'text' is of type int"),
+    "text that is a number": (Demonstration, {"text": 3}, "not a string", "'text' is of type int"),
     "no output": (Demonstration, {"instruction": "a"}, "missing field output", "'output' is missing"),
     "empty output": (Demonstration, {"instruction": "a", "output": ""}, "empty completion", "'output' is empty"),
     "odd input": (Demonstration, {"instruction": "a", "input": 3, "output": "b"}, "not a string", "'input' is of type"),
-    "no question": (Demonstration, {"messages": [BLUE]}, "empty prompt", "nothing before the answer"),
-    "no answer": (Demonstration, {"messages": [USER]}, "no assistant turn", "last message of field 'messages'"),
+    "no question": (Demonstration, {"messages": [BLUE]}, "empty prompt", "the prompt is empty"),
+    "no answer": (Demonstration, {"messages": [USER]}, "no assistant turn", "last message of field 'messages' is not"),
     "empty turn": (
         Demonstration,
         {"messages": [USER, {**BLUE, "content": ""}]},
@@ -47,7 +47,7 @@ ROWS = {
         Demonstration,
         {"messages": [USER, USER, BLUE]},
         "roles out of order",
-        "two messages of the user",
+        "Join the two consecutive messages of the user",
     ),
     "late system": (Demonstration, {"messages": [USER, SYSTEM, BLUE]}, "roles out of order", "must come first"),
     "early tool": (
@@ -60,20 +60,20 @@ ROWS = {
         Demonstration,
         {"prompt": [USER, BLUE], "completion": [BLACK]},
         "roles out of order",
-        "of the assistant follow",
+        "consecutive messages of the assistant",
     ),
     "unknown role": (
         Demonstration,
         {"messages": [{**USER, "role": "Human"}, BLUE]},
         "unknown role",
-        "the role 'Human': give system",
+        "the role 'Human'. Give system",
     ),
     "messages as text": (Demonstration, {"messages": "hi"}, "not a string", "'messages' is of type str"),
     "user completes": (
         Demonstration,
         {"prompt": "a", "completion": [USER, BLUE]},
         "no assistant turn",
-        "first message",
+        "first message of field 'completion' is not",
     ),
     "no completions": (Ranking, {"prompt": "a"}, "missing field completions", "need completions, the best first"),
     "one completion": (Ranking, {"prompt": "a", "completions": ["b"]}, "no ranking", "two answers or more"),
@@ -84,7 +84,7 @@ ROWS = {
         r"missing field completions\[1\]",
         r"'completions\[1\]'",
     ),
-    "mixed completions": (Ranking, {"prompt": "a", "completions": ["b", "c", [BLUE]]}, "mixed formats", "write all"),
+    "mixed completions": (Ranking, {"prompt": "a", "completions": ["b", "c", [BLUE]]}, "mixed formats", "Write all"),
     "empty completion": (
         Ranking,
         {"prompt": "a", "completions": ["b", ""]},
@@ -96,19 +96,19 @@ ROWS = {
         UnpairedPreference,
         {"prompt": "a", "completion": "b", "label": "good"},
         "not a label",
-        "'label' is 'good' where",
+        "'label' is 'good'. Give true or false",
     ),
     "label 2": (
         UnpairedPreference,
         {"prompt": "a", "completion": "b", "label": 2},
         "not a label",
-        "'label' is 2 where",
+        "'label' is 2. Give",
     ),
-    "label 0.5": (UnpairedPreference, {"prompt": "a", "completion": "b", "label": 0.5}, "not a label", "is 0.5 where"),
+    "label 0.5": (UnpairedPreference, {"prompt": "a", "completion": "b", "label": 0.5}, "not a label", "is 0.5. Give"),
     "only a label": (UnpairedPreference, {"label": True}, "missing field completion", "'completion' is missing"),
-    "no prompt": (Prompt, {"answer": "b"}, "missing field prompt", "name the field that holds the prompt"),
-    "blank prompt": (Prompt, {"prompt": "\n"}, "empty prompt", "add the prompt"),
-    "answered prompt": (Prompt, {"prompt": [USER, BLUE]}, "no open turn", "leave the answer out"),
+    "no prompt": (Prompt, {"answer": "b"}, "missing field prompt", "Name the field that contains the prompt"),
+    "blank prompt": (Prompt, {"prompt": "\n"}, "empty prompt", "Add the prompt"),
+    "answered prompt": (Prompt, {"prompt": [USER, BLUE]}, "no open turn", "Remove the answer"),
     "prompt 5": (Prompt, {"prompt": 5}, "not a string", "'prompt' is of type int"),
     "margin NaN": (
         Preference,
@@ -120,13 +120,13 @@ ROWS = {
         Preference,
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "much"},
         "not a number",
-        "is 'much' where",
+        "is 'much'. Give a finite number",
     ),
     "margin true": (
         Preference,
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": True},
         "not a number",
-        "is True where",
+        "is True. Give",
     ),
     "10 MB in the wrong field": (
         Demonstration,
@@ -163,7 +163,7 @@ ROWS = {
         Demonstration,
         {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "sky"}]}]},
         "tool calls",
-        "message 2 of field 'messages' has 'tool_calls'.* spell the call out",
+        "message 2 of field 'messages' has 'tool_calls'.* Spell the call out",
     ),
     "numbered role": (
         Demonstration,
@@ -181,13 +181,13 @@ ROWS = {
         Preference,
         b'{"prompt": "a", "chosen": "b", "rejected": "c", "margin": 1e999}',
         "not a number",
-        "is inf where",
+        "is inf. Give",
     ),
     "margin null": (
         Preference,
         {"prompt": "a", "chosen": "b", "rejected": "c", "margin": None},
         "margin not in all rows",
-        "no 'margin'",
+        "field 'margin' is missing, but set in the rows before",
     ),
     "cut off": (Prompt, b'{"prompt": "a', "not JSON", "is not JSON .*column"),
     "two objects": (Prompt, b'{"prompt": "a"} {"prompt": "b"}', "not JSON", "Extra data, column 17"),
@@ -231,7 +231,7 @@ def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, n
     kind, bad, counted, sentence = ROWS[name]
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"\n".join(map(encode, (GOOD[kind], bad, GOOD[kind]))))
-    with pytest.raises(UserError, match=rf"a\.jsonl, row 2: .*{sentence}.*on_error=skip") as error:
+    with pytest.raises(UserError, match=rf"a\.jsonl, row 2: .*{sentence}.*on_error='skip'") as error:
         read_records(kind, path)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 500
@@ -242,10 +242,10 @@ def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, n
 
 
 TABLE_ROWS = {
-    "too few cells": (b"a", "wrong number of cells", "has 1 cells where the header has 2"),
-    "too many cells": (b"a,b,c", "wrong number of cells", "has 3 cells where the header has 2"),
-    "odd quotes": (b'"a"b,c', "not CSV", r"not CSV \(.*quote cells that hold commas"),
-    "Latin-1": ("naïve,b".encode("latin-1"), "bad UTF-8", "not UTF-8: save"),
+    "too few cells": (b"a", "wrong number of cells", "has 1 cells and the header has 2"),
+    "too many cells": (b"a,b,c", "wrong number of cells", "has 3 cells and the header has 2"),
+    "odd quotes": (b'"a"b,c', "not CSV", r"not CSV \(.*Quote cells that contain commas"),
+    "Latin-1": ("naïve,b".encode("latin-1"), "bad UTF-8", "not UTF-8. Save"),
     "empty completion": (b"a,", "empty completion", "'completion' is empty"),
 }
 
@@ -257,7 +257,7 @@ def test_a_bad_row_of_a_table_too(tmp_path, name, ending):
     path = tmp_path / f"a.{ending}"
     content = b"prompt,completion\nx,y\n" + bad + b"\nx,y\n"
     path.write_bytes(gzip.compress(content) if ending.endswith("gz") else content)
-    with pytest.raises(UserError, match=rf"a\.{ending}, row 3: .*{sentence}.*on_error=skip"):
+    with pytest.raises(UserError, match=rf"a\.{ending}, row 3: .*{sentence}.*on_error='skip'"):
         read_records(Demonstration, path)
     records, report = read_records(Demonstration, path, on_error="skip")
     assert [record.row for record in records] == [2, 4]
@@ -265,20 +265,20 @@ def test_a_bad_row_of_a_table_too(tmp_path, name, ending):
 
 
 GOOD_LINE = b'{"text": "a"}\n'
-FILES = {  # what no row is to blame for: skipping does not help
+FILES = {  # files that are broken as a whole: skipping rows does not help
     "empty.jsonl": (b"", "the file is empty"),
     "empty.parquet": (b"", "the file is empty"),
-    "blank.jsonl": (b"\n \n", "there are no rows"),
-    "nothing.jsonl.gz": (gzip.compress(b""), "there are no rows"),
-    "nothing.json": (b"[]", "there are no rows"),
-    "header.csv": (b"text\n", "there are no rows"),
+    "blank.jsonl": (b"\n \n", "has no rows"),
+    "nothing.jsonl.gz": (gzip.compress(b""), "has no rows"),
+    "nothing.json": (b"[]", "has no rows"),
+    "header.csv": (b"text\n", "has no rows"),
     "doubled.csv": (b"text,text\na,b\n", "column 'text' appears more than once"),
-    "latin.csv": ("naïf\na\n".encode("latin-1"), "row 1: not UTF-8"),
-    "utf16.csv": ("text\na\n".encode("utf-16"), "row 1: not UTF-8"),
+    "latin.csv": ("naïf\na\n".encode("latin-1"), "row 1: the row is not UTF-8"),
+    "utf16.csv": ("text\na\n".encode("utf-16"), "row 1: the row is not UTF-8"),
     "cut.jsonl.gz": (gzip.compress(GOOD_LINE * 99)[:-9], "ends early"),
     "plain.jsonl.gz": (GOOD_LINE, "not a sound gzip file"),
     "flipped.jsonl.gz": (gzip.compress(GOOD_LINE)[:-8] + b"\0" * 8, "not a sound gzip file"),
-    "cut.json": (b'[{"text": "a"}', "not JSON, line 1"),
+    "cut.json": (b'[{"text": "a"}', r"not JSON \(.*, line 1\)"),
     "latin.json": ('[{"text": "naïf"}]'.encode("latin-1"), r"not UTF-8 \(byte"),
     "deep.json": (b"[" * 10**5, "not JSON"),
     "odd.parquet": (GOOD_LINE, "not a Parquet file"),
@@ -300,7 +300,7 @@ def test_a_broken_file_is_named(tmp_path, name, on_error):
 def test_half_a_character_in_a_list_is_one_bad_row(tmp_path):
     path = tmp_path / "a.json"
     path.write_bytes(b'[{"text": "a"}, {"text": "\\ud83d"}]')
-    with pytest.raises(UserError, match=r"a\.json, row 2: has half a surrogate pair"):
+    with pytest.raises(UserError, match=r"a\.json, row 2: the row has half a surrogate pair"):
         read_records(Demonstration, path)
     assert read_records(Demonstration, path, on_error="skip")[1].counts == {"half a character": 1}
 
@@ -310,7 +310,7 @@ def test_parquet_without_rows_or_with_a_column_twice_is_called_that(tmp_path):
     import pyarrow.parquet as parquet
 
     parquet.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "none.parquet")
-    with pytest.raises(UserError, match="there are no rows"):
+    with pytest.raises(UserError, match="has no rows"):
         read_records(Demonstration, tmp_path / "none.parquet")
     twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
     parquet.write_table(twice, tmp_path / "twice.parquet")

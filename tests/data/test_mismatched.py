@@ -15,7 +15,7 @@ def test_a_prompt_that_was_cut_elsewhere_is_still_the_same_prompt(byte_level):
     trees, _ = tokenize_completions(records, byte_level, max_length=40)
     assert not np.array_equal(trees[0].prompt, trees[1].prompt), "the answers leave it different room"
     assert trees[0].prompt_key == trees[1].prompt_key != trees[2].prompt_key
-    feed = Mismatched(evaluation_batches(trees, batch_size=3), trees, trees)
+    source = Mismatched(evaluation_batches(trees, batch_size=3), trees, trees)
     for step in range(20):
         for example in (0, 1):
-            assert np.array_equal(feed.draw(step, example).completions[0], trees[2].completions[0])
+            assert np.array_equal(source.mismatched_tree(step, example).completions[0], trees[2].completions[0])

@@ -58,7 +58,7 @@ def test_folders_have_splits(tmp_path):
     lines(tmp_path / "test.jsonl.gz", {**TEXT, "prompt": "held out"})
     assert [record.prompt for record in read_preferences(tmp_path)[0]] == [TEXT["prompt"]]
     assert [record.prompt for record in read_preferences(tmp_path, split="test")[0]] == ["held out"]
-    with pytest.raises(UserError, match=r"no files of a split 'dev': set data\.split to one of train, test"):
+    with pytest.raises(UserError, match=r"files of split 'dev' do not exist\. Set split to train or test"):
         read_preferences(tmp_path, split="dev")
 
 
@@ -105,7 +105,7 @@ def test_a_file_inside_an_installed_package():
         ({**CHAT, "prompt": "The sky is"}, "chat", (Message("user", "The sky is"),), "blue."),
     ],
 )
-def test_formats_are_told_apart(tmp_path, row, format, prompt, chosen):
+def test_formats_are_recognised(tmp_path, row, format, prompt, chosen):
     path = lines(tmp_path / "a.jsonl", {**row, "score": 3, "unused": None})
     for named in ("auto", format):
         (record,), _ = read_preferences(path, format=named)
@@ -136,7 +136,7 @@ BAD_ROWS = {
         "missing field rejected",
         "'rejected' is missing .*'prompt', 'chosen'",
     ),
-    "null rejected": ({**TEXT, "rejected": None}, "missing field rejected", "'rejected' is missing"),
+    "null rejected": ({**TEXT, "rejected": None}, "missing field rejected", "'rejected' is null"),
     "other columns": ({"question": "a", "good": "b", "bad": "c"}, "missing field chosen", "'question', 'good', 'bad'"),
     "number": ({**TEXT, "chosen": 5}, "not a string", "'chosen' is of type int"),
     "number as prompt": ({**TEXT, "prompt": 5}, "not a string", "'prompt' is of type int"),
@@ -146,7 +146,7 @@ BAD_ROWS = {
         "empty completion",
         "'chosen' is empty",
     ),
-    "no prompt": ({"chosen": "The sky is", "rejected": "The sky is blue"}, "no prompt", "add the prompt as a field"),
+    "no prompt": ({"chosen": "The sky is", "rejected": "The sky is blue"}, "no prompt", "Add the prompt as a field"),
     "unequal prompts": (
         {**TRANSCRIPT, "chosen": "\n\nHuman: Who?\n\nAssistant: me"},
         "unequal prompts",
@@ -155,27 +155,27 @@ BAD_ROWS = {
     "human last": (
         {key: text + "\n\nHuman: thanks" for key, text in TRANSCRIPT.items()},
         "ends with a human turn",
-        "must end with an Assistant turn",
+        "End it with an Assistant turn",
     ),
-    "one side chat": ({**TEXT, "chosen": [BLUE]}, "mixed formats", "write both alike"),
+    "one side chat": ({**TEXT, "chosen": [BLUE]}, "mixed formats", "Write both alike"),
     "chat, no content": (
         {**CHAT, "chosen": [{"role": "assistant"}]},
         "malformed message",
         "message 1 of field 'chosen'",
     ),
     "chat, null turn": ({**CHAT, "prompt": [None]}, "malformed message", "message 1 of field 'prompt'"),
-    "chat, user last": ({**CHAT, "chosen": [USER]}, "no assistant turn", "'chosen' must be the assistant's"),
+    "chat, user last": ({**CHAT, "chosen": [USER]}, "no assistant turn", "'chosen' is not the assistant's"),
     "chat, empty list": ({**CHAT, "chosen": []}, "empty conversation", "'chosen' is an empty list"),
     "chat, other openings": (
         {**IMPLICIT_CHAT, "chosen": [{**USER, "content": "Who?"}, BLUE]},
         "unequal prompts",
-        "answer one prompt",
+        "answers to one prompt",
     ),
-    "chat, only answers": ({"chosen": [BLUE], "rejected": [BLACK]}, "empty prompt", "add the prompt"),
+    "chat, only answers": ({"chosen": [BLUE], "rejected": [BLACK]}, "empty prompt", "Add the prompt"),
     "chat, long answers": (
         {**CHAT, "chosen": [USER, BLUE], "rejected": [USER, BLACK]},
         "several turns",
-        "one assistant message each",
+        "have several messages next to a field",
     ),
     "not JSON": (b'{"prompt": "a", ', "not JSON", "is not JSON"),
     "a list": (b'["a", "b"]', "not an object", "is a JSON list"),
@@ -189,8 +189,8 @@ def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, n
     bad, kind, text = BAD_ROWS[name]
     whole_conversations = ("no prompt", "unequal prompts", "human last", "empty last turn")
     good = CHAT if name.startswith("chat") else TRANSCRIPT if name in whole_conversations else TEXT
-    path = lines(tmp_path / f"a.{ending}", good, b"", bad, good)  # an empty line counts as a line and is no row
-    with pytest.raises(UserError, match=f"a.{ending}, row 3: .*{text}.*on_error=skip") as error:
+    path = lines(tmp_path / f"a.{ending}", good, b"", bad, good)  # an empty line has a number, but is not a row
+    with pytest.raises(UserError, match=f"a.{ending}, row 3: .*{text}.*on_error='skip'") as error:
         read_preferences(path)
     assert "\n" not in str(error.value)
     records, report = read_preferences(path, on_error="skip")
@@ -224,16 +224,16 @@ def test_broken_files(tmp_path):
     (tmp_path / "folder").mkdir()
     lines(tmp_path / "all.jsonl", {"prompt": 1}, {"prompt": 2})
     sentences = {
-        "missing.jsonl": "no such file",
+        "missing.jsonl": "the file does not exist",
         "empty.jsonl": "the file is empty",
-        "blank.jsonl": "there are no rows",
+        "blank.jsonl": "has no rows",
         "cut.jsonl.gz": "truncated",
         "plain.jsonl.gz": "not a sound gzip file",
         "list.json": "not JSON",
         "header.csv": "'chosen' appears more than once",
-        "narrow.csv": "row 2: has 2 cells where the header has 3",
-        "quote.csv": "row 2: not CSV",
-        "latin.csv": "row 2: not UTF-8",
+        "narrow.csv": "row 2: the row has 2 cells and the header has 3",
+        "quote.csv": "row 2: the row is not CSV",
+        "latin.csv": "row 2: the row is not UTF-8",
         "a.parquet": "not a Parquet file",
         "damaged.parquet": "a damaged Parquet file",
         "a.xlsx": r"must end in \.jsonl",
@@ -243,11 +243,11 @@ def test_broken_files(tmp_path):
         with pytest.raises(UserError, match=f"{name}.*{sentence}") as error:
             read_preferences(tmp_path / name)
         assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"no row of 2 can be used: .*all\.jsonl, row 1"):
+    with pytest.raises(UserError, match=r"no row of 2 can be used\. .*all\.jsonl, row 1"):
         read_preferences(tmp_path / "all.jsonl", on_error="skip")
-    with pytest.raises(UserError, match=r"data\.on_error is 'ignore'"):
+    with pytest.raises(UserError, match=r"on_error is 'ignore'"):
         read_preferences(tmp_path / "all.jsonl", on_error="ignore")
-    with pytest.raises(UserError, match="nobody/nothing: neither a file here nor a data set on the hub"):
+    with pytest.raises(UserError, match="nobody/nothing: neither a local file nor a data set on the hub"):
         read_preferences("nobody/nothing")  # the tests run with HF_HUB_OFFLINE=1
 
 

@@ -114,11 +114,11 @@ def test_where_the_template_rewrites_history_every_answer_stands_behind_what_inf
     assert whole(tree) == whole(trees[1])
 
 
-def test_rewritten_content_that_spells_a_control_token_is_told(byte_level):
+def test_rewritten_content_that_spells_a_control_token_is_refused(byte_level):
     forgetful = copy.deepcopy(byte_level)
     forgetful.chat_template = FORGETS
     trick = Message("assistant", "Hm.</think><|im_end|>")
-    with pytest.raises(UserError, match=r"f\.jsonl, row 1: .*changes what a message says"):
+    with pytest.raises(UserError, match=r"f\.jsonl, row 1: .*changes a message"):
         trees_of(chat(WHY, trick, AND, LATER, cut=3), forgetful)
 
 
@@ -136,7 +136,7 @@ def test_limits_keep_masks_and_tokens_together(byte_level):
 def test_chats_need_a_template(byte_level):
     with pytest.raises(UserError, match="no chat template"):
         trees_of(chat(WHY, AIR, cut=1), byte_level, template="never")
-    with pytest.raises(UserError, match=r"data\.loss_on is 'some'"):
+    with pytest.raises(UserError, match=r"loss_on is 'some'"):
         trees_of(chat(WHY, AIR, cut=1), byte_level, loss_on="some")
 
 
@@ -156,13 +156,13 @@ def test_prompts_are_what_inference_feeds(tokenizer):
 def test_instructions_and_questions_as_they_are_shipped(shared_data, byte_level):
     file = shared_data / "llms-from-scratch" / "instruction-data.json"
     records, report = read_records(Demonstration, file)
-    assert (report.kept, len(records), {record.format for record in records}) == (1100, 1100, {"instruction"})
+    assert (report.rows_kept, len(records), {record.format for record in records}) == (1100, 1100, {"instruction"})
     trees, report = tokenize_sft(records[:50], byte_level)
     assert report.examples == 50
     assert byte_level.decode(trees[0].completions[0]) == f"{records[0].completion}<|im_end|>"
     with pytest.raises(UserError, match=r"row 1: field 'prompt' is missing .*'question', 'answer'"):
         read_records(Prompt, shared_data / "gsm8k" / "gsm8k.jsonl.gz")
     questions, report = read_records(Prompt, shared_data / "gsm8k" / "gsm8k.jsonl.gz", columns={"prompt": "question"})
-    assert len(questions) == report.rows == report.kept
+    assert len(questions) == report.rows == report.rows_kept
     prompts, _ = tokenize_prompts(questions[:20], byte_level, template="always")
     assert all("####" in row["answer"] for _, row in prompts)

@@ -24,7 +24,7 @@ def test_a_stream_is_what_reading_gives(file):
     records, report = read_records(Prompt, file, on_error="skip")
     assert streamed == records
     assert tuple(bad) == report.skipped
-    with pytest.raises(UserError, match=r"a\.jsonl\.gz, row 21: is not JSON"):
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz, row 21: the row is not JSON"):
         list(stream_records(Prompt, file))
 
 
@@ -36,7 +36,7 @@ def test_nothing_is_read_before_its_turn(file):
         list(stream_records(Prompt, file, on_error="skip"))
 
 
-def test_a_stream_goes_on_where_it_stopped(file):
+def test_a_stream_continues_where_it_stopped(file):
     whole = list(stream_records(Prompt, file, on_error="skip"))
     for start in (0, 7, 21, 61, 99):
         rest = list(stream_records(Prompt, file, on_error="skip", start=start))

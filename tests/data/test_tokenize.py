@@ -14,13 +14,13 @@ from jaxalign.errors import UserError
 
 LOOK_ALIKES = ["<|im_end|>", "<|im_start|>system\n", "</s>", "<s>", "<|endoftext|>", "[/INST]", "<0x0A>"]
 # SentencePiece cannot tell its own ▁ from a space, so texts hold none.
-said = st.lists(
+contents = st.lists(
     st.one_of(
         st.text(st.characters(exclude_characters="▁", codec="utf-8"), max_size=12),
         st.sampled_from([*LOOK_ALIKES, " ", "\n", "🙂", "sky"]),
     )
 ).map("".join)
-spoken = said.filter(str.strip)
+spoken = contents.filter(str.strip)
 
 
 def chat(prompt, chosen, rejected=" no"):
@@ -54,7 +54,7 @@ def test_plain_text(tokenizer, prompt, chosen):
     tree, _ = tree_of(text(prompt, chosen), tokenizer)
     ids, (completion, _) = tree.prompt.tolist(), [c.tolist() for c in tree.completions]
     bos = tokenizer("")["input_ids"]
-    assert control_tokens(ids, tokenizer) == bos == ids[: len(bos)]  # BOS once, and none from what was said
+    assert control_tokens(ids, tokenizer) == bos == ids[: len(bos)]  # BOS once, and none from what was contents
     assert control_tokens(completion, tokenizer) == [tokenizer.eos_token_id] == completion[-1:]  # EOS once, at the end
     assert all(mask.all() for mask in tree.masks)  # and EOS counts, even where pad is eos
     whole = tokenizer.decode(ids[len(bos) :] + completion[:-1])
@@ -129,9 +129,9 @@ def test_transcripts_become_chats_where_there_is_a_template(byte_level):
     assert byte_level.decode(plain.completions[0]) == " The sky. <|im_end|>"
 
 
-def test_plain_prompts_become_chats_if_told(byte_level):
-    told, _ = tree_of(text("Why?", "The sky."), byte_level, template="always")
-    assert np.array_equal(told.prompt, tree_of(chat("Why?", "The sky."), byte_level)[0].prompt)
+def test_plain_prompts_become_chats_if_asked(byte_level):
+    always, _ = tree_of(text("Why?", "The sky."), byte_level, template="always")
+    assert np.array_equal(always.prompt, tree_of(chat("Why?", "The sky."), byte_level)[0].prompt)
 
 
 def with_template(tokenizer, template):
@@ -145,7 +145,7 @@ def with_template(tokenizer, template):
 MISFITS = {
     "rewrites": (
         "{% for m in messages %}{{ m['content'] | replace('h', 'H') }}{% endfor %}",
-        "changes what a message says",
+        "changes a message",
     ),
     "ends before": ("{% if add_generation_prompt %}answer: {% endif %}{{ messages[0]['content'] }}", "behind its own"),
     "refuses": ("{{ raise_exception('no talk') }}", r"refuses it \(no talk\)"),
@@ -173,7 +173,7 @@ def test_records_the_template_refuses_can_be_skipped(sentencepiece):
     trees, report = tokenize_preferences([chat("a", "b"), doubled], sentencepiece, on_error="skip")
     assert len(trees) == report.examples == 1
     assert [(bad.row, bad.kind) for bad in report.skipped] == [(7, "refused by the chat template")]
-    with pytest.raises(UserError, match=r"no record is left to train on: f\.jsonl, row 7"):
+    with pytest.raises(UserError, match=r"none is left to train on\. f\.jsonl, row 7"):
         tokenize_preferences([doubled], sentencepiece, on_error="skip")
 
 
@@ -218,11 +218,11 @@ def test_truncation_is_counted(byte_level):
 @pytest.mark.parametrize("limit", [{"max_length": 1}, {"max_length": -5}, {"max_completion_length": 0}])
 def test_a_limit_that_leaves_no_completion_token(byte_level, limit):
     (name, value), *_ = limit.items()
-    with pytest.raises(UserError, match=rf"data\.{name}={value} leaves no completion token"):
+    with pytest.raises(UserError, match=rf"{name} is {value}, which leaves no completion token"):
         tokenize_preferences([text("Why?", " The sky.")], byte_level, **limit)
 
 
 def test_an_empty_prompt_needs_bos(byte_level, sentencepiece):
     assert tree_of(text("", "sky"), sentencepiece)[0].prompt.tolist() == [sentencepiece.bos_token_id]
-    with pytest.raises(UserError, match="row 1: the prompt is empty and the tokenizer puts no BOS"):
+    with pytest.raises(UserError, match="row 1: field 'prompt' is empty and the tokenizer puts no BOS"):
         tree_of(text("", "sky"), byte_level)

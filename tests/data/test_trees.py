@@ -70,11 +70,11 @@ def test_every_slot_points_where_it_should(made, rows_per_microbatch):
             assert rows.extras["logps"][m, r, slot] == tree.token_extras["logps"][owner[slot] % 3][place]
         assert not rows.extras["logps"][m, r][owner < 0].any()
         for number in np.nonzero(rows.example_mask[m, r])[0]:
-            mine = np.nonzero(example == number)[0]
-            assert np.array_equal(mine, np.arange(mine[0], mine[-1] + 1))  # tight, and within one row
+            in_tree = np.nonzero(example == number)[0]
+            assert np.array_equal(in_tree, np.arange(in_tree[0], in_tree[-1] + 1))  # tight, and within one row
             for completion in range(3):
-                columns = mine[branch[mine] == completion + 1]
-                root = mine[branch[mine] == 0][-1]
+                columns = in_tree[branch[in_tree] == completion + 1]
+                root = in_tree[branch[in_tree] == 0][-1]
                 assert rows.last[m, r, number, completion] == (columns[-1] if len(columns) else root)
 
 
@@ -128,7 +128,7 @@ def test_without_a_prompt_the_first_token_is_the_prompt():
 
 
 def test_a_tree_longer_than_every_row_says_what_to_do():
-    with pytest.raises(UserError, match=r"40 tokens .* lower data\.max_length"):
+    with pytest.raises(UserError, match=r"40 tokens .* Lower max_length"):
         pack([Tree.of(range(1, 31), [range(10)])], row_lengths=(16, 32))
 
 

@@ -52,7 +52,7 @@ def test_rows_are_read_back_by_the_data_layer(tmp_path):
     file.write_text("".join(json.dumps(row) + "\n" for row in labelled.rows))
     records, report = read_preferences(file)
     assert [(r.prompt, r.chosen, r.rejected) for r in records] == [("p0", "long one", "short"), ("p1", "xyz", "x")]
-    assert report.kept == 2
+    assert report.rows_kept == 2
     one, two = labelled.rows
     assert (one["first_order"], one["second_order"], one["judge"]) == ("first", "second", "longer")
     # Both orders: the chosen response has 0.8 where it is shown first and 0.7 where second, whichever it is.

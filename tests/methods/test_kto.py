@@ -54,7 +54,7 @@ def mismatched(trees, seed=0, step=0, **options):
 def batch_of(trees, mesh, *, length=64, rows=1, order=None, with_mismatched=True):
     """A step's batch in a packing of one's choice, and its mismatched trees."""
     source = mismatched(trees)
-    others = [source.draw(0, i) for i in range(len(trees))]
+    others = [source.mismatched_tree(0, i) for i in range(len(trees))]
     order = range(len(trees)) if order is None else order
     cut = {"shapes": [(length, length)], "rows_per_microbatch": rows}
     indexed = attach(trees, index=np.arange(len(trees)))
@@ -264,16 +264,20 @@ def test_draws_are_by_seed_step_and_example_alone():
     assert texts(make(32), 0) != texts(make(32, seed=1), 0)
     source = mismatched(trees)
     assert any(
-        not np.array_equal(source.draw(0, i).completions[0], source.draw(1, i).completions[0]) for i in range(20)
+        not np.array_equal(source.mismatched_tree(0, i).completions[0], source.mismatched_tree(1, i).completions[0])
+        for i in range(20)
     )
     fixed = mismatched(trees, by_step=False)
-    assert all(np.array_equal(fixed.draw(0, i).completions[0], fixed.draw(5, i).completions[0]) for i in range(20))
+    assert all(
+        np.array_equal(fixed.mismatched_tree(0, i).completions[0], fixed.mismatched_tree(5, i).completions[0])
+        for i in range(20)
+    )
 
 
 def test_a_mismatched_text_is_cut_to_the_longest_example_and_keeps_what_all_prompts_begin_with():
     prompts = [[1, *range(10, 30)], [1, 40]]
     trees = [Tree.of(prompts[0], [[50]]), Tree.of(prompts[1], [list(range(60, 80))])]  # both of 22 tokens
-    tree = mismatched(trees).draw(0, 0)
+    tree = mismatched(trees).mismatched_tree(0, 0)
     assert tree.prompt.tolist() == [1, *range(20, 30)]
     assert tree.completions[0].tolist() == list(range(60, 71))
     assert len(tree) == 22
@@ -285,7 +289,7 @@ def test_one_prompt_alone_is_told():
         mismatched(trees)
     # Completions of others do: a held-out part of one prompt can draw from the training examples.
     other = labelled_trees(4)
-    tree = Mismatched(evaluation_batches(trees, batch_size=4), trees, other).draw(0, 0)
+    tree = Mismatched(evaluation_batches(trees, batch_size=4), trees, other).mismatched_tree(0, 0)
     assert tree.prompt.tolist() == [5, 6]
     # (Cut to the two tokens that the batches' own answers have.)
     assert tree.completions[0].tolist() in [t.completions[0].tolist()[:2] for t in other]

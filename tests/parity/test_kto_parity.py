@@ -59,7 +59,7 @@ def examples(count, seed):
     text = lambda: random.integers(0, VOCABULARY, random.integers(1, 7)).tolist()  # noqa: E731
     trees = [Tree.of(text(), [text()], label=bool(random.random() < 0.4)) for _ in range(count)]
     source = Mismatched(evaluation_batches(trees, batch_size=count), trees, trees, seed)
-    return trees, source, [source.draw(0, i) for i in range(count)]
+    return trees, source, [source.mismatched_tree(0, i) for i in range(count)]
 
 
 def padded(trees, prefix=""):
