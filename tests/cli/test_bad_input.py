@@ -91,28 +91,28 @@ def test_files_that_are_not_there_are_named(refused, tmp_path):
     assert "the package 'no_such' is not installed" in refused(model__path="no_such:model.gguf")
 
 
-def test_limits_that_leave_nothing_are_told(refused, pairs_file):
+def test_limits_that_leave_nothing_are_reported(refused, pairs_file):
     assert "max_length is 1, which leaves no completion token" in refused(data__max_length=1)
     assert "max_completion_length is 0, which leaves no completion token" in refused(data__max_completion_length=0)
     assert "leaves nothing to train on" in refused(data__holdout=20)
-    assert "data.limit is 0;" in refused(data__limit=0)
+    assert "data.limit is 0." in refused(data__limit=0)
 
 
-def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
+def test_an_unknown_key_is_reported_with_the_nearest_known_one(refused):
     assert "Unknown setting data.max_lenght. Did you mean data.max_length?" in refused(data__max_lenght=3)
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train__batch_size": 0}, "train.batch_size is 0;"),
-        ({"train__steps": 0}, "train.steps is 0;"),
-        ({"train__steps": "null", "train__epochs": ".inf"}, "train.epochs is inf;"),
-        ({"train__steps": "null", "train__epochs": ".nan"}, "train.epochs is nan;"),
-        ({"train__row_lengths": "[]"}, "train.row_lengths is [];"),
-        ({"train__row_lengths": "[64,-3]"}, "train.row_lengths is [64, -3];"),
-        ({"method__beta": ".inf"}, "method.beta is inf;"),
-        ({"samples__temperature": ".nan"}, "samples.temperature is nan;"),
+        ({"train__batch_size": 0}, "train.batch_size is 0."),
+        ({"train__steps": 0}, "train.steps is 0."),
+        ({"train__steps": "null", "train__epochs": ".inf"}, "train.epochs is inf."),
+        ({"train__steps": "null", "train__epochs": ".nan"}, "train.epochs is nan."),
+        ({"train__row_lengths": "[]"}, "train.row_lengths is []."),
+        ({"train__row_lengths": "[64,-3]"}, "train.row_lengths is [64, -3]."),
+        ({"method__beta": ".inf"}, "method.beta is inf."),
+        ({"samples__temperature": ".nan"}, "samples.temperature is nan."),
         ({"data__max_length": 1025}, "data.max_length is 1025, and the model was made for 1024 positions"),
         ({"optim__b1": 1}, "optim.b1 is 1.0. Give a number from 0 to below 1"),
         ({"train__steps": "null", "train__epochs": 0}, "The run has 0 steps."),
@@ -120,18 +120,18 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(refused):
         ({"train__rows_per_microbatch": 3, "mesh__data": 2}, "must be a multiple of the mesh's data × fsdp = 2"),
         ({"mesh__data": 64}, "needs 64 devices, this machine has 8;"),
         ({"optim__learning_rate": -1}, "optim.learning_rate is -1.0."),
-        ({"log__every": 0}, "log.every is 0;"),
-        ({"method__beta": 0}, "method.beta is 0.0;"),
-        ({"method__label_smoothing": 0.7}, "method.label_smoothing is 0.7;"),
+        ({"log__every": 0}, "log.every is 0."),
+        ({"method__beta": 0}, "method.beta is 0.0."),
+        ({"method__label_smoothing": 0.7}, "method.label_smoothing is 0.7."),
         ({"train__best": "eval/lost"}, "train.best is eval/lost. Give one of eval/loss, "),
-        ({"samples__max_new_tokens": 0}, "samples.max_new_tokens is 0;"),
+        ({"samples__max_new_tokens": 0}, "samples.max_new_tokens is 0."),
     ],
 )
-def test_impossible_numbers_are_told(refused, changes, words):
+def test_impossible_numbers_are_reported(refused, changes, words):
     assert words in refused(**changes)
 
 
-def test_a_model_of_another_kind_is_told(refused, tiny_model, tmp_path):
+def test_a_model_of_another_kind_is_reported(refused, tiny_model, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     config = json.loads((model / "config.json").read_text())
@@ -142,7 +142,7 @@ def test_a_model_of_another_kind_is_told(refused, tiny_model, tmp_path):
     assert str(model) in line
 
 
-def test_token_ids_beyond_the_embedding_are_told(refused, tiny_model, tmp_path, capsys):
+def test_token_ids_beyond_the_embedding_are_reported(refused, tiny_model, tmp_path, capsys):
     model, _ = jaxalign.load_model(tiny_model)
     small = Model(dataclasses.replace(model.config, vocab_size=90))
     params = small.init(jax.random.key(0))
@@ -156,14 +156,14 @@ def test_token_ids_beyond_the_embedding_are_told(refused, tiny_model, tmp_path, 
 
 
 @pytest.mark.parametrize("package", ["tensorboardX", "wandb"])
-def test_a_missing_dashboard_is_told_before_the_work(refused, monkeypatch, package):
+def test_a_missing_dashboard_is_reported_before_the_work(refused, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     changes = {"log__tensorboard": "true"} if package == "tensorboardX" else {"log__wandb": "project"}
     assert f"needs the package {package}. Run: pip install" in refused(model__path="no.gguf", **changes)
 
 
 @pytest.mark.parametrize("setting", ["data.path", "model.path", "output"])
-def test_a_place_that_may_not_be_looked_into_is_told(refused, error_of, flags, monkeypatch, setting):
+def test_a_place_that_may_not_be_looked_into_is_reported(refused, error_of, flags, monkeypatch, setting):
     """By a stand-in for the system's answer: tests may run as root, who may look everywhere."""
     stat = Path.stat
 
@@ -180,11 +180,11 @@ def test_a_place_that_may_not_be_looked_into_is_told(refused, error_of, flags, m
         assert line.startswith("/locked/place: ")  # from Python 3.14 on it is no such file, before it cannot be read
 
 
-def test_a_name_too_long_is_told(error_of, flags, tmp_path):
+def test_a_name_too_long_is_reported(error_of, flags, tmp_path):
     assert "cannot be written (File name too long" in error_of(flags(tmp_path / ("x" * 300)))
 
 
-def test_an_output_directory_that_cannot_be_written_is_told_first(error_of, flags, tmp_path):
+def test_an_output_directory_that_cannot_be_written_is_reported_first(error_of, flags, tmp_path):
     (tmp_path / "file").write_text("text")
     line = error_of(flags(tmp_path / "file" / "run", data__path="no.jsonl", model__path="no.gguf"))
     assert line.startswith(f"The directory {tmp_path}/file/run cannot be written (")

@@ -124,7 +124,7 @@ def test_what_counts_is_in_colour(tmp_path, tiny_model, capsys, monkeypatch):
         (["data", "inspect"], "data.path must be set"),
         (["data", "inspect", "no.jsonl"], "no.jsonl: the file does not exist"),
         (["data", "inspect", "no.jsonl", "--data.kinds", "sft"], "Did you mean data.kind?"),
-        (["data", "inspect", "no.jsonl", "--examples", "-1"], "examples is -1;"),
+        (["data", "inspect", "no.jsonl", "--examples", "-1"], "examples is -1."),
     ],
 )
 def test_mistakes_are_reported(error_of, arguments, words):
