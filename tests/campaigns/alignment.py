@@ -31,8 +31,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxalign.cli.compare import across, run_seed, write_table
 from jaxalign.compare import arms, figures
+from jaxalign.compare.results import across, run_seed, write_table
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.paths import write_whole
 from jaxalign.recipes.run_directory import settings
@@ -83,7 +83,9 @@ def runs(start: Start, done: set[tuple[str, str]], console: Console) -> Iterator
     for name, study in studies(start.setting).items():
         missing = [method for method in study.methods if (name, method) not in done]
         if missing:
-            for line in run_seed(start.under(**study.changes), missing, console, began):
+            for line in run_seed(
+                start.under(**study.changes), missing, began, lambda line: console.print(line, markup=False)
+            ):
                 yield {"study": name, **{key: value for key, value in line.items() if key != "samples"}}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxalign.cli import main
-from jaxalign.cli.compare import across
 from jaxalign.compare import arms, labels, measure
+from jaxalign.compare.results import across
 from jaxalign.compare.start import Setting, begin
 from jaxalign.errors import UserError
 from jaxalign.testbed import learner
