@@ -96,6 +96,21 @@ class Tree:
         spread = {name: np.broadcast_to(_narrow(value), (len(texts),)) for name, value in extras.items()}
         return cls(root, tuple(texts), tuple(counts), spread, {name: tuple(v) for name, v in per_token.items()})
 
+    def select(self, completions: Sequence[int] | np.ndarray) -> Tree:
+        """Returns the tree with only these of its completions, in this order.
+
+        >>> Tree.of([1], [[2], [3], [4]], score=[0.0, 1.0, 2.0]).select([2, 0]).extras["score"]
+        array([2., 0.], dtype=float32)
+        """
+        pick = lambda values: tuple(values[k] for k in completions)  # noqa: E731
+        return dataclasses.replace(
+            self,
+            completions=pick(self.completions),
+            masks=pick(self.masks),
+            extras={name: value[np.asarray(completions)] for name, value in self.extras.items()},
+            token_extras={name: pick(values) for name, values in self.token_extras.items()},
+        )
+
     def __len__(self) -> int:
         """Distinct tokens: P + Σ C."""
         return len(self.prompt) + self.num_targets

@@ -1,4 +1,4 @@
-"""Best-of-n sampling, the baseline that training has to beat: n completions, the best of which is the answer."""
+"""Best-of-n sampling, the baseline that training has to beat: the answer is the best of n completions."""
 
 from __future__ import annotations
 
@@ -11,30 +11,22 @@ from jaxalign.data.trees import Tree
 
 
 def best_of(trees: Sequence[Tree], n: int) -> list[Tree]:
-    """Each prompt's best completion of its first n, as trees of one completion.
+    """Returns each prompt's best completion of its first n, as trees of one completion.
+
+    Args:
+        trees: trees with ``scores`` per completion.
+        n: the number of completions to choose from.
 
     Raises:
-      ValueError: if a tree has fewer.
+        ValueError: If a tree has fewer than n completions.
     """
     if any(len(tree.completions) < n for tree in trees):
-        raise ValueError(f"best of {n} needs {n} completions of every prompt")
-    picked = []
-    for tree in trees:
-        k = int(np.argmax(tree.extras["scores"][:n]))
-        picked.append(
-            Tree(
-                tree.prompt,
-                (tree.completions[k],),
-                (tree.masks[k],),
-                {name: value[k : k + 1] for name, value in tree.extras.items()},
-                {name: (values[k],) for name, values in tree.token_extras.items()},
-            )
-        )
-    return picked
+        raise ValueError(f"Best of {n} needs {n} completions of every prompt.")
+    return [tree.select([int(np.argmax(tree.extras["scores"][:n]))]) for tree in trees]
 
 
 def expected_best(scores: Float[np.ndarray, "B N"], n: int) -> Float[np.ndarray, " B"]:
-    """The mean score of the best of n, from N >= n samples of each prompt, without bias.
+    """Estimates the mean score of the best of n from N >= n samples of each prompt, without bias.
 
     Σ_i s_(i) C(i - 1, n - 1) / C(N, n), s_(1) <= … <= s_(N): the mean of the maximum over all subsets of n
     (Nakano et al. 2021, arXiv:2112.09332, app. I).
@@ -46,12 +38,12 @@ def expected_best(scores: Float[np.ndarray, "B N"], n: int) -> Float[np.ndarray,
 
 
 def measured_kl(scores: Float[np.ndarray, "B N"], n: int) -> float:
-    """KL(best of n ‖ policy) in nats, from N >> n samples of the policy for each prompt.
+    """Estimates KL(best of n ‖ policy) in nats from N >> n samples of the policy for each prompt.
 
-    Best-of-n draws a completion of score s with log-ratio log [(F(s)ⁿ - F(s⁻)ⁿ) / (F(s) - F(s⁻))], F the policy's
-    distribution of scores, F(s⁻) its value just below s; ties share what they win together. F is taken from the
-    samples, so the estimate is a little low: by about (n - 1)/N.
-    Without ties in the limit it is ``losses.best_of_n_kl``. Source: Beirami et al. 2024, arXiv:2401.01879.
+    Best-of-n samples a completion of score s with the log-ratio log [(F(s)ⁿ - F(s⁻)ⁿ) / (F(s) - F(s⁻))]. F is the
+    policy's distribution of scores, and F(s⁻) its value just below s. Tied completions share their probability.
+    F comes from the samples, so the estimate is low by about (n - 1)/N. Without ties it converges to
+    ``losses.best_of_n_kl``. Source: Beirami et al. 2024, arXiv:2401.01879.
 
     >>> round(measured_kl(np.arange(4000.0)[None], 4), 3), round(measured_kl(np.zeros((1, 100)), 4), 3)
     (0.636, 0.0)
@@ -67,9 +59,10 @@ def measured_kl(scores: Float[np.ndarray, "B N"], n: int) -> float:
 
 
 def _rank_weights(count: int, n: int) -> Float[np.ndarray, " N"]:
-    """C(i - 1, n - 1) / C(N, n) of rank i = 1..N, by the ratio of neighbours from the top down."""
+    """Returns C(i - 1, n - 1) / C(N, n) for ranks i = 1..N."""
     weights = np.zeros(count)
     weights[-1] = n / count
-    for i in range(count - 1, n - 1, -1):  # rank i from rank i + 1
+    # From rank i + 1 to rank i by the ratio of the two: the binomial coefficients themselves would overflow.
+    for i in range(count - 1, n - 1, -1):
         weights[i - 1] = weights[i] * (i - n + 1) / i
     return weights

@@ -1,4 +1,4 @@
-"""GRPO and its relatives, each a choice of what ``policy_gradient`` is made of.
+"""GRPO and its relatives: combinations of the parts of ``policy_gradient``.
 
 ====================  ==========================  ============  ============  ====================  ============
 name                  advantage                   ratio of      loss          reduction             KL
@@ -21,7 +21,7 @@ from typing import Any
 
 from jaxalign import advantages, losses
 from jaxalign.losses import reductions
-from jaxalign.methods.experience import Online
+from jaxalign.methods.experience import OnlineMethod
 from jaxalign.methods.policy_gradient import of_sequences, of_token_means, policy_gradient
 from jaxalign.models.model import Model
 
@@ -41,7 +41,7 @@ dapo = functools.partial(
     loss=functools.partial(losses.ppo_clip, clip_low=0.2, clip_high=0.28),
     weights=reductions.token_mean_weights,
 )
-# Ahmadian et al. 2024, arXiv:2402.14740, sec. 3: the completion is one action; the clip is for steps after the first.
+# Ahmadian et al. 2024, arXiv:2402.14740, sec. 3: the completion is one action. The clip acts on steps after the first.
 rloo = functools.partial(
     policy_gradient,
     advantage=advantages.per_sequence(advantages.leave_one_out),
@@ -82,8 +82,14 @@ cispo = functools.partial(
 )
 
 
-def dr_grpo(model: Model, *, length: int, **options: Any) -> Online:
-    """Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): no standard deviation, and a constant length to divide by."""
+def dr_grpo(model: Model, *, length: int, **options: Any) -> OnlineMethod:
+    """Returns Dr. GRPO (Liu et al. 2025, arXiv:2503.20783): without the standard deviation, over a constant length.
+
+    Args:
+        model: as in ``policy_gradient``.
+        length: tokens to divide by: the maximum length of a completion.
+        **options: further arguments of ``policy_gradient``.
+    """
     options = {
         "advantage": advantages.per_sequence(functools.partial(advantages.group_relative, scale=False)),
         "loss": losses.ppo_clip,

@@ -1,50 +1,85 @@
-"""An iteration of an online method: sample, score, measure, and steps on what came of it.
+"""An iteration of an online method: sample, score, measure, and take optimiser steps.
+
+Examples take four forms, and are converted once from each to the next (B prompts, K completions of up to C tokens)::
+
+    trees        B × (prompt, K completions, log-probs, scores)     sampled and scored, on the host
+      │  Packing.pack, once per iteration
+    rows         [M, R, S] per token                                reference and value model, on the device
+      │  rows_to_rectangle
+    rectangles   [B, K, C] per token, [B, K] per completion         arithmetic over the whole batch
+      │  minibatch: chosen examples, rectangle_to_rows
+    rows         [M, R, S] per token, [M, R, E, K] per completion   optimiser steps
+
+A packed row of two examples with K = 2, and the rectangle of the same values (C = 3)::
+
+    value        a  b  c  d  e  f  g  ·  ·       rectangle   [[[e, f, ·], [g, ·, ·]],
+    token        6  9 10 11  0  1  3  ·  ·                    [[a, ·, ·], [b, c, d]]]
+    completion   2  3  3  3  0  0  1  ·  ·
+
+``token`` is the place of a target slot in the flattened rectangle [B·K·C], ``completion`` that of its completion in
+[B·K]. Both travel with the packed trees, so both directions are one indexing operation.
 
 ``iterate`` is a generator that anyone can write instead; its parts are plain functions::
 
-    trees = collector(params, iteration, key).trees             # host: generate, score
-    trees, method_state, metrics = prepare(params, method_state, trees)   # jitted: reference, values, advantages
-    for chosen in minibatches(len(trees), 4, key):                # host: sets of examples, packed
-        state, metrics = step_fn(state, packing.batch(weighted(trees, chosen, weights)))
+    trees = collector(params, iteration, key).trees                # host: generate, score
+    examples, method_state, metrics = prepare(params, method_state, trees)   # reference, values, advantages
+    for chosen in minibatches(len(examples.trees), 4, key):
+        state, metrics = step_fn(state, minibatch(examples, chosen, packing, weights=method.weights))
 
-All that is random comes of ``fold_in(state.key, iteration)``, and what prompts an iteration has is a function of (seed,
-iteration), so a run stopped between iterations goes on as if it had not been.
+All randomness derives from ``fold_in(state.key, iteration)``, and the prompts of an iteration are a function of (seed,
+iteration). A run that stops between iterations therefore resumes bitwise.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Shaped
 
-from jaxalign.data.batches import attach
-from jaxalign.data.trees import Packed, Tree, pack, unpack
+from jaxalign.data.trees import Packed, Tree, pack
 from jaxalign.loop import Batch, TrainState, map_microbatches, place_batch
+from jaxalign.masking import Rows
 from jaxalign.methods.collect import Collected
-from jaxalign.methods.experience import Experience, Online, OnlineState
+from jaxalign.methods.experience import Experience, Measurements, OnlineMethod, OnlineState, Outcome, StepInputs
 from jaxalign.models.params import union
 
 Metrics = dict[str, float]
+# ``loop.make_step`` returns one.
 Step = Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]]
-"""What ``loop.make_step`` makes, or anything around it."""
-Prepare = Callable[[Any, OnlineState, Sequence[Tree]], tuple[list[Tree], OnlineState, Metrics]]
+
+
+class Examples(NamedTuple):
+    """What the optimiser steps of an iteration learn from.
+
+    Attributes:
+        trees: prompts and completions.
+        inputs: inputs of the steps, [B, K, C] per token or [B, K] per completion.
+        mask: True on the tokens that count.
+    """
+
+    trees: list[Tree]
+    inputs: StepInputs
+    mask: Bool[np.ndarray, "B K C"]
+
+
+Prepare = Callable[[Any, OnlineState, Sequence[Tree]], tuple[Examples, OnlineState, Metrics]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """How trees are laid into rows on a mesh: one shape and a fixed number of microbatches, so one program.
+    """How trees are packed into rows on a mesh: one row shape and a fixed number of microbatches, so one program.
 
     Attributes:
-      mesh: where the rows go.
-      shape: (T, S) of a row; see ``fit``.
-      num_completions: K.
-      rows_per_microbatch: R; memory grows with it, results do not depend on it.
+        mesh: the mesh that rows are spread over.
+        shape: (T, S) of a row; see ``for_lengths``.
+        num_completions: K.
+        rows_per_microbatch: R; memory grows with it, results do not depend on it.
     """
 
     mesh: jax.sharding.Mesh
@@ -53,21 +88,34 @@ class Packing:
     rows_per_microbatch: int = 1
 
     @classmethod
-    def fit(
+    def for_lengths(
         cls, mesh: jax.sharding.Mesh, longest_prompt: int, num_completions: int, max_new_tokens: int, rows: int = 1
     ) -> Packing:
-        """Rows that hold any example: a prompt and K completions of the longest kind; at least 256 columns."""
+        """Returns a packing whose rows have room for any example, with at least 256 columns.
+
+        Args:
+            mesh: the mesh.
+            longest_prompt: maximum length of a prompt, tokens.
+            num_completions: K.
+            max_new_tokens: maximum length of a completion, tokens.
+            rows: R.
+        """
         targets = num_completions * max_new_tokens
         columns = max(256, _round_up(longest_prompt + targets, 128))
         slots = _round_up(-(-columns * targets // (longest_prompt + targets)), 64)
         return cls(mesh, (columns, min(slots, columns)), num_completions, rows)
 
     def batch(self, trees: Sequence[Tree], room: int | None = None) -> Batch:
-        """The trees on the mesh; ``room``: examples there may be at most, the same for batches that share a program."""
+        """Returns the trees packed and placed on the mesh; arguments as in ``pack``."""
         return place_batch(*self.pack(trees, room), self.mesh)
 
     def pack(self, trees: Sequence[Tree], room: int | None = None) -> Packed:
-        """The trees in rows, on the host."""
+        """Returns the trees packed into rows, on the host.
+
+        Args:
+            trees: the examples.
+            room: maximum number of examples. Batches with the same room share one program.
+        """
         return pack(
             trees,
             shapes=[self.shape],
@@ -77,35 +125,45 @@ class Packing:
         )
 
 
-def rectangle(trees: Sequence[Tree], name: str, size: int, length: int) -> np.ndarray:
-    """A token extra of trees (or their ``masks``) as [size, K, length], 0 where there is none."""
-    values = [tree.masks if name == "masks" else tree.token_extras[name] for tree in trees]
-    whole = np.zeros((size, len(values[0]), length), values[0][0].dtype)
-    for place_, completions in zip(whole, values, strict=False):
-        for row, value in zip(place_, completions, strict=True):
-            row[: len(value)] = value
-    return whole
-
-
-def with_rectangles(trees: Sequence[Tree], **rectangles: np.ndarray) -> list[Tree]:
-    """The trees with more token extras, taken from [B, K, C]."""
-    return [
-        dataclasses.replace(
-            tree,
-            token_extras={
-                **tree.token_extras,
-                **{
-                    name: tuple(row[: len(c)] for row, c in zip(whole[i], tree.completions, strict=True))
-                    for name, whole in rectangles.items()
-                },
-            },
+def number_places(trees: Sequence[Tree], length: int) -> list[Tree]:
+    """Returns the trees with the places of their completions in [B·K] and of their tokens in [B·K·C]."""
+    numbered = []
+    for i, tree in enumerate(trees):
+        completions = i * len(tree.completions) + np.arange(len(tree.completions), dtype=np.int32)
+        tokens = tuple(
+            np.int32(place * length) + np.arange(len(completion), dtype=np.int32)
+            for place, completion in zip(completions, tree.completions, strict=True)
         )
-        for i, tree in enumerate(trees)
-    ]
+        extras = {**tree.extras, "completion": completions}
+        numbered.append(dataclasses.replace(tree, extras=extras, token_extras={**tree.token_extras, "token": tokens}))
+    return numbered
+
+
+def rows_to_rectangle(
+    rows: Rows, values: Shaped[np.ndarray, "M R *slots"], size: tuple[int, int, int]
+) -> Shaped[np.ndarray, "B K *C"]:
+    """Returns values of packed rows as a rectangle, 0 where no token or completion is.
+
+    Args:
+        rows: rows of numbered trees (see the picture above).
+        values: [M, R, S] per token, or [M, R, E, K] per completion.
+        size: (B, K, C).
+    """
+    in_use, places = _places(rows, values.ndim == rows.owner.ndim)
+    shape = size if values.ndim == rows.owner.ndim else size[:2]
+    out = np.zeros(shape, values.dtype)
+    out.reshape(-1)[places[in_use]] = values[in_use]
+    return out
+
+
+def rectangle_to_rows(rows: Rows, rectangle: Shaped[np.ndarray, "B K *C"]) -> Shaped[np.ndarray, "M R *slots"]:
+    """Returns a rectangle's values in packed rows, 0 in unused slots: the inverse of ``rows_to_rectangle``."""
+    in_use, places = _places(rows, rectangle.ndim == 3)
+    return np.where(in_use, rectangle.reshape(-1)[places], rectangle.dtype.type(0))
 
 
 def make_prepare(
-    online: Online,
+    method: OnlineMethod,
     packing: Packing,
     *,
     size: int,
@@ -113,72 +171,89 @@ def make_prepare(
     frozen: Mapping[str, Any] | None = None,
     fixed: Any = None,
 ) -> Prepare:
-    """The part of an iteration that looks at the whole batch, compiled once.
+    """Compiles the part of an iteration that needs the whole batch.
 
     Args:
-      online: the method.
-      packing: of the measuring pass.
-      size: B, the most examples of an iteration.
-      length: C, the most tokens of a completion.
-      frozen: ``reference``, unless the method state or the base of adapters is the reference. Arrays of NumPy stay on
-        the host but for the pass.
-      fixed: the part of ``params`` that is not trained.
+        method: the method.
+        packing: packing of the measuring pass.
+        size: B, the maximum number of examples per iteration.
+        length: C, the maximum number of tokens per completion.
+        frozen: ``reference``, unless it is in the method state or is the base of adapters. NumPy arrays stay on the
+            host except during the pass.
+        fixed: the part of ``params`` that is not trained.
+
     Returns:
-      (params, method_state, trees) -> (trees, method_state, metrics). Trees come with ``old_logps``, and ``scores`` and
-      ``finished`` as extras; they leave with what ``online.step`` needs.
+        (params, method_state, trees) -> (examples, method_state, metrics). The trees carry ``old_logps`` per token,
+        and ``scores`` and ``finished`` per completion.
     """
     frozen = dict(frozen or {})
-
-    measure = online.measure
+    measure = method.measure
 
     @jax.jit
-    def measured(params: Any, fixed: Any, frozen: Any, batch: Batch) -> Any:
+    def measure_batch(params: Any, fixed: Any, frozen: Any, batch: Batch) -> Measurements:
         assert measure is not None
         whole = union(params, fixed)
         return map_microbatches(lambda rows: measure(whole, frozen, rows), batch)
 
-    arithmetic = jax.jit(online.experience)
+    arithmetic = jax.jit(method.experience)
 
-    def prepare(
-        params: Any, method_state: OnlineState, trees: Sequence[Tree]
-    ) -> tuple[list[Tree], OnlineState, Metrics]:
-        trees = list(trees)
-        found: dict[str, Any] = {}
+    def prepare(params: Any, method_state: OnlineState, trees: Sequence[Tree]) -> tuple[Examples, OnlineState, Metrics]:
+        rows, used = packing.pack(number_places(trees, length), size)
+        measurements = Measurements()
         if measure is not None:
-            held = {**frozen, "reference": method_state.reference} if method_state.reference != () else frozen
-            packed = packing.pack(attach(trees, index=np.arange(len(trees))), size)
-            values = jax.device_get(measured(params, fixed, held, place_batch(*packed, packing.mesh)))
-            trees = _back(trees, packed, values)
-            found = {name: rectangle(trees, name, size, length) for name in values}
-        found["mask"] = rectangle(trees, "masks", size, length)
-        found["old_logps"] = rectangle(trees, "old_logps", size, length)
-        found |= {name: _stack(trees, name, size) for name in ("scores", "finished")}
-        light = method_state._replace(reference=())
-        taught, after, metrics = arithmetic(light, Experience(**found))
-        trees = with_rectangles(trees, **jax.device_get(taught))
-        kept = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), after, light)
-        return trees, kept._replace(reference=method_state.reference), _floats(metrics)
+            moving = {} if method_state.reference == () else {"reference": method_state.reference}
+            batch = place_batch(dataclasses.replace(rows, extras={}), used, packing.mesh)
+            measurements = jax.device_get(measure_batch(params, fixed, {**frozen, **moving}, batch))
+        extras = rows.extras
+        packed = Experience(rows.mask, extras["old_logps"], extras["scores"], extras["finished"], *measurements)
+        rectangle = (size, packing.num_completions, length)
+        experience = jax.tree.map(lambda values: rows_to_rectangle(rows, values, rectangle), packed)
+        # The reference may be a whole model: the arithmetic must not copy it.
+        without_reference = method_state._replace(reference=())
+        outcome = arithmetic(without_reference, experience)
+        after = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), outcome.state, without_reference)
+        examples, metrics = _select(trees, experience.mask, outcome)
+        return examples, after._replace(reference=method_state.reference), metrics
 
     return prepare
 
 
 def minibatches(count: int, number: int, key: jax.Array) -> list[np.ndarray]:
-    """``count`` examples, in random order, in ``number`` sets as equal as can be; empty ones are left out."""
+    """Returns ``count`` examples in random order, in ``number`` sets of nearly equal size, without empty ones."""
     order = np.asarray(jax.random.permutation(key, count))
     return [part for part in np.array_split(order, number) if len(part)]
 
 
-def weighted(trees: Sequence[Tree], chosen: Iterable[int], weights: Callable[[Any], Any]) -> list[Tree]:
-    """The chosen examples with the weight of every token in the minibatch that they are."""
-    picked = [trees[i] for i in chosen]
-    length = max(len(c) for tree in picked for c in tree.completions)
-    mask = rectangle(picked, "masks", len(picked), length)
-    given = np.asarray(weights(jnp.asarray(mask.reshape(-1, length)))).reshape(mask.shape)
-    return with_rectangles(picked, weight=given)
+def minibatch(
+    examples: Examples,
+    chosen: Sequence[int] | np.ndarray,
+    packing: Packing,
+    *,
+    weights: Callable[[Any], Any] | None = None,
+    room: int | None = None,
+) -> Batch:
+    """Returns the chosen examples as rows on the mesh, with the inputs of the step as extras.
+
+    Args:
+        examples: the examples of the iteration.
+        chosen: indices of the examples.
+        packing: row shape and mesh; the number of completions is that of the examples.
+        weights: the method's reduction: mask [N, C] of the minibatch -> the weight of every token.
+        room: as in ``Packing.pack``.
+    """
+    chosen = np.asarray(chosen)
+    mask, inputs = examples.mask[chosen], jax.tree.map(lambda values: values[chosen], examples.inputs)
+    if weights is not None:
+        weight = np.asarray(weights(jnp.asarray(mask.reshape(-1, mask.shape[-1]))))
+        inputs = inputs._replace(weight=weight.reshape(mask.shape))
+    packing = dataclasses.replace(packing, num_completions=mask.shape[1])
+    rows, used = packing.pack(number_places([examples.trees[i] for i in chosen], mask.shape[-1]), room)
+    extras = {name: rectangle_to_rows(rows, x) for name, x in inputs._asdict().items() if x is not None}
+    return place_batch(dataclasses.replace(rows, extras=extras), used, packing.mesh)
 
 
 class Update(NamedTuple):
-    """What ``update`` did."""
+    """State and metrics after the optimiser steps of an iteration."""
 
     state: TrainState
     metrics: Metrics
@@ -186,7 +261,7 @@ class Update(NamedTuple):
 
 def update(
     state: TrainState,
-    trees: Sequence[Tree],
+    examples: Examples,
     step_fn: Step,
     packing: Packing,
     *,
@@ -197,42 +272,43 @@ def update(
     size: int | None = None,
     max_kl: float | None = None,
 ) -> Update:
-    """Epochs over minibatches, each an optimiser step.
+    """Takes one optimiser step per minibatch, over several epochs.
 
     Args:
-      state: given up to the steps.
-      trees: the examples, with all that the step needs.
-      step_fn: of ``loop.make_step``.
-      packing: of minibatches.
-      key: epoch e has the order of ``fold_in(key, e)``.
-      weights: of the method; None where the step needs none.
-      epochs: passes over the examples.
-      num_minibatches: sets of examples that each of them is cut into.
-      size: the most examples of an iteration, for one compiled program.
-      max_kl: stop after an epoch whose ``policy/approxkl_avg`` is larger.
+        state: donated to the first step; do not use it afterwards.
+        examples: the examples, from ``prepare``.
+        step_fn: the step, from ``loop.make_step``.
+        packing: packing of minibatches.
+        key: epoch e is ordered by ``fold_in(key, e)``.
+        weights: the method's reduction; None if the step computes its own.
+        epochs: passes over the examples.
+        num_minibatches: minibatches per epoch.
+        size: maximum number of examples per iteration, so that all iterations share one program.
+        max_kl: stop after an epoch whose ``policy/approxkl_avg`` exceeds it.
+
     Returns:
-      the state, and metrics averaged over the steps (the largest, of those that end in ``_max``).
+        The state, and metrics averaged over the steps (the maximum, for names that end in ``_max``).
     """
-    room = -(-(size or len(trees)) // num_minibatches)
+    count = len(examples.trees)
+    room = -(-(size or count) // num_minibatches)
     steps: list[Metrics] = []
     for epoch in range(epochs):
-        taken = []
-        for chosen in minibatches(len(trees), num_minibatches, jax.random.fold_in(key, epoch)):
-            picked = weighted(trees, chosen, weights) if weights else [trees[i] for i in chosen]
-            state, metrics = step_fn(state, packing.batch(picked, room))
-            taken.append(metrics)
-        done = [_floats(metrics) for metrics in taken]  # after the epoch: packing need not wait for the device
-        steps += done
-        if max_kl is not None and np.mean([each["policy/approxkl_avg"] for each in done]) > max_kl:
+        pending = []
+        for chosen in minibatches(count, num_minibatches, jax.random.fold_in(key, epoch)):
+            state, metrics = step_fn(state, minibatch(examples, chosen, packing, weights=weights, room=room))
+            pending.append(metrics)
+        # Metrics are read after the epoch: packing the next minibatch does not wait for the device.
+        new = [_floats(metrics) for metrics in pending]
+        steps += new
+        if max_kl is not None and np.mean([metrics["policy/approxkl_avg"] for metrics in new]) > max_kl:
             break
-    names = steps[0] if steps else {}
-    over = {name: [each[name] for each in steps] for name in names}
-    mean = {name: float(max(x) if name.endswith("_max") else np.mean(x)) for name, x in over.items()}
-    return Update(state, {**mean, "steps": float(len(steps))})
+    series = {name: [metrics[name] for metrics in steps] for name in (steps[0] if steps else {})}
+    reduced = {name: float(max(x) if name.endswith("_max") else np.mean(x)) for name, x in series.items()}
+    return Update(state, {**reduced, "steps": float(len(steps))})
 
 
 class Iteration(NamedTuple):
-    """What an iteration leaves: the state, metrics, seconds of its phases, and the examples."""
+    """The result of an iteration: the state, metrics, seconds per phase, and the sampled and scored trees."""
 
     state: TrainState
     metrics: Metrics
@@ -255,28 +331,32 @@ def iterate(
     max_kl: float | None = None,
     refresh: Callable[[Any, Any, Any], Any] | None = None,
 ) -> Iterator[Iteration]:
-    """Iterations up to the ``iterations``-th, from where the state stands.
+    """Yields iterations from the position of the state to ``iterations``.
 
     Args:
-      state: with an ``OnlineState``; a yielded one is donated by the next iteration.
-      collect: (params, iteration, key) -> scored trees; see ``collect.Collector``.
-      prepare: see ``make_prepare``.
-      step_fn: of ``loop.make_step``.
-      packing: of minibatches.
-      iterations: where to stop.
-      weights, size, epochs, num_minibatches, max_kl: as in ``update``.
-      refresh: (reference, params, iterations done) -> reference, for a reference in the method state.
+        state: a state with an ``OnlineState``. The next iteration donates a yielded one.
+        collect: (params, iteration, key) -> scored trees; see ``collect.Collector``.
+        prepare: see ``make_prepare``.
+        step_fn: the step, from ``loop.make_step``.
+        packing: packing of minibatches.
+        iterations: the iteration to stop at.
+        weights: as in ``update``.
+        size: as in ``update``.
+        epochs: as in ``update``.
+        num_minibatches: as in ``update``.
+        max_kl: as in ``update``.
+        refresh: (reference, params, completed iterations) -> reference, for a reference in the method state.
     """
     for iteration in range(int(state.method_state.iteration), iterations):
         key = jax.random.fold_in(state.key, iteration)
         trees, collected, seconds = collect(state.params, iteration, jax.random.fold_in(key, 0))
         started = time.perf_counter()
-        trees, method_state, measured = prepare(state.params, state.method_state, trees)
+        examples, method_state, measured = prepare(state.params, state.method_state, trees)
         seconds = {**seconds, "prepare": time.perf_counter() - started}
         started = time.perf_counter()
         state, updated = update(
             dataclasses.replace(state, method_state=method_state),
-            trees,
+            examples,
             step_fn,
             packing,
             key=jax.random.fold_in(key, 1),
@@ -287,24 +367,38 @@ def iterate(
             max_kl=max_kl,
         )
         if refresh is not None:
-            kept = state.method_state
-            reference = refresh(kept.reference, state.params, iteration + 1)
-            state = dataclasses.replace(state, method_state=kept._replace(reference=reference))
+            after = state.method_state
+            reference = refresh(after.reference, state.params, iteration + 1)
+            state = dataclasses.replace(state, method_state=after._replace(reference=reference))
         seconds["update"] = time.perf_counter() - started
         yield Iteration(state, {**collected, **measured, **updated}, seconds, trees)
 
 
-def _back(trees: Sequence[Tree], packed: Packed, values: Mapping[str, np.ndarray]) -> list[Tree]:
-    """The trees, in their order, with the values that were computed for their slots."""
-    index = packed.rows.extras["index"]
-    rows = dataclasses.replace(packed.rows, extras={"index": index, **values})
-    found = {int(tree.extras["index"][0]): tree.token_extras for tree in unpack(Packed(rows, packed.used))}
-    return [dataclasses.replace(tree, token_extras={**tree.token_extras, **found[i]}) for i, tree in enumerate(trees)]
+def _places(rows: Rows, per_token: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (slots in use, places in the flattened rectangle) of packed rows."""
+    if per_token:
+        return rows.owner >= 0, rows.extras["token"]
+    return np.broadcast_to(rows.example_mask[..., None], rows.last.shape), rows.extras["completion"]
 
 
-def _stack(trees: Sequence[Tree], name: str, size: int) -> Float[np.ndarray, "B K"] | Bool[np.ndarray, "B K"]:
-    values = np.stack([tree.extras[name] for tree in trees])
-    return np.concatenate([values, np.zeros((size - len(values), *values.shape[1:]), values.dtype)])
+def _select(trees: Sequence[Tree], mask: np.ndarray, outcome: Outcome) -> tuple[Examples, Metrics]:
+    """Returns the examples that the steps learn from (pairs, if the method makes pairs), and metrics."""
+    count = len(trees)
+    examples = Examples(
+        list(trees), *jax.tree.map(lambda values: np.asarray(values)[:count], (jax.device_get(outcome.inputs), mask))
+    )
+    metrics = _floats(outcome.metrics)
+    if outcome.pairs is None:
+        return examples, metrics
+    pairs = np.asarray(outcome.pairs)[:count]
+    kept = np.flatnonzero(pairs[:, 0] != pairs[:, 1])
+
+    def take(values: np.ndarray) -> np.ndarray:
+        return values[kept[:, None], pairs[kept]]
+
+    pair_trees = [trees[i].select(pairs[i]) for i in kept]
+    arrays = jax.tree.map(take, (examples.inputs, examples.mask))
+    return Examples(pair_trees, *arrays), {**metrics, "rewards/tied": 1 - len(kept) / count}
 
 
 def _round_up(number: int, multiple: int) -> int:

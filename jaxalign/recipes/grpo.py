@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jaxalign.methods import grpo
-from jaxalign.methods.experience import Online
+from jaxalign.methods.experience import OnlineMethod
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
 from jaxalign.recipes import config_file, online
@@ -30,7 +30,7 @@ from jaxalign.reporting import Report
 from jaxalign.rewards import Reward
 from jaxalign.settings import check_ranges
 
-ALGORITHMS: Mapping[str, Callable[..., Online]] = {
+ALGORITHMS: Mapping[str, Callable[..., OnlineMethod]] = {
     "grpo": grpo.grpo,
     "dr_grpo": grpo.dr_grpo,
     "dapo": grpo.dapo,
@@ -131,10 +131,10 @@ def validate_config(config: Config, functions: Mapping[str, Reward] | None = Non
     online.validate_online_config(config, functions)
 
 
-def build_method(run: Run, policy: Trainable) -> online.OnlineMethod:
+def build_method(run: Run, policy: Trainable) -> online.TrainableMethod:
     """Returns the method of the configuration and the parameters that it trains."""
     config = run.config
     options: dict[str, Any] = {"shape": online.score_shaping(run), "controller": online.kl_controller(config.kl)}
     if config.method.algorithm == "dr_grpo":
         options["length"] = config.rollout.max_new_tokens
-    return online.OnlineMethod(ALGORITHMS[config.method.algorithm](policy.model, **options), policy)
+    return online.TrainableMethod(ALGORITHMS[config.method.algorithm](policy.model, **options), policy)

@@ -24,8 +24,7 @@ from jaxalign.errors import UserError
 from jaxalign.keys import stream
 from jaxalign.methods import experience, rollouts
 from jaxalign.methods.collect import Collector, Sampler, Scorer, informative
-from jaxalign.methods.experience import Online
-from jaxalign.methods.online_dpo import pairs_of
+from jaxalign.methods.experience import OnlineMethod
 from jaxalign.models.model import Model
 from jaxalign.models.open import check_language_model, check_positions, check_tokens
 from jaxalign.models.params import Params, moving_average, replace_every, union
@@ -94,22 +93,20 @@ class Start(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnlineMethod:
+class TrainableMethod:
     """An online method together with the parameters that it trains.
 
     Attributes:
-        online: The method.
+        method: The method.
         trainable: The policy's model, and all parameters of the method in two parts, trained and fixed.
         policy: Selects the policy from such a tree of parameters.
         roles: Bytes of further models in memory, by role.
-        pairs: Whether examples become pairs.
     """
 
-    online: Online
+    method: OnlineMethod
     trainable: Trainable
     policy: Callable[[Params], Params] = lambda params: params
     roles: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    pairs: bool = False
 
 
 def validate_online_config(config: OnlineConfig, functions: Mapping[str, rewards.Reward] | None) -> None:
@@ -196,7 +193,7 @@ def start_online(
     room = prompts.longest + config.rollout.max_new_tokens
     check_positions(base, room, "The length of the longest prompt and rollout.max_new_tokens")
     rows_per_microbatch = config.train.rows_per_microbatch or run.mesh.shape["data"] * run.mesh.shape["fsdp"]
-    packing = rollouts.Packing.fit(
+    packing = rollouts.Packing.for_lengths(
         run.mesh, prompts.longest, num_completions, config.rollout.max_new_tokens, rows=rows_per_microbatch
     )
     section = dataclasses.replace(config.reward, functions={name: weights.get(name, 1.0) for name in scoring})
@@ -286,7 +283,7 @@ class Compiled(NamedTuple):
 def compile_iteration(
     run: Run,
     start: Start,
-    method: OnlineMethod,
+    method: TrainableMethod,
     tokenizer: Any,
     checkpoints: Checkpoints | None,
     *,
@@ -321,7 +318,7 @@ def compile_iteration(
         state, position = checkpoints.restore(like)
         run.report(f"resuming after iteration {position}")
     prepare = rollouts.make_prepare(
-        method.online,
+        method.method,
         start.packing,
         size=config.train.batch_size,
         length=config.rollout.max_new_tokens,
@@ -332,14 +329,14 @@ def compile_iteration(
         state,
         position,
         make_collector(run, start, method, tokenizer),
-        pairs_of(prepare) if method.pairs else prepare,
-        loop.make_step(method.online.step, optimizer, state, fixed=fixed, learning_rate=schedule),
-        dataclasses.replace(start.packing, num_completions=2) if method.pairs else start.packing,
+        prepare,
+        loop.make_step(method.method.step, optimizer, state, fixed=fixed, learning_rate=schedule),
+        start.packing,
         make_refresher(config.reference, method.policy) if is_moving else None,
     )
 
 
-def make_collector(run: Run, start: Start, method: OnlineMethod, tokenizer: Any) -> Collector:
+def make_collector(run: Run, start: Start, method: TrainableMethod, tokenizer: Any) -> Collector:
     """Returns the function that samples and scores the examples of an iteration."""
     rollout, train = run.config.rollout, run.config.train
     sampler = Sampler(
@@ -368,7 +365,7 @@ def make_collector(run: Run, start: Start, method: OnlineMethod, tokenizer: Any)
 
 
 def fit_online(
-    run: Run, method: OnlineMethod, parts: Compiled, tokenizer: Any, checkpoints: Checkpoints | None
+    run: Run, method: TrainableMethod, parts: Compiled, tokenizer: Any, checkpoints: Checkpoints | None
 ) -> Fitted:
     """Runs the iterations from where the state stands, with metrics, budget, guards and checkpoints.
 
@@ -406,7 +403,7 @@ def fit_online(
             parts.step_fn,
             parts.packing,
             iterations=train.iterations,
-            weights=method.online.weights,
+            weights=method.method.weights,
             size=train.batch_size,
             epochs=train.epochs,
             num_minibatches=train.minibatches,
@@ -438,7 +435,7 @@ def fit_online(
     return Fitted(state.params, tracker.lines)
 
 
-def trained_policy(method: OnlineMethod, params: Params) -> Trainable:
+def trained_policy(method: TrainableMethod, params: Params) -> Trainable:
     """Returns the policy of a method with its trained parameters, without a value model."""
     fixed = method.trainable.fixed
     return Trainable(method.trainable.model, method.policy(params), None if fixed is None else method.policy(fixed))

@@ -120,7 +120,7 @@ def validate_config(config: Config, functions: Mapping[str, Reward] | None = Non
     online.validate_online_config(config, functions)
 
 
-def build_method(run: Run, policy: Trainable) -> online.OnlineMethod:
+def build_method(run: Run, policy: Trainable) -> online.TrainableMethod:
     """Returns the method of the configuration and the parameters that it trains."""
     method = online_dpo(policy.model, beta=run.config.method.beta, shape=online.score_shaping(run))
-    return online.OnlineMethod(method, policy, pairs=True)
+    return online.TrainableMethod(method, policy)

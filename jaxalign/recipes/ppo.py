@@ -139,7 +139,7 @@ def validate_config(config: Config, functions: Mapping[str, Reward] | None = Non
     online.validate_online_config(config, functions)
 
 
-def build_method(run: Run, policy: Trainable) -> online.OnlineMethod:
+def build_method(run: Run, policy: Trainable) -> online.TrainableMethod:
     """Returns the method of the configuration. It trains a policy and a value model, under those names."""
     config, section = run.config, run.config.method
     value_model, value = make_value_model(run, policy)
@@ -161,7 +161,7 @@ def build_method(run: Run, policy: Trainable) -> online.OnlineMethod:
         fixed = {"policy": policy.fixed, **({} if value.fixed is None else {"value": value.fixed})}
     trainable = Trainable(policy.model, {"policy": policy.trained, "value": value.trained}, fixed)
     roles = {"of trained: value model": online.size_of(value.trained)}
-    return online.OnlineMethod(method, trainable, lambda params: params["policy"], roles)
+    return online.TrainableMethod(method, trainable, lambda params: params["policy"], roles)
 
 
 def make_value_model(run: Run, policy: Trainable) -> tuple[Model | None, Trainable]:

@@ -60,7 +60,6 @@ class Setting:
     batch_size: int
     num_minibatches: int
     epochs: int = 1
-    pairs: bool = False
 
 
 MODEL = Model(CONFIG)
@@ -82,21 +81,20 @@ SETTINGS = {
     "grpo": lambda: Setting(grpo.grpo(MODEL), 0.04, 4, 32, 2),
     "rloo": lambda: Setting(grpo.rloo(MODEL), 0.05, 4, 32, 2),
     "dapo": lambda: Setting(grpo.dapo(MODEL), 0.0, 4, 32, 2),
-    "online_dpo": lambda: Setting(online_dpo.online_dpo(MODEL, beta=0.1), 0.0, 2, 64, 2, pairs=True),
+    "online_dpo": lambda: Setting(online_dpo.online_dpo(MODEL, beta=0.1), 0.0, 2, 64, 2),
 }
 RATE = 1e-3
 
 
 @functools.cache
 def programs(name, live=False, **options):
-    """What a method compiles, once for all seeds: (setting, optimiser, prepare's maker, step, packings)."""
+    """What a method compiles, once for all seeds: (setting, optimiser, packing, step)."""
     setting = SETTINGS[name](**options)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(RATE))
     packing = Packing(MODEL.mesh, (512, 512), setting.num_completions)
-    steps = dataclasses.replace(packing, num_completions=2) if setting.pairs else packing
     reference = MODEL.init(jax.random.key(0)) if live else None
     step = make_step(setting.online.step, optimizer, start(name, 0, reference=reference, **options))
-    return setting, optimizer, packing, steps, step
+    return setting, optimizer, packing, step
 
 
 def start(name, seed, *, reference=None, **options):
@@ -123,7 +121,7 @@ def sampler(num_completions):
 
 def run(name, seed, iterations, *, state=None, scorer=score, refresh=None, live=False, **options):
     """The iterations of a method from a state, or from the seed's first; ``live``: the reference is in the state."""
-    setting, _, _, steps, step = programs(name, live, **options)
+    setting, _, packing, step = programs(name, live, **options)
     reference = MODEL.init(jax.random.key(seed))
     if state is None:
         state = start(name, seed, reference=jax.tree.map(jnp.copy, reference) if live else None, **options)
@@ -139,7 +137,7 @@ def run(name, seed, iterations, *, state=None, scorer=score, refresh=None, live=
         collect,
         prepare,
         step,
-        steps,
+        packing,
         iterations=iterations,
         weights=setting.online.weights,
         size=setting.batch_size,
@@ -151,10 +149,9 @@ def run(name, seed, iterations, *, state=None, scorer=score, refresh=None, live=
 
 @functools.cache
 def prepared(name, seed, **options):
-    setting, _, packing, _, _ = programs(name, **options)
+    setting, _, packing, _ = programs(name, **options)
     frozen = {} if seed is None else {"reference": MODEL.init(jax.random.key(seed))}
-    prepare = make_prepare(setting.online, packing, size=setting.batch_size, length=LENGTH, frozen=frozen)
-    return online_dpo.pairs_of(prepare) if setting.pairs else prepare
+    return make_prepare(setting.online, packing, size=setting.batch_size, length=LENGTH, frozen=frozen)
 
 
 def evaluate(params, reference, seed, count=8):

@@ -18,7 +18,7 @@ from jaxalign.data.trees import Tree
 from jaxalign.loop import gradients, init_state, make_step
 from jaxalign.masking import Rows
 from jaxalign.methods import experience, grpo, ppo
-from jaxalign.methods.rollouts import Packing, make_prepare, minibatches, update, weighted
+from jaxalign.methods.rollouts import Packing, make_prepare, minibatch, minibatches, update
 from jaxalign.models.model import Model
 
 BETA, RATE, LENGTH, SIZE, K = 0.3, 0.5, 6, 5, 3
@@ -130,7 +130,7 @@ def setting(tiny_config):
 
 
 def run_iteration(online, model, params, frozen, trees, *, rows=1, shape=(64, 64), rate=RATE):
-    """(first loss, final parameters, prepared trees, method state, metrics) of an iteration with SGD."""
+    """(final state, prepared examples, metrics of preparing and of stepping) of an iteration with SGD."""
     packing = Packing(model.mesh, shape, K, rows)
     optimizer = optax.sgd(rate)
     state = init_state(
@@ -138,11 +138,11 @@ def run_iteration(online, model, params, frozen, trees, *, rows=1, shape=(64, 64
     )
     step = make_step(online.step, optimizer, state)
     prepare = make_prepare(online, packing, size=SIZE, length=LENGTH, frozen=frozen)
-    trees, method_state, measured = prepare(state.params, state.method_state, trees)
+    examples, method_state, measured = prepare(state.params, state.method_state, trees)
     state = dataclasses.replace(state, method_state=method_state)
     done = update(
         state,
-        trees,
+        examples,
         step,
         packing,
         key=jax.random.key(9),
@@ -151,7 +151,7 @@ def run_iteration(online, model, params, frozen, trees, *, rows=1, shape=(64, 64
         num_minibatches=PARTS,
         size=SIZE,
     )
-    return done.state, trees, measured, done.metrics
+    return done.state, examples, measured, done.metrics
 
 
 def check_steps(loss_of, params, state):
@@ -167,10 +167,11 @@ def check_steps(loss_of, params, state):
     assert apart <= 1e-6 * moved
 
 
-def assert_tokens(trees, name, want, rtol=1e-6):
-    for tree, per_tree in zip(trees, want, strict=True):
-        for mask, got, each in zip(tree.masks, tree.token_extras[name], per_tree, strict=True):
-            np.testing.assert_allclose(got[mask], np.asarray(each)[mask], rtol=rtol, atol=1e-9)
+def assert_tokens(examples, name, want, rtol=1e-6):
+    rectangle = getattr(examples.inputs, name)
+    for tree, rows, expected in zip(examples.trees, rectangle, want, strict=True):
+        for mask, row, values in zip(tree.masks, rows, expected, strict=True):
+            np.testing.assert_allclose(row[: len(mask)][mask], np.asarray(values)[mask], rtol=rtol, atol=1e-9)
 
 
 @pytest.mark.parametrize("trunk", ["shared", "own"])
@@ -329,7 +330,7 @@ def test_packing_and_microbatches_change_nothing(tiny_config, which):
 
     def first_gradient(rows, shape, prepared):
         packing = Packing(model.mesh, shape, K, rows)
-        batch = packing.batch(weighted(prepared, range(SIZE), online.weights), SIZE)
+        batch = minibatch(prepared, range(SIZE), packing, weights=online.weights, room=SIZE)
         return jax.jit(lambda b: gradients(online.step, params, None, (), b)[1])(batch)
 
     for name, rows, shape in (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxalign.checkpoint import Checkpoints
-from jaxalign.data.trees import Tree
+from jaxalign.data.trees import Packed, Tree, unpack
 from jaxalign.errors import UserError
 from jaxalign.methods import best_of_n, experience, online_dpo, rollouts
 from jaxalign.methods.collect import Collector, draw_prompts, informative, model_scorer, text_scorer
@@ -153,16 +153,16 @@ def test_sampled_completions_know_whether_they_ended():
 
 @pytest.mark.thorough
 def test_epochs_end_early_where_the_policy_has_moved_too_far():
-    setting, _, _, packing, step = task.programs("grpo")
+    setting, _, packing, step = task.programs("grpo")
     state = task.start("grpo", 0)
     collect = Collector(task.sampler(4), {"true": (1.0, task.score)}, task.PROMPTS, [{}] * 169, 32)
     trees = collect(state.params, 0, jax.random.key(0)).trees
-    trees, method_state, _ = task.prepared("grpo", 0)(state.params, state.method_state, trees)
+    examples, method_state, _ = task.prepared("grpo", 0)(state.params, state.method_state, trees)
     both = {"key": jax.random.key(0), "weights": setting.online.weights, "num_minibatches": 2, "size": 32, "epochs": 4}
 
     def steps(**options):
         fresh = dataclasses.replace(task.start("grpo", 0), method_state=jax.tree.map(lambda x: x + 0, method_state))
-        return rollouts.update(fresh, trees, step, packing, **both, **options).metrics["steps"]
+        return rollouts.update(fresh, examples, step, packing, **both, **options).metrics["steps"]
 
     assert (steps(), steps(max_kl=10.0), steps(max_kl=1e-9)) == (8, 8, 2)
 
@@ -177,15 +177,15 @@ def test_every_example_is_in_one_minibatch_of_an_epoch():
 @pytest.mark.parametrize(
     ("metrics", "limits", "words"),
     [
-        ({"objective/kl": 11.0}, {"max_kl": 10.0}, "is 11 nats a completion .* more than 10"),
+        ({"objective/kl": 11.0}, {"max_kl": 10.0}, "is 11 nats per completion .* more than 10"),
         ({"objective/kl": float("nan")}, {}, "is nan nats"),
         (
             {"policy/entropy_avg": 0.01},
             {"min_entropy": 0.1},
-            "entropy is 0.01 nats a token, less than 0.1: .* collapsed",
+            "entropy is 0.01 nats per token, less than 0.1: .* collapsed",
         ),
         ({"policy/ratio_max": 90.0}, {"max_ratio": 50.0}, "changed 90-fold"),
-        ({"loss": float("nan")}, {}, "the loss is not finite"),
+        ({"loss": float("nan")}, {}, "The loss is not finite"),
     ],
 )
 def test_guards(metrics, limits, words):
@@ -208,17 +208,45 @@ def test_running_moments_are_those_of_everything_seen():
 
 
 def test_a_pair_is_the_best_and_the_worst_of_what_was_sampled():
-    def tree(rewards):
-        texts = [[3, 4], [5], [6, 7, 8]]
-        spread = [np.full(len(t), r) for t, r in zip(texts, rewards, strict=True)]
-        return Tree.of(
-            [9], texts, token_extras={"rewards": spread, "ref_logps": [np.full(len(t), -1.0) for t in texts]}
+    """The third prompt ties and is dropped; the pairs' log-probs under the reference are those of the plain pass."""
+    texts, scores = [[3, 4], [5], [6, 7, 8]], [[0.5, -1.0, 2.0], [3.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    logps = [np.zeros(len(text), np.float32) for text in texts]
+    trees = [
+        Tree.of([9, i], texts, token_extras={"old_logps": logps}, scores=row, finished=[True] * 3)
+        for i, row in enumerate(scores, 3)
+    ]
+    params = task.MODEL.init(jax.random.key(0))
+    packing = rollouts.Packing(task.MODEL.mesh, (64, 64), 3)
+    method = online_dpo.online_dpo(task.MODEL, beta=0.1)
+    prepare = rollouts.make_prepare(method, packing, size=4, length=3, frozen={"reference": params})
+    examples, _, metrics = prepare(params, experience.init_state(), trees)
+    assert metrics["rewards/tied"] == pytest.approx(1 / 3)
+    chosen_and_rejected = [[c.tolist() for c in tree.completions] for tree in examples.trees]
+    assert chosen_and_rejected == [[[6, 7, 8], [5]], [[3, 4], [5]]]
+    for tree, ref_logps in zip(examples.trees, examples.inputs.ref_logps, strict=True):
+        for completion, value in zip(tree.completions, ref_logps, strict=True):
+            text = np.concatenate([tree.prompt, completion])
+            plain = jax.nn.log_softmax(task.MODEL.logits(params, text[None])[0])
+            want = sum(plain[at - 1, text[at]] for at in range(2, len(text)))
+            np.testing.assert_allclose(value, want, rtol=1e-5)
+    batch = rollouts.minibatch(examples, [1, 0], packing, room=2)
+    order = [tree.prompt.tolist() for tree in examples.trees]
+    for tree in unpack(Packed(jax.device_get(batch.rows), int(batch.used))):
+        np.testing.assert_array_equal(
+            tree.extras["ref_logps"], examples.inputs.ref_logps[order.index(tree.prompt.tolist())]
         )
 
-    pair = online_dpo.best_and_worst(tree([0.5, -1.0, 2.0]))
-    assert [c.tolist() for c in pair.completions] == [[6, 7, 8], [5]]
-    assert pair.extras["ref_logps"].tolist() == [-3, -1]
-    assert online_dpo.best_and_worst(tree([1.0, 1.0, 1.0])) is None
+
+def test_rows_and_rectangles_convert_both_ways():
+    """The picture at the top of ``rollouts``: the values a to g, in two examples of two completions."""
+    trees = [Tree.of([9], [[1, 1], [2]]), Tree.of([9, 9], [[4], [3, 3, 3]])]
+    packed, _ = rollouts.Packing(task.MODEL.mesh, (16, 16), 2).pack(rollouts.number_places(trees, 3))
+    np.testing.assert_array_equal(packed.extras["token"][0, 0, :7], [6, 9, 10, 11, 0, 1, 3])
+    rectangle = rollouts.rows_to_rectangle(packed, packed.target, (3, 2, 3))
+    assert rectangle.tolist() == [[[1, 1, 0], [2, 0, 0]], [[4, 0, 0], [3, 3, 3]], [[0] * 3] * 2]
+    np.testing.assert_array_equal(rollouts.rectangle_to_rows(packed, rectangle), packed.target)
+    completions = rollouts.rows_to_rectangle(packed, packed.last, (2, 2, 3))
+    np.testing.assert_array_equal(rollouts.rectangle_to_rows(packed, completions), packed.last)
 
 
 def test_best_of_n():
@@ -229,5 +257,5 @@ def test_best_of_n():
     assert [int(t.completions[0][0]) - 4 for t in chosen] == scores[:, :4].argmax(1).tolist()
     subsets = [max(row[list(pick)]) for row in scores[:1] for pick in itertools.combinations(range(9), 3)]
     np.testing.assert_allclose(best_of_n.expected_best(scores[:1], 3), np.mean(subsets))
-    with pytest.raises(ValueError, match="best of 12 needs 12"):
+    with pytest.raises(ValueError, match="Best of 12 needs 12"):
         best_of_n.best_of(trees, 12)
