@@ -84,7 +84,7 @@ def test_prompts_of_transcripts_are_chats_and_a_limit_takes_the_first_ones(gener
     assert tokenizer.decode(encode_prompts(tokenizer, [row["prompt"]])[0]) == chat
     file.write_text('{"chosen": "no turns", "rejected": "none"}\n')
     line = error_of(["generate", "--model.path", str(tiny_model), "--prompts", str(file)])
-    assert line.startswith(f"{file}, row 1: there is no field 'prompt', and field 'chosen' is not a transcript")
+    assert line.startswith(f"{file}, row 1: field 'prompt' is missing, and field 'chosen' is not a transcript")
 
 
 def test_an_answer_is_reported_when_it_is_complete(tiny_model):
@@ -124,7 +124,7 @@ def test_generate_text_takes_strings_chats_and_ids(tiny_model, generated):
 @pytest.mark.parametrize(
     ("prompt", "settings", "words"),
     [
-        ([{"role": "user"}], {}, "Prompt 2: message 1 of field 'messages' must be an object"),
+        ([{"role": "user"}], {}, "Prompt 2: message 1 of field 'messages' is malformed"),
         ([{"role": "pilot", "content": "x"}], {}, "Prompt 2: message 1 of field 'messages' has the role 'pilot'"),
         ([], {}, "Prompt 2 is empty"),
         ("x", {"max_new_tokens": 4000}, "plus max_new_tokens is 40"),
