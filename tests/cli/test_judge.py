@@ -124,7 +124,9 @@ def test_a_local_judge_gives_soft_labels_that_dpo_takes(pairs_file, tiny_model, 
     both = flags(tmp_path / "x", data__path=file, method__soft_labels=True, method__label_smoothing=0.1)
     assert "Set only one" in error_of(both)
     write(file, [{**pair(0), "label_smoothing": 0.7}])
-    assert f"{file}, row 1: field 'label_smoothing' is 0.7. Give a probability from 0 to 0.5" in error_of(flags(tmp_path / "x", data__path=file))
+    assert f"{file}, row 1: field 'label_smoothing' is 0.7. Give a probability from 0 to 0.5" in error_of(
+        flags(tmp_path / "x", data__path=file)
+    )
 
 
 def test_probabilities_decide_where_verdicts_contradict_each_other(pairs_file, tiny_model, tmp_path, error_of):

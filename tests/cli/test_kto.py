@@ -88,7 +88,9 @@ def test_a_product_log_is_read_through_its_signals(flags, tmp_path, capsys, erro
     # 12 are trained on. The smaller kind is weighted up to the upper end of the bound.
     assert "a ratio of 1.33 (1 to 1.33 is advised)" in shown
     assert "need completion and label" in error_of(flags(tmp_path / "r", "kto", **log))
-    assert "field 'likes' of signals does not occur in any row" in error_of(flags(tmp_path / "r", "kto", **log, data__signals__up="likes"))
+    assert "field 'likes' of signals does not occur in any row" in error_of(
+        flags(tmp_path / "r", "kto", **log, data__signals__up="likes")
+    )
 
 
 def test_votes_of_openassistant_trees(flags, tmp_path, capsys):
