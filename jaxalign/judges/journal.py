@@ -1,26 +1,46 @@
-"""Verdicts on disk, each from the moment it was had, so that a run that is stopped goes on and loses none."""
+"""The directory of a judging run: every verdict is on disk as soon as it is known, so an interrupted run resumes.
+
+::
+
+    config.yaml       the settings, and hashes of the files that say what is asked
+    verdicts.jsonl    a line for each item, judge and principle
+    cache.sqlite      replies of endpoints
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
+
+import yaml  # type: ignore[import-untyped]
 
 from jaxalign.errors import UserError
+from jaxalign.paths import resolve_path, write_whole
+from jaxalign.reporting import Report, progress
 
+T = TypeVar("T")
 Name: TypeAlias = tuple[str, str, str | None]
+SETTINGS, VERDICTS, CACHE = "config.yaml", "verdicts.jsonl", "cache.sqlite"
+# Settings that may change between a run and its resumption, because they change no verdict. ("decide" is the former
+# name of decide_by.)
+FREE = ("output", "save_every", "write", "decide_by", "decide", "threshold")
+FREE += ("data.limit", "data.on_error", "data.path")
+ENDPOINT_FREE = ("concurrency", "requests_per_minute", "timeout", "retries", "backoff", "cache", "key_env")
 
 
 class Journal:
-    """Lines of JSON in one file, by (key, judge, principle); of two with the same name the later one counts.
+    """Lines of JSON in one file, by (key, judge, principle). Of two lines with one name the later one counts.
 
     Args:
-        path: the file; a last line that a kill cut off is taken away.
+        path: The file. An incomplete last line is removed.
 
     Raises:
-        UserError: if the file cannot be read or holds something else.
+        UserError: If the file cannot be read or contains something else.
     """
 
     def __init__(self, path: Path) -> None:
@@ -29,32 +49,32 @@ class Journal:
         try:
             content = path.read_bytes() if path.exists() else b""
             whole = content[: content.rfind(b"\n") + 1]
-            if len(whole) < len(content):
+            if len(whole) < len(content):  # the run was killed while it wrote
                 os.truncate(path, len(whole))
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}): check the path") from None
-        for number, line in enumerate(whole.splitlines(), start=1):
+            raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+        for number, text in enumerate(whole.splitlines(), start=1):
             try:
-                found = json.loads(line)
-                self.lines[found["key"], found["judge"], found["principle"]] = {"error": None, **found}
+                line = json.loads(text)
+                self.lines[line["key"], line["judge"], line["principle"]] = {"error": None, **line}
             except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}, row {number}: not a verdict: mend the row or give another output") from None
+                raise UserError(f"{path}, row {number}: not a verdict. Fix the row or give another output.") from None
 
     def is_done(self, key: str, judge: str, principle: str | None) -> bool:
-        """Whether there is a verdict, or a failure to give one; what was never answered is not done."""
-        found = self.lines.get((key, judge, principle))
-        return found is not None and found["error"] is None
+        """Returns whether there is a verdict or a failed one; a question without a reply is not done."""
+        line = self.lines.get((key, judge, principle))
+        return line is not None and line["error"] is None
 
     def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Keeps lines; they are on disk when this returns.
+        """Stores lines; they are on disk when this returns.
 
         Raises:
-            UserError: if they cannot be written.
+            UserError: If they cannot be written.
         """
-        kept = [dict(line) for line in lines]
-        if not kept:
+        new = [dict(line) for line in lines]
+        if not new:
             return
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as stream:
@@ -63,7 +83,86 @@ class Journal:
                 os.fsync(stream.fileno())
         except OSError as error:
             raise UserError(
-                f"{self.path}: it cannot be written ({error.strerror}): make room, or choose another"
+                f"{self.path}: it cannot be written ({error.strerror}). Free some space, or give another output."
             ) from None
-        for line in kept:
+        for line in new:
             self.lines[line["key"], line["judge"], line["principle"]] = line
+
+    def extend(
+        self,
+        todo: Sequence[T],
+        judge: Callable[[Sequence[T]], Iterable[Mapping[str, Any]]],
+        every: int,
+        report: Report,
+    ) -> None:
+        """Judges ``every`` items at a time and stores their lines.
+
+        Raises:
+            KeyboardInterrupt: When interrupted, with a message about what is stored.
+        """
+        chunks = [todo[start : start + every] for start in range(0, len(todo), every)]
+        try:
+            for chunk in progress(chunks, "chunks", len(chunks), report):
+                self.add(judge(chunk))
+        except KeyboardInterrupt:
+            stored = f"{len(self.lines)} verdicts are stored. Rerun with the same settings to resume"
+            raise KeyboardInterrupt(stored) from None
+
+
+def run_settings(config: Any, files: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a configuration as plain values, with hashes of the files that say what is asked.
+
+    Raises:
+        UserError: If a file cannot be read.
+    """
+    hashes = {}
+    for name, path in files.items():
+        try:
+            hashes[name] = hashlib.sha256(resolve_path(path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
+    # Through JSON, because YAML has no tuples.
+    return {**json.loads(json.dumps(dataclasses.asdict(config))), "asked": hashes}
+
+
+def check_resumable(output: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError if ``output`` contains verdicts that other settings gave; the message names the settings."""
+    if not (output / VERDICTS).exists():
+        return
+    try:
+        before = dict(yaml.safe_load((output / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{output}: it has verdicts and no readable {SETTINGS}. Give another output.") from error
+    was, now = _flatten(before), _flatten(settings)
+    changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not _is_free(key)]
+    if changed:
+        what = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
+        raise UserError(f"{output}: its verdicts have other settings: {what}. Give another output, or these settings.")
+
+
+def write_settings(output: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings of a run into its directory."""
+    write_whole(output / SETTINGS, yaml.safe_dump(dict(settings), sort_keys=False))
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes rows as lines of JSON, replacing the file."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _is_free(key: str) -> bool:
+    return key in FREE or (".endpoint." in key and key.rpartition(".")[2] in ENDPOINT_FREE)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of nested dicts and lists by their dotted paths.
+
+    >>> _flatten({"judge": {"name": "a"}, "panel": [{"name": "b"}]})
+    {'judge.name': 'a', 'panel.0.name': 'b'}
+    """
+    if not isinstance(tree, Mapping | list):
+        return {prefix: tree}
+    leaves: dict[str, Any] = {}
+    for name, branch in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+        leaves |= _flatten(branch, f"{prefix}.{name}" if prefix else str(name))
+    return leaves

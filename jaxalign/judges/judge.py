@@ -1,4 +1,4 @@
-"""Pairs and single responses put to a judge: every pair in both orders, every answer parsed or counted as a failure."""
+"""Questions to a judge: pairs in both orders and single responses. What cannot be parsed counts as a failure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
@@ -16,27 +16,33 @@ from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, render
 from jaxalign.judges.verdict import parse_score, parse_verdict
 from jaxalign.judges.votes import score_expectation, verdict_probability
 
+# A judge: any function from questions to replies, one for each. `endpoint_judge` makes one.
 Ask: TypeAlias = Callable[[Sequence[Messages]], list[Reply]]
-"""Questions in, replies out: :func:`endpoint_judge` makes one, and any function of this kind is a judge."""
 
 
 @dataclass(frozen=True)
 class JudgedPair:
-    """One pair in both orders, or in one; verdicts name the position shown."""
+    """One pair in both orders, or in one. Verdicts name the position shown.
+
+    Attributes:
+        first_order: The verdict in the first order; None for a failure.
+        second_order: The verdict in the second order; None for a failure, and where this order was not shown.
+        replies: One reply for each order shown.
+        probabilities: P(the response shown first is better) in either order, if the judge gave log-probabilities.
+        prompt_hash: Hash of the question in the first order.
+        principle: The principle that the pair was judged by.
+    """
 
     first_order: Verdict | None
     second_order: Verdict | None
-    """None where the judge failed, and where this order was not asked about (one reply, then)."""
     replies: tuple[Reply, ...]
     probabilities: tuple[float | None, float | None]
-    """P(the response shown first is better) in either order, where the judge gave log-probabilities."""
     prompt_hash: str
-    """Of what the judge was asked in the first order."""
     principle: str | None = None
 
     @property
     def winner(self) -> Verdict | None:
-        """The verdict of all orders that were asked about: a tie where they differ, None where one failed."""
+        """The verdict of all orders shown: a tie if they differ, None if one failed."""
         if len(self.replies) == 1:
             return self.first_order
         return combine_orders([self.first_order], [self.second_order])[0]
@@ -51,13 +57,7 @@ class JudgedPair:
 
 
 def endpoint_judge(endpoint: Endpoint) -> Ask:
-    """The judge behind an endpoint, as a function of questions.
-
-    Args:
-        endpoint: where and how to ask.
-
-    Returns:
-        the function.
+    """Returns the judge behind an endpoint.
 
     >>> endpoint_judge(Endpoint("any", key_env=None))([])
     []
@@ -76,22 +76,24 @@ def judge_pairs(
     think: bool = False,
     both_orders: Sequence[bool] | None = None,
 ) -> list[JudgedPair]:
-    """Asks which response is better, for each pair in both orders.
+    """Asks which of two responses is better, for each pair in both orders.
 
     Args:
-        judge: from questions to replies.
-        prompts, responses_first, responses_second: one of each per pair, ``[n]``.
-        principles: what to judge each pair by; None for the template's own words.
-        template: a file as :func:`~jaxalign.judges.render` reads it.
-        think: ask for reasons before the verdict.
-        both_orders: False for the pairs to ask about once only, in the order given (which should be a random one), for
-            half the price; None for both orders always.
+        judge: Function from questions to replies.
+        prompts: A prompt for each pair, ``[n]``.
+        responses_first: The first response of each pair, ``[n]``.
+        responses_second: The second response of each pair, ``[n]``.
+        principles: What to judge each pair by, ``[n]``; None for the template's own words.
+        template: A file, as :func:`~jaxalign.judges.render` reads it.
+        think: Whether to ask for reasons before the verdict.
+        both_orders: False for the pairs to show in the given order only, at half the cost. That order should be a
+            random one. None shows all pairs in both orders.
 
     Returns:
-        the verdicts in both orders with what they were read from, ``[n]``.
+        The verdicts in both orders with the replies, ``[n]``.
 
     Raises:
-        UserError: if the lists differ in length or the template is broken, or for what the judge refuses.
+        UserError: If the lists differ in length, the template is broken or the judge fails.
 
     >>> def longer(questions):
     ...     shown_first = [q[0]["content"].split("<response_b>")[0] for q in questions]
@@ -102,38 +104,26 @@ def judge_pairs(
     """
     principles = [None] * len(prompts) if principles is None else principles
     twice = [True] * len(prompts) if both_orders is None else both_orders
-    same_number(prompts, responses_first, responses_second, principles, *([] if both_orders is None else [both_orders]))
-    questions = []
-    rows = zip(prompts, responses_first, responses_second, principles, twice, strict=True)
-    for prompt, one, two, principle, swapped_too in rows:
-        for a, b in ((one, two), (two, one))[: 1 + swapped_too]:
-            text = "" if principle is None else principle.text
-            content = render(template, prompt=prompt, response_a=a, response_b=b, principle=text, think=think)
-            questions.append([{"role": "user", "content": content}])
-    replies = answers(judge, questions) if questions else []
+    check_same_number(prompts, responses_first, responses_second, principles, twice)
+    questions = [
+        [
+            make_question(template, principle, prompt=prompt, response_a=a, response_b=b, think=think)
+            for a, b in ((one, two), (two, one))[: 1 + both]
+        ]
+        for prompt, one, two, principle, both in zip(
+            prompts, responses_first, responses_second, principles, twice, strict=True
+        )
+    ]
     judged = []
-    start = 0
-    for principle, swapped_too in zip(principles, twice, strict=True):
-        mine = tuple(replies[start : start + 1 + swapped_too])
-        verdicts = [parse_verdict(reply.text) for reply in mine] + [None]
+    for asked, replies, principle in zip(questions, ask_in_orders(judge, questions), principles, strict=True):
+        verdicts = [parse_verdict(reply.text) for reply in replies] + [None]
         p = [
-            verdict_probability(reply.logprobs, said) if said is not None and reply.logprobs else None
-            for reply, said in zip(mine, verdicts, strict=False)
+            verdict_probability(reply.logprobs, verdict) if verdict is not None and reply.logprobs else None
+            for reply, verdict in zip(replies, verdicts, strict=False)
         ] + [None]
         name = None if principle is None else principle.id
-        judged.append(JudgedPair(verdicts[0], verdicts[1], mine, (p[0], p[1]), prompt_hash(questions[start]), name))
-        start += len(mine)
+        judged.append(JudgedPair(verdicts[0], verdicts[1], replies, (p[0], p[1]), prompt_hash(asked[0]), name))
     return judged
-
-
-def prompt_hash(question: Messages) -> str:
-    """SHA-256 of what a judge was asked.
-
-    >>> prompt_hash([{"role": "user", "content": "Which?"}])[:8]
-    'f04329d6'
-    """
-    content = "\0".join(message["content"] for message in question)
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def judge_scores(
@@ -145,35 +135,51 @@ def judge_scores(
     template: str | Path = POINTWISE,
     think: bool = False,
 ) -> list[float | None]:
-    """Asks for a score from 1 to 10 for each response: what the judge writes, or with log-probabilities expects.
+    """Asks for a score from 1 to 10 for each response: the expected score if the judge gives log-probabilities.
 
     Args:
-        judge: from questions to replies.
-        prompts, responses: one of each per item, ``[n]``.
-        principle: what to judge by; None for the template's own words.
-        template: a file as :func:`~jaxalign.judges.render` reads it.
-        think: ask for reasons before the score.
+        judge: Function from questions to replies.
+        prompts: A prompt for each response, ``[n]``.
+        responses: The responses, ``[n]``.
+        principle: What to judge by; None for the template's own words.
+        template: A file, as :func:`~jaxalign.judges.render` reads it.
+        think: Whether to ask for reasons before the score.
 
     Returns:
-        the scores, None where the answer holds none, ``[n]``.
+        The scores, None where the reply contains none, ``[n]``.
 
     Raises:
-        UserError: if the lists differ in length or the template is broken, or for what the judge refuses.
+        UserError: If the lists differ in length, the template is broken or the judge fails.
 
     >>> judge_scores(lambda questions: [Reply("Score: 7"), Reply("Great!")], ["Why?", "Who?"], ["So.", "Me."])
     [7.0, None]
     """
-    same_number(prompts, responses)
-    text = "" if principle is None else principle.text
+    check_same_number(prompts, responses)
     questions = [
-        [{"role": "user", "content": render(template, prompt=p, response=r, principle=text, think=think)}]
-        for p, r in zip(prompts, responses, strict=True)
+        make_question(template, principle, prompt=prompt, response=response, think=think)
+        for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return [read_score(reply) for reply in answers(judge, questions)]
+    return [read_score(reply) for reply in get_replies(judge, questions)]
+
+
+def make_question(template: str | Path, principle: Principle | None, **values: Any) -> Messages:
+    """Returns a chat of one message: a template filled in with a principle and further values."""
+    text = "" if principle is None else principle.text
+    return [{"role": "user", "content": render(template, principle=text, **values)}]
+
+
+def prompt_hash(question: Messages) -> str:
+    """Returns the SHA-256 of a question.
+
+    >>> prompt_hash([{"role": "user", "content": "Which?"}])[:8]
+    'f04329d6'
+    """
+    content = "\0".join(message["content"] for message in question)
+    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def read_score(reply: Reply) -> float | None:
-    """The score of an answer from 1 to 10: its expectation where there are log-probabilities, or as it is written.
+    """Returns a reply's score from 1 to 10: its expectation if there are log-probabilities, or as written.
 
     >>> read_score(Reply("Score: 7")), read_score(Reply("7", logprobs=({"7": -0.6931, "8": -0.6931},)))
     (7.0, 7.5)
@@ -183,18 +189,22 @@ def read_score(reply: Reply) -> float | None:
     return written if expected is None else expected
 
 
-def answers(judge: Ask, questions: Sequence[Messages]) -> list[Reply]:
-    """Replies to questions, one for each."""
-    replies = judge(questions)
+def get_replies(judge: Ask, questions: Sequence[Messages]) -> list[Reply]:
+    """Returns a judge's replies to questions, and raises UserError unless there is one for each."""
+    replies = judge(questions) if questions else []
     if len(replies) != len(questions):
-        raise UserError(f"the judge gave {len(replies)} replies to {len(questions)} questions: return one for each")
+        raise UserError(f"The judge gave {len(replies)} replies to {len(questions)} questions. Return one for each.")
     return replies
 
 
-def same_number(*columns: Sequence[object]) -> None:
-    """Raises unless all columns have the same number of entries."""
+def ask_in_orders(judge: Ask, questions: Sequence[Sequence[Messages]]) -> list[tuple[Reply, ...]]:
+    """Puts all items' questions to a judge at once, and returns the replies item by item."""
+    replies = iter(get_replies(judge, [question for orders in questions for question in orders]))
+    return [tuple(next(replies) for _ in orders) for orders in questions]
+
+
+def check_same_number(*columns: Sequence[object]) -> None:
+    """Raises UserError unless all columns have the same number of entries."""
     if len({len(column) for column in columns}) != 1:
         sizes = ", ".join(str(len(column)) for column in columns)
-        raise UserError(
-            f"prompts, responses and what goes with them are {sizes} in number: give one of each for every item"
-        )
+        raise UserError(f"Prompts, responses and their options are {sizes} in number. Give one of each for every item.")

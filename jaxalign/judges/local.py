@@ -1,4 +1,4 @@
-"""A model of ours as a judge: what it would give each verdict or score, computed and not sampled."""
+"""Local models as judges: the probability of each verdict or score is computed, not sampled."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ from jaxalign.data.shapes import LENGTHS
 from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import same_number
-from jaxalign.judges.prompts import POINTWISE, Principle, render
+from jaxalign.judges.judge import check_same_number, make_question
+from jaxalign.judges.prompts import POINTWISE, Principle
 from jaxalign.masking import Rows, completion_sums
 from jaxalign.models.model import Model
 
+# Questions that are packed together.
 CHUNK = 256
-"""Questions packed together."""
+# Columns T and target slots S of a row. Labels are short, so few slots are needed.
 SHAPES = [(length, length // part) for length in LENGTHS for part in (8, 4, 2, 1)]
-"""Rows of T columns, of which S are targets: few, since a label is short."""
 
 
 def label_logps(
     model: Model, params: Any, tokenizer: Any, questions: Sequence[Messages], labels: Sequence[str]
 ) -> Float[np.ndarray, "n K"]:
-    """log π(label | question) for every label, summed over its tokens and the end of turn, in nats.
+    """Returns log π(label | question) for every label, summed over its tokens and the end of turn, in nats.
 
-    A question and its labels are one prompt tree: the question passes through the model once. With the end of turn
-    counted, "Score: 1" does not stand for all that begins like it.
+    A question and its labels are one prompt tree, so the model reads the question once. The end of turn counts, or
+    "Score: 1" would include the probability of "Score: 10".
 
     Args:
-        model, params, tokenizer: the judge.
-        questions: each a list of messages, ``[n]``; without a chat template their contents are joined as plain text.
-        labels: whole answers, ``[K]``.
+        model: The judge.
+        params: Its parameters.
+        tokenizer: Its tokenizer.
+        questions: Lists of messages, ``[n]``. Without a chat template their contents are joined as plain text.
+        labels: Whole answers, ``[K]``.
 
     Returns:
-        the log-probabilities; the same whatever other questions there are, but for rounding.
+        The log-probabilities. They do not depend on the other questions, up to rounding.
 
     Raises:
-        UserError: if a question is too long or cannot be rendered; the sentence names its row.
+        UserError: If a question is too long or cannot be rendered. The message names its row.
 
     >>> label_logps(None, None, None, [], ["Verdict: A", "Verdict: B"]).shape
     (0, 2)
@@ -62,61 +64,64 @@ def label_logps(
         tree = Tree.of(prompt, completions, index=np.full(len(labels), i, np.int32))
         if len(prompt) + max(map(len, completions)) > longest or len(tree) > LENGTHS[-1]:
             raise UserError(
-                f"row {i + 1}: the question has {len(prompt)} tokens, the model takes {longest}: shorten it"
+                f"Row {i + 1}: the question has {len(prompt)} tokens, the model takes {longest}. Shorten it."
             )
         trees.append(tree)
-    found = np.full((len(trees), len(labels)), np.nan, np.float32)
+    logps = np.full((len(trees), len(labels)), np.nan, np.float32)
     for start in range(0, len(trees), CHUNK):
         packed = pack(trees[start : start + CHUNK], shapes=SHAPES, num_completions=len(labels))
         for m in range(packed.used):
             rows = jax.tree.map(lambda x, m=m: x[m], packed.rows)
-            logps = np.asarray(_logps(model, params, rows))
             used = rows.example_mask
-            found[rows.extras["index"][used][:, 0]] = logps[used]
-    return found
+            logps[rows.extras["index"][used][:, 0]] = np.asarray(_label_logps(model, params, rows))[used]
+    return logps
 
 
 def local_judge(
     model: Model, params: Any, tokenizer: Any, *, ties: bool = False
 ) -> Callable[[Sequence[Messages]], list[Reply]]:
-    """A model of ours as a judge of pairs: P(A) = π("Verdict: A") / Σ_v π("Verdict: v"), no sampling.
+    """Returns a model as a judge of pairs: P(A) = π("Verdict: A") / Σ_v π("Verdict: v"), without sampling.
 
     Args:
-        model, params, tokenizer: as :func:`jaxalign.load_model` and :func:`jaxalign.load_tokenizer` give them.
-        ties: is "Verdict: tie" among the v? Otherwise ties are pairs on which the two orders disagree.
+        model: As :func:`jaxalign.load_model` returns it.
+        params: As :func:`jaxalign.load_model` returns them.
+        tokenizer: As :func:`jaxalign.load_tokenizer` returns it.
+        ties: Whether "Verdict: tie" is one of the v. Otherwise only pairs on which the two orders disagree are ties.
 
     Returns:
-        a judge for :func:`~jaxalign.judges.judge_pairs`, whose replies carry the log-probabilities.
+        A judge for :func:`~jaxalign.judges.judge_pairs`, whose replies have log-probabilities.
 
     >>> local_judge(None, None, None)([])
     []
     """
-    return _choosing(model, params, tokenizer, "Verdict: ", ("A", "B", "tie") if ties else ("A", "B"))
+    return _choose_label(model, params, tokenizer, "Verdict: ", ("A", "B", "tie") if ties else ("A", "B"))
 
 
 def local_ranker(model: Model, params: Any, tokenizer: Any, number: int) -> Callable[[Sequence[Messages]], list[Reply]]:
-    """A model of ours as a judge of K responses: the likeliest of all K! lines "Ranking: A > B > …".
+    """Returns a model as a judge of K responses: the likeliest of all K! lines "Ranking: A > B > …".
 
     Args:
-        model, params, tokenizer: the judge.
+        model: The judge.
+        params: Its parameters.
+        tokenizer: Its tokenizer.
         number: K, from 2 to 4 (24 rankings; 5 would be 120).
 
     Returns:
-        a judge for :func:`~jaxalign.judges.judge_rankings`.
+        A judge for :func:`~jaxalign.judges.judge_rankings`.
 
     Raises:
-        UserError: for another number.
+        UserError: For another number.
 
     >>> local_ranker(None, None, None, 3)([])
     []
     """
     if not 2 <= number <= 4:
-        raise UserError(f"a local judge ranks 2 to 4 answers at once, not {number}: ask pairwise or pointwise instead")
+        raise UserError(f"A local judge ranks 2 to 4 answers at once, not {number}. Ask pairwise or pointwise instead.")
     orders = tuple(" > ".join(order) for order in permutations("ABCD"[:number]))
-    return _choosing(model, params, tokenizer, "Ranking: ", orders)
+    return _choose_label(model, params, tokenizer, "Ranking: ", orders)
 
 
-def _choosing(
+def _choose_label(
     model: Model, params: Any, tokenizer: Any, mark: str, names: Sequence[str]
 ) -> Callable[[Sequence[Messages]], list[Reply]]:
     def judge(questions: Sequence[Messages]) -> list[Reply]:
@@ -139,29 +144,32 @@ def local_scores(
     principle: Principle | None = None,
     template: str | Path = POINTWISE,
 ) -> Float[np.ndarray, " n"]:
-    """The expected score of each response: Σ_s s π("Score: s") / Σ_s π("Score: s") over s = 1 … 10.
+    """Returns the expected score of each response: Σ_s s π("Score: s") / Σ_s π("Score: s") over s = 1 … 10.
 
     Source: Liu et al. 2023, arXiv:2303.16634, eq. 1, with the probabilities themselves in place of samples.
 
     Args:
-        model, params, tokenizer: the judge.
-        prompts, responses: one of each per item, ``[n]``.
-        principle, template: as for :func:`~jaxalign.judges.judge_scores`.
+        model: The judge.
+        params: Its parameters.
+        tokenizer: Its tokenizer.
+        prompts: A prompt for each response, ``[n]``.
+        responses: The responses, ``[n]``.
+        principle: As for :func:`~jaxalign.judges.judge_scores`.
+        template: As for :func:`~jaxalign.judges.judge_scores`.
 
     Returns:
-        the scores, from 1 to 10, ``[n]``.
+        The scores, from 1 to 10, ``[n]``.
 
     Raises:
-        UserError: if the lists differ in length, the template is broken or a question is too long.
+        UserError: If the lists differ in length, the template is broken or a question is too long.
 
     >>> local_scores(None, None, None, [], []).shape
     (0,)
     """
-    same_number(prompts, responses)
-    text = "" if principle is None else principle.text
+    check_same_number(prompts, responses)
     questions = [
-        [{"role": "user", "content": render(template, prompt=p, response=r, principle=text, think=False)}]
-        for p, r in zip(prompts, responses, strict=True)
+        make_question(template, principle, prompt=prompt, response=response, think=False)
+        for prompt, response in zip(prompts, responses, strict=True)
     ]
     return expected_scores(model, params, tokenizer, questions)
 
@@ -169,7 +177,7 @@ def local_scores(
 def expected_scores(
     model: Model, params: Any, tokenizer: Any, questions: Sequence[Messages]
 ) -> Float[np.ndarray, " n"]:
-    """:func:`local_scores` of questions that are written already, ``[n]``.
+    """Returns the expected score that answers each question, ``[n]``, as :func:`local_scores` does.
 
     >>> expected_scores(None, None, None, []).shape
     (0,)
@@ -180,7 +188,7 @@ def expected_scores(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
+def _label_logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
     return completion_sums(model.token_logps(params, rows), rows)
 
 
@@ -188,12 +196,12 @@ def _encode(
     encoder: Encoder, question: Messages, labels: Sequence[str], index: int
 ) -> tuple[list[int], list[list[int]]]:
     if encoder.tokenizer.chat_template:
-        found = encoder.conversation([Message(m["role"], m["content"]) for m in question], labels)
-        if isinstance(found, Problem):
-            raise UserError(f"row {index + 1}: {found.text}")
-        return found
+        encoded = encoder.conversation([Message(m["role"], m["content"]) for m in question], labels)
+        if isinstance(encoded, Problem):
+            raise UserError(f"Row {index + 1}: {encoded.text}.")
+        return encoded
     end = encoder.tokenizer.eos_token_id
     if end is None:
-        raise UserError("the tokenizer has no EOS token, so no label could end: give it an eos_token")
+        raise UserError("The tokenizer has no EOS token, so labels have no end. Give it an eos_token.")
     prompt = encoder.document("\n\n".join(message["content"] for message in question) + "\n")
     return prompt, [[*encoder.continuation(label), end] for label in labels]

@@ -16,6 +16,7 @@ Verdict: TypeAlias = Literal["first", "second", "tie"]
 Verdicts: TypeAlias = Sequence[Verdict | None]
 FIRST, SECOND, TIE = range(3)
 NAMES: tuple[Verdict, ...] = ("first", "second", "tie")
+OPPOSITE: dict[Verdict | None, Verdict | None] = {"first": "second", "second": "first", "tie": "tie", None: None}
 _CODE = {"first": FIRST, "second": SECOND, "tie": TIE, None: FAILURE}
 
 

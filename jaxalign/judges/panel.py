@@ -1,245 +1,219 @@
-"""A panel at work: items to judge, raters of any kind, and every verdict as a line that can be kept and audited."""
+"""A panel at work: raters of any kind, and every verdict as a line of JSON that can be stored and audited."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from jaxalign.data.kinds import Ranking
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import Ask, answers, judge_pairs, prompt_hash, read_score
-from jaxalign.judges.pairwise import Verdict
-from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, draw_principle, render
+from jaxalign.judges.items import How, Item, uniform_hash
+from jaxalign.judges.judge import Ask, get_replies, judge_pairs, make_question, prompt_hash, read_score
+from jaxalign.judges.pairwise import OPPOSITE, Verdict
+from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, draw_principle
 from jaxalign.judges.ranking import RANKING, judge_rankings
 
-How: TypeAlias = Literal["pairwise", "pointwise", "ranking"]
 Grade: TypeAlias = Callable[[Sequence[Messages]], list[tuple[float | None, Reply]]]
+Score: TypeAlias = Callable[[Sequence[Item]], Sequence[Sequence[float]]]
 TEMPLATES: dict[How, str] = {"pairwise": PAIRWISE, "pointwise": POINTWISE, "ranking": RANKING}
-OPPOSITE: dict[Verdict | None, Verdict | None] = {"first": "second", "second": "first", "tie": "tie", None: None}
-
-
-@dataclass(frozen=True)
-class Item:
-    """A prompt and the answers to compare."""
-
-    prompt: str
-    """As a judge reads it."""
-    answers: tuple[str, ...]
-    record: Ranking
-    """The same as the data layer holds it, answers in the same order."""
-    human: Verdict | None = None
-    """Which of two answers people prefer, where that is known."""
-    by: tuple[str, ...] = ()
-    """Which model wrote each answer, where that is known."""
-
-    @property
-    def key(self) -> str:
-        """SHA-256 of the prompt and the answers in this order."""
-        text = "\0".join((self.prompt, *self.answers))
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True)
 class Rater:
-    """A judge of any kind: asked (``pairs``, ``grade``, ``rank``), or scoring unasked (``score``)."""
+    """A judge of any kind: it answers questions (``pairs``, ``grade``, ``rank``), or only scores (``score``).
+
+    Attributes:
+        name: The name in its verdicts.
+        weight: The weight of its vote.
+        pairs: Answers questions about two responses.
+        grade: Answers questions about one response, with a score for each.
+        rank: Returns the function that answers questions about a given number of responses.
+        score: Scores the answers of items without a question.
+        margin: Maximum difference between two scores that is a tie.
+        log_odds: Whether a difference of scores is the log-odds of a preference, as a reward model's is.
+    """
 
     name: str
     weight: float = 1.0
     pairs: Ask | None = None
     grade: Grade | None = None
     rank: Callable[[int], Ask] | None = None
-    """From the number of answers to a judge of rankings."""
-    score: Callable[[Sequence[Item]], Sequence[Sequence[float]]] | None = None
+    score: Score | None = None
     margin: float = 0.0
-    """Scores no further apart than this are a tie."""
     log_odds: bool = False
-    """Whether a difference of scores is the log-odds of a preference, as a reward model's is."""
+
+    @classmethod
+    def of(cls, name: str, judge: Ask, **options: Any) -> Rater:
+        """Returns a rater that puts every kind of question to one judge.
+
+        >>> rater = Rater.of("me", lambda questions: [Reply("Score: 7")])
+        >>> rater.grade([[{"role": "user", "content": "How good?"}]])[0][0]
+        7.0
+        """
+
+        def grade(questions: Sequence[Messages]) -> list[tuple[float | None, Reply]]:
+            return [(read_score(reply), reply) for reply in get_replies(judge, questions)]
+
+        return cls(name, pairs=judge, grade=grade, rank=lambda number: judge, **options)
 
 
 @dataclass(frozen=True)
-class Question:
+class JudgingTask:
     """What raters are asked about every item.
 
-    Args:
-        how: about pairs in both orders, about each answer alone, or about all answers at once in both orders.
-        template: file of the prompt.
-        principles: of the constitution; none for the template's own words.
-        each: ask by each principle (and let their weights vote), or by one drawn for each prompt.
-        think: ask for reasons first.
-        both_orders: share of the items that are shown in both orders, drawn by their content; the others in one.
-        seed: of these draws.
+    Attributes:
+        how: About pairs in both orders, about each answer alone, or about all answers at once in both orders.
+        template: The file of the prompt; None for the one that belongs to ``how``.
+        principles: Principles of a constitution; empty for the template's own words.
+        all_principles: Whether to ask by every principle, whose weights then vote, or by one drawn for each prompt.
+        think: Whether to ask for reasons first.
+        both_orders: Share of the items that are shown in both orders. The others are shown in one.
+        seed: Another seed draws other principles, and other items to show in both orders.
     """
 
     how: How = "pairwise"
-    template: str | Path = PAIRWISE
+    template: str | Path | None = None
     principles: tuple[Principle, ...] = ()
-    each: bool = True
+    all_principles: bool = True
     think: bool = False
     both_orders: float = 1.0
     seed: int = 0
 
     def principles_for(self, item: Item) -> list[Principle | None]:
-        """What an item is judged by."""
+        """Returns the principles to judge an item by."""
         if not self.principles:
             return [None]
-        if self.each:
+        if self.all_principles:
             return list(self.principles)
         return [draw_principle(self.principles, item.prompt, seed=self.seed)]
 
     def in_both_orders(self, item: Item) -> bool:
-        """Whether an item is shown in both orders: the same for the same item and seed."""
-        return draw(self.seed, "orders", item.key) < self.both_orders
+        """Returns whether an item is shown in both orders: the same for the same item and seed."""
+        return uniform_hash(self.seed, "orders", item.key) < self.both_orders
 
-
-def draw(seed: int, *words: str) -> float:
-    """A number in [0, 1) that depends on the arguments alone.
-
-    >>> draw(0, "a") == draw(0, "a") != draw(1, "a")
-    True
-    """
-    digest = hashlib.sha256("\0".join((str(seed), *words)).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def grading(judge: Ask) -> Grade:
-    """A judge that is asked as one that grades: the score it writes, or where there are log-probabilities, expects.
-
-    >>> grading(lambda questions: [Reply("Score: 7")])([[{"role": "user", "content": "How good?"}]])[0][0]
-    7.0
-    """
-
-    def grade(questions: Sequence[Messages]) -> list[tuple[float | None, Reply]]:
-        return [(read_score(reply), reply) for reply in answers(judge, questions)]
-
-    return grade
+    def options(self, principles: Sequence[Principle | None]) -> dict[str, Any]:
+        """Returns the arguments that the functions asking a judge have in common."""
+        return {"principles": principles, "template": self.template or TEMPLATES[self.how], "think": self.think}
 
 
 def judge_items(
     rater: Rater,
     items: Sequence[Item],
-    question: Question,
-    done: Callable[[str, str | None], bool] = lambda key, principle: False,
+    task: JudgingTask,
+    is_done: Callable[[str, str | None], bool] = lambda key, principle: False,
 ) -> list[dict[str, Any]]:
-    """A line for each item and principle: what was asked of whom, what came back, what it cost.
+    """Returns a line for each item and principle: what was asked, what the rater replied, and what it cost.
 
-    Lines hold ``key``, ``judge``, ``how`` (``score`` of a rater that is not asked), ``principle``, ``weight``,
-    ``prompt``, ``answers``, ``human``, ``by``,
-    ``prompt_hash``, ``first_order`` and ``second_order`` (of pairs; verdicts name the position shown), ``orders`` asked
-    about, ``winner``, ``probability`` that the first answer is better, ``probabilities`` in each order, ``scores`` of
-    the answers, ``said``, ``error``, and the tokens of the answers (``prompt_tokens``, ``completion_tokens``: what they
-    cost when they were had, which for those out of the cache may have been in an earlier run).
+    The fields of a line:
+
+    - ``key``, ``prompt``, ``answers``, ``human``, ``by``: the item.
+    - ``judge``, ``weight``, ``principle``, ``how`` (``score`` for a rater that needs no question), ``prompt_hash``.
+    - ``first_order``, ``second_order``: verdicts on two answers, which name the position shown.
+    - ``orders``: how many orders were shown.
+    - ``winner``, ``probability`` that the first answer is better, ``probabilities`` in each order.
+    - ``scores`` of the answers, ``said`` (the replies), ``error``.
+    - ``prompt_tokens``, ``completion_tokens``: the cost of the replies when they were first given.
 
     Args:
-        rater: who judges.
-        items: what.
-        question: how; a rater that scores without a question is asked for its scores whatever it says.
-        done: of an item's key and a principle, whether it is judged already and makes no line.
+        rater: Who judges.
+        items: What to judge.
+        task: How to judge. A rater with ``score`` is not asked; it scores each item once.
+        is_done: Whether an item, by its key, was judged by a principle before. Such an item makes no line.
 
     Returns:
-        the lines, item by item.
+        The lines, item by item.
 
     Raises:
-        UserError: for what the judge or the template refuses.
+        UserError: If the judge or the template fails.
 
-    >>> item = Item("Why?", ("So.", "No."), Ranking("Why?", ("So.", "No."), "text"))
-    >>> line, = judge_items(Rater("length", score=lambda items: [[3.0, 2.0]]), [item], Question())
+    >>> rater = Rater("length", score=lambda items: [[3.0, 2.0]])
+    >>> line, = judge_items(rater, [Item.of("Why?", "So.", "No.")], JudgingTask())
     >>> line["first_order"], line["second_order"], line["winner"], line["scores"]
     ('first', 'second', 'first', [3.0, 2.0])
     """
     if rater.score is not None:
-        items = [item for item in items if not done(item.key, None)]
-        if not items:
-            return []
-        rows = zip(items, rater.score(items), strict=True)
-        return [_line(rater, item, None, "score") | _scored(rater, [float(s) for s in scores]) for item, scores in rows]
-    asked = [
+        items = [item for item in items if not is_done(item.key, None)]
+        scores = rater.score(items) if items else []
+        rows = zip(items, scores, strict=True)
+        return [_line(rater, item, None, "score") | _scored(rater, [float(s) for s in row]) for item, row in rows]
+    cases = [
         (item, principle)
         for item in items
-        for principle in question.principles_for(item)
-        if not done(item.key, None if principle is None else principle.id)
+        for principle in task.principles_for(item)
+        if not is_done(item.key, None if principle is None else principle.id)
     ]
-    ask = {"pairwise": _ask_pairs, "pointwise": _ask_grades, "ranking": _ask_rankings}[question.how]
-    return ask(rater, asked, question) if asked else []
+    judge = {"pairwise": _judge_pairs, "pointwise": _judge_answers, "ranking": _judge_rankings}[task.how]
+    return judge(rater, cases, task) if cases else []
 
 
-Asked: TypeAlias = Sequence[tuple[Item, Principle | None]]
+Cases: TypeAlias = Sequence[tuple[Item, Principle | None]]
 
 
-def _ask_pairs(rater: Rater, asked: Asked, question: Question) -> list[dict[str, Any]]:
+def _judge_pairs(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.pairs is not None
     judged = judge_pairs(
         rater.pairs,
-        [item.prompt for item, _ in asked],
-        [item.answers[0] for item, _ in asked],
-        [item.answers[1] for item, _ in asked],
-        both_orders=[question.in_both_orders(item) for item, _ in asked],
-        **_options(asked, question),
+        [item.prompt for item, _ in cases],
+        [item.answers[0] for item, _ in cases],
+        [item.answers[1] for item, _ in cases],
+        both_orders=[task.in_both_orders(item) for item, _ in cases],
+        **task.options([principle for _, principle in cases]),
     )
     lines = []
-    for (item, principle), pair in zip(asked, judged, strict=True):
+    for (item, principle), pair in zip(cases, judged, strict=True):
         verdicts = {"first_order": pair.first_order, "second_order": pair.second_order, "winner": pair.winner}
-        said = {"probability": pair.first_is_better, "probabilities": list(pair.probabilities), "scores": None}
-        lines.append(
-            _line(rater, item, principle, question.how) | verdicts | said | _replied(pair.replies, pair.prompt_hash)
-        )
+        verdicts |= {"probability": pair.first_is_better, "probabilities": list(pair.probabilities), "scores": None}
+        lines.append(_line(rater, item, principle, task.how) | verdicts | _replied(pair.replies, pair.prompt_hash))
     return lines
 
 
-def _ask_grades(rater: Rater, asked: Asked, question: Question) -> list[dict[str, Any]]:
+def _judge_answers(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.grade is not None
-    questions: list[Messages] = []
-    for item, principle in asked:
-        text = "" if principle is None else principle.text
-        for answer in item.answers:
-            content = render(
-                question.template, prompt=item.prompt, response=answer, principle=text, think=question.think
-            )
-            questions.append([{"role": "user", "content": content}])
+    template = task.template or POINTWISE
+    questions = [
+        make_question(template, principle, prompt=item.prompt, response=answer, think=task.think)
+        for item, principle in cases
+        for answer in item.answers
+    ]
     graded = rater.grade(questions)
     lines = []
     start = 0
-    for item, principle in asked:
-        mine = graded[start : start + len(item.answers)]
-        scored = _scored(rater, [score for score, _ in mine])
-        replied = _replied([reply for _, reply in mine], prompt_hash(questions[start]))
-        lines.append(_line(rater, item, principle, question.how) | scored | replied)
-        start += len(mine)
+    for item, principle in cases:
+        part = graded[start : start + len(item.answers)]
+        scored = _scored(rater, [score for score, _ in part])
+        replied = _replied([reply for _, reply in part], prompt_hash(questions[start]))
+        lines.append(_line(rater, item, principle, task.how) | scored | replied)
+        start += len(part)
     return lines
 
 
-def _ask_rankings(rater: Rater, asked: Asked, question: Question) -> list[dict[str, Any]]:
+def _judge_rankings(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.rank is not None
     lines: dict[int, dict[str, Any]] = {}
-    for size in sorted({len(item.answers) for item, _ in asked}):
-        mine = [i for i, (item, _) in enumerate(asked) if len(item.answers) == size]
-        alike = [asked[i] for i in mine]
+    # A local judge has one set of labels for each number of answers, so items of one size are judged together.
+    for size in sorted({len(item.answers) for item, _ in cases}):
+        indices = [i for i, (item, _) in enumerate(cases) if len(item.answers) == size]
+        part = [cases[i] for i in indices]
         judged = judge_rankings(
             rater.rank(size),
-            [item.prompt for item, _ in alike],
-            [item.answers for item, _ in alike],
-            both_orders=[question.in_both_orders(item) for item, _ in alike],
-            **_options(alike, question),
+            [item.prompt for item, _ in part],
+            [item.answers for item, _ in part],
+            both_orders=[task.in_both_orders(item) for item, _ in part],
+            **task.options([principle for _, principle in part]),
         )
-        for i, (item, principle), found in zip(mine, alike, judged, strict=True):
-            rankings = {"rankings": [None if r is None else list(r) for r in found.rankings]}
-            scores: Sequence[float | None] = found.scores or [None] * size
-            scored = _scored(rater, scores) | {"orders": len(found.replies)} | rankings
-            if size == 2:  # a pair like any other, also to the audit
+        for i, (item, principle), ranked in zip(indices, part, judged, strict=True):
+            scored = _scored(rater, ranked.scores or [None] * size)
+            scored["rankings"] = [None if ranking is None else list(ranking) for ranking in ranked.rankings]
+            if size == 2:  # the audit reads it as a pair
                 first: list[Verdict | None] = [
-                    None if r is None else ("first" if r[0] == 0 else "second") for r in found.rankings
+                    None if ranking is None else ("first" if ranking[0] == 0 else "second")
+                    for ranking in ranked.rankings
                 ]
                 scored |= {"first_order": first[0], "second_order": OPPOSITE[first[1]] if len(first) > 1 else None}
-            lines[i] = _line(rater, item, principle, question.how) | scored | _replied(found.replies, found.prompt_hash)
-    return [lines[i] for i in range(len(asked))]
-
-
-def _options(asked: Asked, question: Question) -> dict[str, Any]:
-    principles = [principle for _, principle in asked]
-    return {"principles": principles, "template": question.template, "think": question.think}
+            lines[i] = _line(rater, item, principle, task.how) | scored | _replied(ranked.replies, ranked.prompt_hash)
+    return [lines[i] for i in range(len(cases))]
 
 
 def _line(rater: Rater, item: Item, principle: Principle | None, how: str) -> dict[str, Any]:
@@ -263,7 +237,7 @@ def _line(rater: Rater, item: Item, principle: Principle | None, how: str) -> di
 
 
 def _scored(rater: Rater, scores: Sequence[float | None]) -> dict[str, Any]:
-    """Scores, and of two answers what they say in either order."""
+    """Returns scores and, for two answers, the verdict that they give in either order."""
     line: dict[str, Any] = {"scores": list(scores), "first_order": None, "second_order": None, "winner": None}
     line |= {"probability": None, "probabilities": [None, None]}
     if len(scores) != 2 or scores[0] is None or scores[1] is None:
@@ -271,14 +245,15 @@ def _scored(rater: Rater, scores: Sequence[float | None]) -> dict[str, Any]:
     gap = scores[0] - scores[1]
     winner: Verdict = "tie" if abs(gap) <= rater.margin else "first" if gap > 0 else "second"
     if rater.log_odds:
+        # Two forms of the sigmoid: exp of a large positive number would overflow.
         p = 1 / (1 + math.exp(-gap)) if gap >= 0 else math.exp(gap) / (1 + math.exp(gap))
         line |= {"probability": p, "probabilities": [p, 1 - p]}
     return line | {"winner": winner, "first_order": winner, "second_order": OPPOSITE[winner]}
 
 
-def _replied(replies: Sequence[Reply], asked: str) -> dict[str, Any]:
+def _replied(replies: Sequence[Reply], question_hash: str) -> dict[str, Any]:
     return {
-        "prompt_hash": asked,
+        "prompt_hash": question_hash,
         "orders": len(replies),
         "said": [reply.text for reply in replies],
         "error": next((reply.error for reply in replies if reply.text is None), None),

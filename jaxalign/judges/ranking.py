@@ -1,4 +1,4 @@
-"""Several responses at once: a judge puts them in order, in the order shown and in the reverse."""
+"""Rankings: a judge orders several responses at once, shown as given and in reverse."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from string import ascii_uppercase
 
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import Ask, answers, prompt_hash, same_number
-from jaxalign.judges.prompts import Principle, render
-from jaxalign.judges.verdict import spoken
+from jaxalign.judges.judge import Ask, ask_in_orders, check_same_number, make_question, prompt_hash
+from jaxalign.judges.prompts import Principle
+from jaxalign.judges.verdict import strip_reasoning
 
 RANKING = "jaxalign:assets/judge/ranking.txt"
 _RANKING = re.compile(r"\branking[\"'*_]*\s*(?:is\b|[:=])\s*(?P<rest>[^\n]*)", re.I)
@@ -20,19 +20,25 @@ _RANKING = re.compile(r"\branking[\"'*_]*\s*(?:is\b|[:=])\s*(?P<rest>[^\n]*)", r
 
 @dataclass(frozen=True)
 class JudgedRanking:
-    """K responses in both orders, or in one. Rankings are of the responses as they were given, the best first."""
+    """K responses ranked in both orders, or in one.
+
+    Attributes:
+        rankings: A ranking for each order shown, best first, by places in the given order; None for a failure.
+        replies: A reply for each order shown.
+        prompt_hash: Hash of the question in the first order.
+        principle: The principle that the responses were judged by.
+    """
 
     rankings: tuple[tuple[int, ...] | None, ...]
-    """One for each order asked about; None where the judge failed."""
     replies: tuple[Reply, ...]
     prompt_hash: str
     principle: str | None = None
 
     @property
     def scores(self) -> list[float] | None:
-        """Responses beaten, the mean over the orders: K - 1 is best, 0 worst; None if an order failed.
+        """How many responses each one beats, as the mean over the orders; None if an order failed.
 
-        Source: the count of Borda, 1784.
+        K - 1 is best, 0 worst. Source: the count of Borda, 1784.
         """
         if not all(self.rankings):
             return None
@@ -51,72 +57,72 @@ def judge_rankings(
     think: bool = False,
     both_orders: Sequence[bool] | None = None,
 ) -> list[JudgedRanking]:
-    """Asks to order K responses, shown as given and in reverse.
+    """Asks a judge to order K responses, shown as given and in reverse.
 
     Args:
-        judge: from questions to replies.
-        prompts, responses: one prompt and 2 to 26 responses per item, ``[n]``.
-        principles, template, think, both_orders: as for :func:`~jaxalign.judges.judge_pairs`.
+        judge: Function from questions to replies.
+        prompts: A prompt for each item, ``[n]``.
+        responses: 2 to 26 responses for each item, ``[n]``.
+        principles: As for :func:`~jaxalign.judges.judge_pairs`.
+        template: As for :func:`~jaxalign.judges.judge_pairs`.
+        think: As for :func:`~jaxalign.judges.judge_pairs`.
+        both_orders: As for :func:`~jaxalign.judges.judge_pairs`.
 
     Returns:
-        the rankings, ``[n]``.
+        The rankings, ``[n]``.
 
     Raises:
-        UserError: if the lists differ in length, an item has too few or too many responses, or the template is broken.
+        UserError: If the lists differ in length, an item has too few or too many responses, or the template is broken.
 
     >>> judge = lambda questions: [Reply("Ranking: B > A > C"), Reply("Ranking: B > C > A")]
-    >>> found, = judge_rankings(judge, ["Why?"], [["so", "thus", "hence"]])
-    >>> found.rankings, found.scores
+    >>> ranked, = judge_rankings(judge, ["Why?"], [["so", "thus", "hence"]])
+    >>> ranked.rankings, ranked.scores
     (((1, 0, 2), (1, 0, 2)), [1.0, 2.0, 0.0])
     """
     principles = [None] * len(prompts) if principles is None else principles
     twice = [True] * len(prompts) if both_orders is None else both_orders
-    same_number(prompts, responses, principles, *([] if both_orders is None else [both_orders]))
-    questions: list[Messages] = []
-    for i, (prompt, texts, principle, reverse) in enumerate(zip(prompts, responses, principles, twice, strict=True)):
+    check_same_number(prompts, responses, principles, twice)
+    questions: list[list[Messages]] = []
+    for i, (prompt, texts, principle, both) in enumerate(zip(prompts, responses, principles, twice, strict=True)):
         if not 2 <= len(texts) <= len(ascii_uppercase):
-            raise UserError(f"row {i + 1}: {len(texts)} responses: give from 2 to {len(ascii_uppercase)}")
-        for shown in (list(texts), list(texts)[::-1])[: 1 + reverse]:
-            lettered = list(zip(ascii_uppercase, shown, strict=False))
-            text = "" if principle is None else principle.text
-            content = render(template, prompt=prompt, responses=lettered, principle=text, think=think)
-            questions.append([{"role": "user", "content": content}])
-    replies = answers(judge, questions) if questions else []
+            raise UserError(f"Row {i + 1}: {len(texts)} responses. Give from 2 to {len(ascii_uppercase)}.")
+        lettered = [list(zip(ascii_uppercase, shown, strict=False)) for shown in (texts, texts[::-1])[: 1 + both]]
+        questions.append(
+            [make_question(template, principle, prompt=prompt, responses=shown, think=think) for shown in lettered]
+        )
     judged = []
-    start = 0
-    for texts, principle, reverse in zip(responses, principles, twice, strict=True):
-        mine = tuple(replies[start : start + 1 + reverse])
-        rankings = [parse_ranking(reply.text, len(texts)) for reply in mine]
+    replied = ask_in_orders(judge, questions)
+    for texts, principle, asked, replies in zip(responses, principles, questions, replied, strict=True):
+        rankings = [parse_ranking(reply.text, len(texts)) for reply in replies]
         if len(rankings) == 2 and rankings[1] is not None:
             rankings[1] = tuple(len(texts) - 1 - k for k in rankings[1])
         name = None if principle is None else principle.id
-        judged.append(JudgedRanking(tuple(rankings), mine, prompt_hash(questions[start]), name))
-        start += len(mine)
+        judged.append(JudgedRanking(tuple(rankings), replies, prompt_hash(asked[0]), name))
     return judged
 
 
 def parse_ranking(text: str | None, number: int) -> tuple[int, ...] | None:
-    """The ranking that a judge's answer ends with: "Ranking: B > A" is (1, 0).
+    """Returns the ranking at the end of a judge's answer: "Ranking: B > A" is (1, 0).
 
-    The last line of the kind counts; every letter must be there once, apart by ``>``; reasoning in ``<think>`` tags
+    The last such line counts. It must contain every letter once, separated by ``>``. Reasoning in ``<think>`` tags
     does not count.
 
     Args:
-        text: the answer; None where there was none.
+        text: The answer, if there was one.
         number: K, how many responses were shown.
 
     Returns:
-        the numbers of the responses, the best first, or None where the answer does not say for certain.
+        The indices of the responses, best first, or None if the answer is not certain.
 
     >>> parse_ranking("A is clear.\\n**Ranking: [[C]] > A > B.**", 3)
     (2, 0, 1)
     >>> parse_ranking("Ranking: A > B", 3), parse_ranking("Ranking: A = B > C", 3)
     (None, None)
     """
-    said = spoken(text)
-    found = list(_RANKING.finditer(said))
-    lines = [line for line in said.splitlines() if line.strip()]
-    rest = found[-1]["rest"] if found else lines[-1] if lines else ""
+    answer = strip_reasoning(text)
+    marks = list(_RANKING.finditer(answer))
+    lines = [line for line in answer.splitlines() if line.strip()]
+    rest = marks[-1]["rest"] if marks else lines[-1] if lines else ""
     letters = [part.strip(" \t.*_`\"'[](){}").upper() for part in rest.split(">")]
     if sorted(letters) != list(ascii_uppercase[:number]):
         return None

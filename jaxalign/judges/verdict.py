@@ -1,4 +1,4 @@
-"""A judge's answer read as a verdict or a score. What is not certain is None, a failure, and never a label."""
+"""Parsers of a judge's answer. What is not certain is None, a failure, and never a label."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _UNWRAP = r"[\"'`*_)\]}]*"
 _TIE = r"(?:an?\s+)?(?:tied?|draw|equal(?:ly\s+good)?|both|neither)\b"
 _ONE = rf"(?:{_NOUN}?{_WRAP}(?P<label>a|b|[12](?!\.\s*\S))\b|(?:the\s+)?(?P<place>first|second)\b(?:\s+{_NOUN})?)"
 _CHOICE = rf"(?:(?P<tie>{_TIE})|{_ONE}){_UNWRAP}"
-# Behind the choice the line may end, or go on as a remark; "A or B", "A/B", "A, but B …", "A is worse" and "a good try"
-# are no choice.
+# After the choice the line may end, or continue as a remark. "A or B", "A/B", "A, but B …", "A is worse" and "a good
+# try" are not choices.
 _BEST = (
     r"(?:(?:the|clearly|slightly|much|far|overall)\s+)*"
     r"(?:better|best|preferred|preferable|winner|superior|stronger)\b"
@@ -38,24 +38,24 @@ _OUT_OF = re.compile(r"(?:/|\bout\s+of)\s*(\d+)")
 
 
 def parse_verdict(text: str | None) -> Verdict | None:
-    """The verdict that a judge's answer ends with: A is "first", B "second".
+    """Returns the verdict at the end of a judge's answer: A is "first", B "second".
 
-    Understood are ``Verdict: A`` and its relatives (``Winner``, ``Final answer``, JSON), ``[[A]]``, ``[[C]]`` for a
-    tie, an answer that is nothing but the label, and a last line that says which response is better. The last of
-    several marks counts; reasoning in ``<think>`` tags does not.
+    It understands ``Verdict: A`` and similar marks (``Winner``, ``Final answer``, JSON), ``[[A]]``, ``[[C]]`` for a
+    tie, an answer that is just the label, and a last line that says which response is better. The last of several
+    marks counts. Reasoning in ``<think>`` tags does not count.
 
     Args:
-        text: the answer; None where there was none.
+        text: The answer, if there was one.
 
     Returns:
-        "first", "second", "tie", or None where the answer does not say for certain.
+        "first", "second", "tie", or None if the answer is not certain.
 
     >>> parse_verdict("Both are fine, but B is shorter.\\n**Verdict: B**")
     'second'
     >>> parse_verdict("Verdict: a tie"), parse_verdict("Verdict: A or B"), parse_verdict("As an AI, I cannot choose.")
     ('tie', None, None)
     """
-    text = spoken(text)
+    text = strip_reasoning(text)
     marks: list[tuple[int, Verdict | None]] = []
     for match in _BRACKETS.finditer(text):
         marks.append((match.start(), _named(match[1], None)))
@@ -71,22 +71,23 @@ def parse_verdict(text: str | None) -> Verdict | None:
 
 
 def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float | None:
-    """The score that a judge's answer ends with.
+    """Returns the score at the end of a judge's answer.
 
-    Understood are ``Score: 7`` and its relatives (``Rating``, ``Grade``, JSON), ``[[7]]``, ``7/10``, and an answer that
-    is nothing but the number. The last of several marks counts; reasoning in ``<think>`` tags does not.
+    It understands ``Score: 7`` and similar marks (``Rating``, ``Grade``, JSON), ``[[7]]``, ``7/10``, and an answer that
+    is just the number. The last of several marks counts. Reasoning in ``<think>`` tags does not count.
 
     Args:
-        text: the answer; None where there was none.
-        low, high: the scale; a number outside is a failure and not the nearest end.
+        text: The answer, if there was one.
+        low: Low end of the scale. A number outside the scale is a failure, not the nearest end.
+        high: High end of the scale.
 
     Returns:
-        the score, or None where the answer does not say for certain.
+        The score, or None if the answer is not certain.
 
     >>> parse_score("Clear and right.\\nScore: 8/10"), parse_score("Score: 11"), parse_score("Score: 1 to 10")
     (8.0, None, None)
     """
-    text = spoken(text)
+    text = strip_reasoning(text)
     rests = [(match.start(), match["rest"]) for match in _SCORE.finditer(text)]
     rests += [(match.start(), match[1]) for match in re.finditer(r"\[\[\s*([^\]\n]*)\]\]", text)]
     if rests:
@@ -99,10 +100,10 @@ def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float 
     return float(number[1]) if low <= float(number[1]) <= high else None
 
 
-def spoken(text: str | None) -> str:
-    """The answer without its reasoning; nothing is left of one that was cut off while reasoning.
+def strip_reasoning(text: str | None) -> str:
+    """Returns an answer without its reasoning; of one that was cut off while reasoning, the empty string.
 
-    >>> spoken("<think>A? B!</think> A"), spoken("<think>A? ")
+    >>> strip_reasoning("<think>A? B!</think> A"), strip_reasoning("<think>A? ")
     (' A', '')
     """
     return re.sub(r"(?is)<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", "", text or "")

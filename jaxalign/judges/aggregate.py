@@ -1,4 +1,4 @@
-"""What all verdicts on an item amount to, as rows of the data layer."""
+"""Combines all verdicts on an item into labelled rows of the data layer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from jaxalign.judges.pairwise import Verdict
-from jaxalign.judges.panel import Item
+from jaxalign.judges.items import Item
 from jaxalign.judges.votes import panel_vote
 
 Write: TypeAlias = Literal["preference", "binary", "score", "ranking"]
@@ -17,34 +17,36 @@ Lines: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Decision:
-    """The panel's word on an item."""
+class Combined:
+    """All verdicts on an item as one.
+
+    Attributes:
+        winner: The better one of two answers; None for a failure.
+        probability: P(the first of two is better), if every judge with a verdict gave one.
+        scores: The mean score of each answer over the judges, by weight; None without a score.
+    """
 
     winner: Verdict | None
-    """Of two answers; None for a failure."""
     probability: float | None
-    """P(the first of two is better), where every judge that had a verdict gave one."""
     scores: tuple[float | None, ...]
-    """Of each answer: the mean over the judges, by weight; None where nobody scored."""
 
 
-def decide(item: Item, lines: Lines, by: By = "verdicts") -> Decision:
-    """A vote by weight over verdicts, and weighted means over probabilities and scores.
+def combine_verdicts(item: Item, lines: Lines, by: By = "verdicts") -> Combined:
+    """Combines verdicts by a weighted vote, and probabilities and scores by weighted means.
 
     Args:
-        item: what was judged.
-        lines: its lines of :func:`~jaxalign.judges.panel.judge_items`, of all judges and principles.
-        by: what decides which of two answers is better: the vote, to which a judge that contradicts itself in the two
-            orders adds a tie; or the probability, whose mean over the orders cancels a constant position bias.
+        item: What was judged.
+        lines: Its lines of :func:`~jaxalign.judges.judge_items`, by all judges and principles.
+        by: What makes one of two answers the winner. In the vote, a judge that contradicts itself in the two orders
+            counts as a tie. The mean probability over the orders cancels a constant position bias.
 
     Returns:
-        the decision.
+        The winner, its probability and the scores.
 
-    >>> from jaxalign.data.kinds import Ranking
     >>> line = {"winner": "first", "weight": 2.0, "probability": 0.8, "scores": None}
     >>> other = {"winner": "second", "weight": 1.0, "probability": 0.1, "scores": None}
-    >>> decide(Item("p", ("a", "b"), Ranking("p", ("a", "b"), "text")), [line, other])
-    Decision(winner='first', probability=0.56..., scores=(None, None))
+    >>> combine_verdicts(Item.of("p", "a", "b"), [line, other])
+    Combined(winner='first', probability=0.56..., scores=(None, None))
     """
     winner: Verdict | None = None
     probability = None
@@ -52,16 +54,16 @@ def decide(item: Item, lines: Lines, by: By = "verdicts") -> Decision:
         votes = {str(i): [line["winner"]] for i, line in enumerate(lines)}
         weights = {str(i): line["weight"] for i, line in enumerate(lines)}
         winner = panel_vote(votes, weights)[0]
-        heard = [line for line in lines if line["winner"] is not None and line["weight"] > 0]
-        if heard and all(line["probability"] is not None for line in heard):
-            probability = _mean([(line["probability"], line["weight"]) for line in heard])
+        voters = [line for line in lines if line["winner"] is not None and line["weight"] > 0]
+        if voters and all(line["probability"] is not None for line in voters):
+            probability = _mean([(line["probability"], line["weight"]) for line in voters])
         if by == "probabilities":
             winner = None if probability is None else _side(probability)
     scores = []
     for k in range(len(item.answers)):
         known = [(line["scores"][k], line["weight"]) for line in lines if line["scores"] is not None]
         scores.append(_mean([(score, weight) for score, weight in known if score is not None]))
-    return Decision(winner, probability, tuple(scores))
+    return Combined(winner, probability, tuple(scores))
 
 
 def label_rows(
@@ -73,56 +75,64 @@ def label_rows(
     threshold: float | None = None,
     by: By = "verdicts",
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Rows for the data layer, in the format of the record each item came from, and what became of the others.
+    """Returns labelled rows, in the format of the record that each item comes from, and counts of items.
 
-    A ``preference`` is the winner of two answers, or the best against the worst of several by score; ``binary`` makes
-    two rows of a pair, or with a ``threshold`` one of each scored answer, liked from there on; ``score`` has one row
-    for each answer; ``ranking`` the answers from the best on, of those level one.
+    - ``preference``: the winner of two answers, or the best and the worst of several by score.
+    - ``binary``: two rows for a pair, or with a ``threshold`` one for each scored answer.
+    - ``score``: one row for each answer.
+    - ``ranking``: the answers from best to worst; of answers with one score the first.
 
     Args:
-        items: what was judged.
-        lines: the verdicts on each.
-        write: what to make.
-        margin: scores no further apart are a tie.
-        threshold: score from which an answer is a good one; None to label the two of a pair by their winner.
-        by: as for :func:`decide`.
+        items: What was judged.
+        lines: The verdicts on each item.
+        write: The kind of rows.
+        margin: Maximum difference between two scores that is a tie.
+        threshold: Score from which an answer is good; None labels the two answers of a pair by their winner.
+        by: As for :func:`combine_verdicts`.
 
     Returns:
-        the rows, and counts of "labelled", "tied" and "failed" items.
+        The rows, and counts of "labelled", "tied" and "failed" items.
+
+    >>> from jaxalign.judges import JudgingTask, Rater, judge_items
+    >>> items = [Item.of("Why?", "So.", "Because.")]
+    >>> lines = judge_items(Rater("length", score=lambda items: [[3.0, 8.0]]), items, JudgingTask())
+    >>> rows, counts = label_rows(items, [lines], "preference")
+    >>> rows[0]["chosen"], rows[0]["rejected"], counts["labelled"]
+    ('Because.', 'So.', 1)
     """
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter(labelled=0, tied=0, failed=0)
-    for item, mine in zip(items, lines, strict=True):
-        found = decide(item, mine, by)
+    for item, verdicts in zip(items, lines, strict=True):
+        combined = combine_verdicts(item, verdicts, by)
         if write == "score" or (write == "binary" and threshold is not None):
-            made, outcome = _by_score(item, mine, found, threshold if write == "binary" else None)
+            labelled, outcome = _by_score(item, verdicts, combined, threshold if write == "binary" else None)
         elif write == "ranking" or len(item.answers) > 2:
-            made, outcome = _by_rank(item, mine, found, write, margin)
+            labelled, outcome = _by_rank(item, verdicts, combined, write, margin)
         else:
-            made, outcome = _by_winner(item, mine, found, write)
-        rows += made
+            labelled, outcome = _by_winner(item, verdicts, combined, write)
+        rows += labelled
         counts[outcome] += 1
     if write == "preference" and any(row["label_smoothing"] is None for row in rows):
-        for row in rows:  # soft labels are for all pairs of a data set or for none
+        for row in rows:  # a data set has soft labels for all of its pairs or for none
             del row["label_smoothing"]
     return rows, counts
 
 
-def _by_winner(item: Item, lines: Lines, found: Decision, write: Write) -> tuple[list[dict[str, Any]], str]:
-    if found.winner is None:
+def _by_winner(item: Item, lines: Lines, combined: Combined, write: Write) -> tuple[list[dict[str, Any]], str]:
+    if combined.winner is None:
         return [], "failed"
-    if found.winner == "tie":
+    if combined.winner == "tie":
         return [], "tied"
-    best = 0 if found.winner == "first" else 1
+    best = 0 if combined.winner == "first" else 1
     if write == "binary":
         rows = [answer_row(item, k) | {"label": k == best} | _origin(lines) for k in (best, 1 - best)]
         return rows, "labelled"
-    p = found.probability if found.probability is None or best == 0 else 1 - found.probability
-    return [_pair(item, lines, best, 1 - best, p) | {"winner": found.winner}], "labelled"
+    p = combined.probability if combined.probability is None or best == 0 else 1 - combined.probability
+    return [_pair(item, lines, best, 1 - best, p) | {"winner": combined.winner}], "labelled"
 
 
-def _by_score(item: Item, lines: Lines, found: Decision, threshold: float | None) -> tuple[list[dict[str, Any]], str]:
-    known = [(k, score) for k, score in enumerate(found.scores) if score is not None]
+def _by_score(item: Item, lines: Lines, combined: Combined, threshold: float | None) -> tuple[list[dict[str, Any]], str]:
+    known = [(k, score) for k, score in enumerate(combined.scores) if score is not None]
     rows = []
     for k, score in known:
         label = {} if threshold is None else {"label": score >= threshold}
@@ -131,10 +141,10 @@ def _by_score(item: Item, lines: Lines, found: Decision, threshold: float | None
 
 
 def _by_rank(
-    item: Item, lines: Lines, found: Decision, write: Write, margin: float
+    item: Item, lines: Lines, combined: Combined, write: Write, margin: float
 ) -> tuple[list[dict[str, Any]], str]:
-    scores = [score for score in found.scores if score is not None]
-    if len(scores) < len(found.scores):
+    scores = [score for score in combined.scores if score is not None]
+    if len(scores) < len(combined.scores):
         return [], "failed"
     levels: list[int] = []
     for k in sorted(range(len(scores)), key=lambda k: -scores[k]):
@@ -156,16 +166,16 @@ def _pair(item: Item, lines: Lines, best: int, worst: int, p: float | None) -> d
 
 
 def answer_row(item: Item, k: int) -> dict[str, Any]:
-    """An answer with its prompt, written as the record's format has them."""
+    """Returns an answer with its prompt, in the record's format."""
     prompt, (text,) = _texts(item, [k])
     return {**prompt, "completion": text}
 
 
 def _texts(item: Item, which: Sequence[int]) -> tuple[dict[str, Any], list[Any]]:
-    """The prompt's field, and answers, written as the record's format has them."""
+    """Returns the prompt's field and some answers, in the record's format."""
     record = item.record
     texts = [record.completions[k] for k in which]
-    if record.format == "transcript":  # whole conversations, which hold their prompt
+    if record.format == "transcript":  # whole conversations, which contain their prompt
         return {}, [f"{record.prompt}{text}" for text in texts]
     if not isinstance(record.prompt, str):
         prompt = [message._asdict() for message in record.prompt]
@@ -174,7 +184,7 @@ def _texts(item: Item, which: Sequence[int]) -> tuple[dict[str, Any], list[Any]]
 
 
 def _origin(lines: Lines) -> dict[str, Any]:
-    """Where a label comes from: plain values for one judge, lists for a panel."""
+    """Returns where a label comes from: plain values for one judge, lists for a panel."""
     names = ("judge", "principle", "prompt_hash", "first_order", "second_order", "orders", "probabilities")
     cost = {name: sum(line[name] for line in lines) for name in ("prompt_tokens", "completion_tokens")}
     if len(lines) == 1:

@@ -1,0 +1,287 @@
+"""Items to judge: rows of many shapes, read as a prompt and its answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Self, TypeAlias
+
+from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.formats import ASSISTANT, missing, prompt_only
+from jaxalign.data.kinds import PAIR, Ranking
+from jaxalign.data.messages import shown
+from jaxalign.data.records import BadRow, ReadReport
+from jaxalign.errors import UserError
+from jaxalign.judges.pairwise import OPPOSITE, Verdict
+
+How: TypeAlias = Literal["pairwise", "pointwise", "ranking"]
+HUMAN: dict[str, Verdict] = {"first": "first", "a": "first", "1": "first", "second": "second", "b": "second"}
+HUMAN |= {"2": "second", "tie": "tie"}
+SIDES = ("answer_a", "answer_b")
+FIELDS = {"prompt", "instruction", "input", "completions", "answer", "completion", "human", "by", *SIDES, *PAIR}
+FIELDS |= {f"{side}_by" for side in SIDES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A prompt and the answers to compare.
+
+    Attributes:
+        prompt: The prompt as a judge reads it.
+        answers: The answers as a judge reads them.
+        record: The same as a record of the data layer, with its answers in the same order.
+        human: Which of two answers people prefer, if known.
+        by: The model that wrote each answer, if known.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    record: Ranking
+    human: Verdict | None = None
+    by: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, prompt: str, *answers: str, human: Verdict | None = None, by: tuple[str, ...] = ()) -> Self:
+        """Returns the item of a plain prompt and its answers.
+
+        >>> Item.of("Why?", "So.", "No.", human="first").answers
+        ('So.', 'No.')
+        """
+        return cls(prompt, answers, Ranking(prompt, answers, "text"), human, by)
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of the prompt and the answers in this order."""
+        text = "\0".join((self.prompt, *self.answers))
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeDataSection:
+    """Which answers. A row may have one of four shapes.
+
+    1. prompt, answer_a and answer_b, and maybe human: a, b or tie.
+    2. chosen and rejected. They are the human label, which the judge does not see.
+    3. prompt and completions, a list.
+    4. prompt and answer, as `jaxalign generate` writes them. Consecutive rows with the same prompt belong together.
+
+    Args:
+        path: a .jsonl, .json, .csv (or .gz of them) or .parquet file, a folder, a hub id, or package:file
+        name: configuration of a hub data set
+        data_dir: folder within a hub data set
+        split: split of a folder or a hub data set
+        columns: what fields are called in this file, as {prompt: question, answer_a: model_1}
+        on_error: stop at the first bad row, or skip bad rows and report them
+        limit: maximum number of prompts, from the first on
+        template: for a reward model, whether its chat template is for chats and transcripts (auto), plain prompts too
+            (always), never
+    """
+
+    path: str
+    name: str | None = None
+    data_dir: str | None = None
+    split: str = "train"
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
+    on_error: Literal["stop", "skip"] = "stop"
+    limit: int | None = None
+    template: Literal["auto", "always", "never"] = "auto"
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemsRead:
+    """Items and an account of the rows they come from.
+
+    Attributes:
+        items: What to judge.
+        report: Rows used and rows skipped.
+        equal: Items omitted because their answers are the same text.
+    """
+
+    items: list[Item]
+    report: ReadReport
+    equal: int
+
+
+def read_items(data: JudgeDataSection, how: How, seed: int, *, pairs: bool = True) -> ItemsRead:
+    """Reads items from a file, with the answers of each in an order drawn from their content and ``seed``.
+
+    A judge's first and second place then say nothing about what is known of a pair: which answer was chosen, or which
+    model comes first.
+
+    Args:
+        data: Where the rows are and how to read them.
+        how: How the items will be judged. Pairwise and ranking need two answers, pointwise one.
+        seed: Another seed gives another order of the answers.
+        pairs: Whether pairwise judging splits more than two answers into all their pairs.
+
+    Returns:
+        The items, in the order of the file.
+
+    Raises:
+        UserError: If the file is missing or broken, at the first bad row (``stop``), or if no item remains.
+    """
+    check_fields("columns", data.columns, FIELDS)
+    rows = read_rows(data.path, split=data.split, name=data.name, data_dir=data.data_dir, streaming=True)
+    items: list[Item] = []
+    skipped: list[BadRow] = []
+    used = count = equal = 0
+    for row, value, size in itertools.islice(_group_rows(rows, data.columns), data.limit):
+        count += size
+        item = value if isinstance(value, Problem) else _parse_item(value, row, 1 if how == "pointwise" else 2)
+        if isinstance(item, Problem):
+            if data.on_error == "stop":
+                raise UserError(f'{row.file}, row {row.number}: {item.text}, or set on_error="skip" to omit it.')
+            skipped.append(BadRow(row.file, row.number, *item))
+            continue
+        used += size
+        for part in _all_pairs(item) if pairs and how == "pairwise" and len(item.answers) > 2 else [item]:
+            if how != "pointwise" and len({text.strip() for text in part.answers}) < len(part.answers):
+                equal += 1
+            else:
+                items.append(_shuffle(part, seed))
+    if skipped and not used:
+        first = skipped[0]
+        raise UserError(f"{data.path}: none of {count} rows can be used. {first.file}, row {first.row}: {first.text}.")
+    if not items:
+        why = f"the answers of all {equal} items are the same" if equal else "the file has no rows"
+        raise UserError(f"{data.path}: {why}. Give a file with at least one item to judge.")
+    return ItemsRead(items, ReadReport(count, used, tuple(skipped), len(items)), equal)
+
+
+def check_fields(argument: str, columns: Mapping[str, str], fields: set[str]) -> None:
+    """Raises UserError if ``columns`` renames a field that does not exist."""
+    if unknown := sorted(set(columns) - fields):
+        raise UserError(f"{argument} has the unknown field {unknown[0]!r}. Use {', '.join(sorted(fields))}.")
+
+
+def uniform_hash(seed: int, *words: str) -> float:
+    """Returns a number in [0, 1) that depends on the arguments alone.
+
+    >>> uniform_hash(0, "a") == uniform_hash(0, "a") != uniform_hash(1, "a")
+    True
+    """
+    digest = hashlib.sha256("\0".join((str(seed), *words)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _group_rows(
+    rows: Iterator[Row], columns: Mapping[str, str]
+) -> Iterator[tuple[Row, dict[str, Any] | Problem, int]]:
+    """Yields rows under our field names; consecutive rows of one answer to the same prompt become one."""
+    group: tuple[Row, dict[str, Any], int] | None = None
+    for row in rows:
+        value = _rename(row.value, columns)
+        single = None if isinstance(value, Problem) else _single_answer(value)
+        if single is not None and group is not None and group[1]["prompt"] == single["prompt"]:
+            for field in ("completions", "by"):
+                group[1][field] += single[field]
+            group = (*group[:2], group[2] + 1)
+            continue
+        if group is not None:
+            yield group
+        group = None if single is None else (row, single, 1)
+        if single is None:
+            yield row, value, 1
+    if group is not None:
+        yield group
+
+
+def _rename(value: dict[str, Any] | Problem, columns: Mapping[str, str]) -> dict[str, Any] | Problem:
+    if isinstance(value, Problem):
+        return value
+    for field, column in columns.items():
+        if value.get(column) is None and field != "human":
+            return missing(column, value, f"columns say that it contains the {field}")
+    return {**value, **{field: value.get(column) for field, column in columns.items()}}
+
+
+def _single_answer(value: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Returns a row of one answer as a row of completions; None for every other row."""
+    if value.get("prompt") is None or any(value.get(field) is not None for field in (*PAIR, *SIDES, "completions")):
+        return None
+    answer = value.get("answer") if value.get("answer") is not None else value.get("completion")
+    return None if answer is None else {"prompt": value["prompt"], "completions": [answer], "by": [value.get("by")]}
+
+
+def _answers(value: Mapping[str, Any]) -> tuple[list[Any], list[Any], Verdict | None] | Problem:
+    """Returns a row's answers, who wrote them, and the human label."""
+    by = value["by"] if isinstance(value.get("by"), list) else []
+    if all(value.get(field) is not None for field in PAIR):
+        return [value[field] for field in PAIR], by, "first"
+    if any(value.get(field) is not None for field in SIDES):
+        for field in SIDES:
+            if value.get(field) is None:
+                return missing(field, value, "these rows need answer_a and answer_b")
+        human = None if value.get("human") is None else HUMAN.get(str(value["human"]).strip().lower())
+        if human is None and value.get("human") is not None:
+            return Problem("not a label", f"field 'human' is {shown(value['human'])} where a, b or tie is needed")
+        return [value[field] for field in SIDES], [value.get(f"{field}_by") or field for field in SIDES], human
+    if isinstance(value.get("completions"), list):
+        return value["completions"], by, None
+    return missing("answer", value, "rows need answer_a and answer_b, chosen and rejected, completions, or answer")
+
+
+def _parse_item(value: dict[str, Any], row: Row, minimum: int) -> Item | Problem:
+    parts = _answers(value)
+    if isinstance(parts, Problem):
+        return parts
+    answers, by, human = parts
+    if len(answers) < minimum:
+        text = f"this prompt has one answer where {minimum} are needed: sample more, or ask with how=pointwise"
+        return Problem("too few answers", text)
+    prompt = value.get("prompt")
+    if isinstance(prompt, str):
+        opening = prompt_only({"prompt": prompt}, None)
+        if isinstance(opening, Problem):
+            return opening
+        if opening[1] == "transcript" and all(isinstance(answer, str) for answer in answers):
+            value = {k: v for k, v in value.items() if k != "prompt"}
+            answers = [f"{prompt.rstrip()} {answer.strip()}" for answer in answers]
+    fields = {key: part for key, part in value.items() if key in ("prompt", "instruction", "input")}
+    doubled = answers * (2 if len(answers) == 1 else 1)  # a ranking has two answers or more
+    record = Ranking.parse({**fields, "completions": doubled}, None, row.file, row.number)
+    if isinstance(record, Problem):
+        # Rankings speak of completions; these rows may have called them something else.
+        places = {"field 'completions[0]'": "the first answer", "field 'completions[1]'": "the second answer"}
+        text = record.text
+        for place, words in places.items():
+            text = text.replace(place, words)
+        return Problem(record.kind, text)
+    (ranking,) = record
+    ranking = dataclasses.replace(ranking, ranked=ranking.ranked[: len(answers)])
+    texts = tuple(text.strip() for text in ranking.ranked)
+    known = tuple(str(name) for name in by) if len(by) == len(texts) and all(name is not None for name in by) else ()
+    return Item(_prompt_text(ranking), texts, ranking, human, known)
+
+
+def _prompt_text(record: Ranking) -> str:
+    if isinstance(record.prompt, str):
+        return record.prompt.removesuffix(ASSISTANT).strip() if record.format == "transcript" else record.prompt
+    if len(record.prompt) == 1:
+        return record.prompt[0].content
+    return "\n\n".join(f"{message.role}: {message.content}" for message in record.prompt)
+
+
+def _all_pairs(item: Item) -> Iterator[Item]:
+    for pair in itertools.combinations(range(len(item.answers)), 2):
+        yield _select(item, pair)
+
+
+def _shuffle(item: Item, seed: int) -> Item:
+    texts = item.answers
+    order = sorted(range(len(texts)), key=lambda k: uniform_hash(seed, "place", item.prompt, texts[k]))
+    shuffled = _select(item, order)
+    return dataclasses.replace(shuffled, human=OPPOSITE[item.human] if order == [1, 0] else item.human)
+
+
+def _select(item: Item, which: Sequence[int]) -> Item:
+    """Returns the item with some of its answers, in this order."""
+    ranked = tuple(item.record.ranked[k] for k in which)
+    return dataclasses.replace(
+        item,
+        answers=tuple(item.answers[k] for k in which),
+        record=dataclasses.replace(item.record, ranked=ranked),
+        by=tuple(item.by[k] for k in which) if item.by else (),
+    )
