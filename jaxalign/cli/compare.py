@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jaxalign._checks import check_matplotlib
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli.judge_audit import check_matplotlib
 from jaxalign.compare import arms, figures, measure
 from jaxalign.compare.results import COLUMNS, COSTS, across, costs, read_results, run_seed, write_table
 from jaxalign.compare.start import Setting, begin
@@ -57,7 +57,7 @@ def run(config: Config) -> None:
     if unknown:
         raise UserError(f"methods: {unknown[0]!r} is none; those are {', '.join(arms.ARMS)}")
     output = Path(config.output).expanduser()
-    check_matplotlib(otherwise="")
+    check_matplotlib()
     check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
     chosen = [name for name in arms.ARMS if name == "sft" or name in config.methods]

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from jaxalign._checks import check_matplotlib
 from jaxalign.checkpoint import check_writable
 from jaxalign.cli.console import LiveReport
 from jaxalign.cli.eval import RANGES, format_interval, format_number, write_answers, write_json
-from jaxalign.cli.judge_audit import check_matplotlib
 from jaxalign.evals import Exchange, Outcome, SuiteSection, Tax, measure_tax
 from jaxalign.evals.plot import plot_tax
 from jaxalign.evals.suite import open_subject

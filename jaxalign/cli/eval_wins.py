@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.cli import judge, judge_audit
 from jaxalign.cli.console import LiveReport
 from jaxalign.cli.eval import RANGES, format_interval, format_number, write_json
+from jaxalign.cli.judge_audit import flags
 from jaxalign.errors import UserError
 from jaxalign.evals import measure_wins
+from jaxalign.judges.audit_file import PANEL, AuditConfig, locate_verdicts, read_verdicts
 from jaxalign.settings import check_ranges
 from jaxalign.stats import Bootstrap
 
+__all__ = ["Config", "flags", "run"]
 REPORT = "wins.json"
 
 
@@ -46,22 +46,14 @@ class Config:
     seed: int = 0
 
 
-def flags(arguments: Sequence[str]) -> list[str]:
-    """Returns ``wins RUN`` as flags."""
-    return judge_audit.flags(arguments)
-
-
 def run(config: Config) -> None:
     """Prints a line for each judge, and writes the rates as JSON."""
     check_ranges(config, RANGES)
-    given = Path(config.path).expanduser()
-    path = given / judge.VERDICTS if given.is_dir() and (given / judge.VERDICTS).exists() else config.path
-    output = Path(config.output).expanduser() if config.output else (given if given.is_dir() else given.parent)
+    path, output = locate_verdicts(config.path, config.output)
     check_writable(output)
-    judge_audit.check_columns(config.columns)
-    audit = judge_audit.Config(config.path, columns=config.columns, second_names=config.second_names)
-    names = [name for name in judge_audit.read_columns(path, audit) if name != judge_audit.PANEL]
-    verdicts = judge_audit.read_columns(path, dataclasses.replace(audit, family=dict.fromkeys(names, config.of)))
+    audit = AuditConfig(config.path, columns=config.columns, second_names=config.second_names)
+    names = [name for name in read_verdicts(path, audit) if name != PANEL]
+    verdicts = read_verdicts(path, dataclasses.replace(audit, family=dict.fromkeys(names, config.of)))
     bootstrap = Bootstrap(config.confidence, config.resamples, config.seed)
     try:
         result = measure_wins(verdicts, config.of, bootstrap=bootstrap)

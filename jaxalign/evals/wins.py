@@ -13,7 +13,7 @@ from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, figure
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_verdicts
 from jaxalign.judges.audit import Verdicts
-from jaxalign.judges.panel import OPPOSITE
+from jaxalign.judges.pairwise import OPPOSITE
 from jaxalign.stats import DEFAULT, Bootstrap
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from jaxalign.judges.pairwise import Verdict
 from jaxalign.judges.items import Item
+from jaxalign.judges.pairwise import Verdict
 from jaxalign.judges.votes import panel_vote
 
 Write: TypeAlias = Literal["preference", "binary", "score", "ranking"]
@@ -56,13 +56,13 @@ def combine_verdicts(item: Item, lines: Lines, by: By = "verdicts") -> Combined:
         winner = panel_vote(votes, weights)[0]
         voters = [line for line in lines if line["winner"] is not None and line["weight"] > 0]
         if voters and all(line["probability"] is not None for line in voters):
-            probability = _mean([(line["probability"], line["weight"]) for line in voters])
+            probability = weighted_mean([(line["probability"], line["weight"]) for line in voters])
         if by == "probabilities":
             winner = None if probability is None else _side(probability)
     scores = []
     for k in range(len(item.answers)):
         known = [(line["scores"][k], line["weight"]) for line in lines if line["scores"] is not None]
-        scores.append(_mean([(score, weight) for score, weight in known if score is not None]))
+        scores.append(weighted_mean([(score, weight) for score, weight in known if score is not None]))
     return Combined(winner, probability, tuple(scores))
 
 
@@ -131,7 +131,9 @@ def _by_winner(item: Item, lines: Lines, combined: Combined, write: Write) -> tu
     return [_pair(item, lines, best, 1 - best, p) | {"winner": combined.winner}], "labelled"
 
 
-def _by_score(item: Item, lines: Lines, combined: Combined, threshold: float | None) -> tuple[list[dict[str, Any]], str]:
+def _by_score(
+    item: Item, lines: Lines, combined: Combined, threshold: float | None
+) -> tuple[list[dict[str, Any]], str]:
     known = [(k, score) for k, score in enumerate(combined.scores) if score is not None]
     rows = []
     for k, score in known:
@@ -196,6 +198,11 @@ def _side(probability: float) -> Verdict:
     return "tie" if abs(probability - 0.5) < 1e-12 else "first" if probability > 0.5 else "second"
 
 
-def _mean(weighted: Sequence[tuple[float, float]]) -> float | None:
+def weighted_mean(weighted: Sequence[tuple[float, float]]) -> float | None:
+    """Returns the mean of (value, weight) tuples; None if the weights sum to 0.
+
+    >>> weighted_mean([(1.0, 3.0), (5.0, 1.0)])
+    2.0
+    """
     total = sum(weight for _, weight in weighted)
     return sum(value * weight for value, weight in weighted) / total if total > 0 else None

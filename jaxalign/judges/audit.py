@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.judges.audit_warnings import trust_warnings
 from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
 from jaxalign.judges.pairwise import PairwiseReport, Verdict, combine_orders, pairwise_report
 from jaxalign.judges.raters import (
@@ -23,7 +24,6 @@ from jaxalign.judges.raters import (
 )
 from jaxalign.judges.raters import rater_agreement as between_raters
 from jaxalign.judges.reliability import Calibration, calibration
-from jaxalign.judges.warn import trust_warnings
 from jaxalign.stats import DEFAULT, Bootstrap, Interval, estimate, ratio
 
 OUTCOME = {"first": 1.0, "second": 0.0, "tie": 0.5}

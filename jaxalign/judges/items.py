@@ -166,9 +166,7 @@ def uniform_hash(seed: int, *words: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _group_rows(
-    rows: Iterator[Row], columns: Mapping[str, str]
-) -> Iterator[tuple[Row, dict[str, Any] | Problem, int]]:
+def _group_rows(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[tuple[Row, dict[str, Any] | Problem, int]]:
     """Yields rows under our field names; consecutive rows of one answer to the same prompt become one."""
     group: tuple[Row, dict[str, Any], int] | None = None
     for row in rows:

@@ -18,7 +18,7 @@ BINS = 5  # of pairs by difference in length
 SCORE = {"first": 1.0, "second": 0.0, "tie": 0.5}
 
 
-def draw(report: TrustReport, columns: Mapping[str, Verdicts], path: str | Path, *, confidence: float) -> None:
+def plot_audit(report: TrustReport, columns: Mapping[str, Verdicts], path: str | Path, *, confidence: float) -> None:
     """Writes the picture.
 
     Args:

@@ -1,29 +1,15 @@
-"""One label out of several verdicts: a panel's vote, both orders' probabilities, soft labels for DPO."""
+"""One label from several verdicts: a panel's vote, and verdicts and scores from log-probabilities."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from jaxalign.errors import UserError
 from jaxalign.judges.pairwise import NAMES, TIE, Verdict, Verdicts, parse_labels
 from jaxalign.judges.raters import same_length
-from jaxalign.stats import FAILURE
-
-
-class SoftLabels(NamedTuple):
-    """Preferences with doubt."""
-
-    first: NDArray[np.float64]
-    """P(the first response is better), NaN for a failure, ``[n]``."""
-    chosen: list[Verdict | None]
-    """The likelier side; a tie at ½."""
-    label_smoothing: NDArray[np.float64]
-    """e = min(p, 1 - p), the chance that the label is wrong: per-example ``label_smoothing`` of ``losses.dpo``."""
 
 
 def panel_vote(
@@ -66,35 +52,6 @@ def panel_vote(
     cast = votes.sum(0)
     failed = (cast == 0) | (cast < least_share * sum(weights.values()) - 1e-9)
     return [None if bad else NAMES[code] for code, bad in zip(winner, failed, strict=True)]
-
-
-def soft_labels(first_order: Any, second_order: Any, *, one_order: bool = False) -> SoftLabels:
-    """P(first response better) out of both orders: p = (p₁ + 1 - p₂) / 2, which cancels a constant position bias.
-
-    Args:
-        first_order: P(the response shown first is better) in the first order, in [0, 1], None for a failure, ``[n]``.
-        second_order: the same of the second order, in which the responses are exchanged.
-        one_order: make do with the other order where one failed; otherwise such a pair has failed.
-
-    Returns:
-        probabilities, the chosen sides, and the label smoothing that they amount to.
-
-    Raises:
-        UserError: if the lists differ in length, are empty, or hold something else.
-
-    >>> labels = soft_labels([0.9, 0.8, None], [0.3, 0.8, 0.5])
-    >>> labels.chosen, labels.label_smoothing.round(3).tolist()
-    (['first', 'tie', None], [0.2, 0.5, nan])
-    """
-    one, two = _probabilities("first_order", first_order), 1 - _probabilities("second_order", second_order)
-    same_length({"first_order": one, "second_order": two})
-    p = (one + two) / 2
-    if one_order:
-        p = np.where(np.isnan(one), two, np.where(np.isnan(two), one, p))
-    level = np.isclose(p, 0.5, rtol=0, atol=1e-12)
-    code = np.where(np.isnan(p), FAILURE, np.where(level, TIE, np.where(p > 0.5, 0, 1)))
-    chosen = [None if c == FAILURE else NAMES[c] for c in code]
-    return SoftLabels(p, chosen, np.minimum(p, 1 - p))
 
 
 def verdict_probability(
@@ -167,12 +124,3 @@ def score_expectation(
         total = sum(p for _, p in mass)
         return sum(score * p for score, p in mass) / total if total >= least_mass else None
     return None
-
-
-def _probabilities(name: str, values: Any) -> NDArray[np.float64]:
-    listed = values.tolist() if hasattr(values, "tolist") else list(values)
-    for i, value in enumerate(listed):
-        fine = value is None or (isinstance(value, (int, float)) and (math.isnan(value) or 0 <= value <= 1))
-        if not fine:
-            raise UserError(f"{name}, row {i + 1}: {value!r} is no probability: give a number from 0 to 1, or None")
-    return np.array([math.nan if value is None else value for value in listed], np.float64)

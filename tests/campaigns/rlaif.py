@@ -24,8 +24,8 @@ import optax
 import jaxalign
 from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.trees import Tree
-from jaxalign.judges import Reply, judge_pairs, pairwise_report, preference_rows, verbosity_bias
-from jaxalign.judges.panel import draw
+from jaxalign.judges import Item, JudgingTask, Rater, Reply, judge_items, label_rows, pairwise_report, verbosity_bias
+from jaxalign.judges.items import uniform_hash
 from jaxalign.loop import OnMesh, init_state, make_step, run
 from jaxalign.methods import dpo
 from jaxalign.models.config import ModelConfig
@@ -104,8 +104,8 @@ def judge(score: Callable[[np.ndarray], float], seed: int, *, lapses: float = 0.
             content = question[0]["content"]
             shown = [content.split(f"<response_{s}>")[1].split("</response_")[0] for s in "ab"]
             one, two = (score(read(words)) for words in shown)
-            if draw(seed, content) < lapses:
-                one, two = draw(seed, "one", content), draw(seed, "two", content)
+            if uniform_hash(seed, content) < lapses:
+                one, two = uniform_hash(seed, "one", content), uniform_hash(seed, "two", content)
             replies.append(Reply("Verdict: tie" if one == two else f"Verdict: {'A' if one > two else 'B'}"))
         return replies
 
@@ -124,7 +124,7 @@ def human_label(pair: list[np.ndarray], seed: int, *, mistakes: float = 0.1) -> 
     one, two = map(gold, pair)
     if one == two:
         return "tie"
-    right = draw(seed, "human", text(pair[0]), text(pair[1])) >= mistakes
+    right = uniform_hash(seed, "human", text(pair[0]), text(pair[1])) >= mistakes
     return "first" if (one > two) == right else "second"
 
 
@@ -136,14 +136,14 @@ def label(who: str, prompts: np.ndarray, pairs: list[list[np.ndarray]], seed: in
         chosen = {i: human[i] for i in different if human[i] != "tie"}
         trees = [Tree.of(prompts[i], pairs[i] if side == "first" else pairs[i][::-1]) for i, side in chosen.items()]
         return trees, {}
-    texts = [[text(prompts[i]) for i in different], *([text(pairs[i][k]) for i in different] for k in (0, 1))]
-    judged = judge_pairs(judges(seed)[who], *texts)
-    labelled = preference_rows(*texts, judged, judge=who)
-    trees = [Tree.of(*(read(row["prompt"]), [read(row["chosen"]), read(row["rejected"])])) for row in labelled.rows]
+    items = [Item.of(text(prompts[i]), *map(text, pairs[i])) for i in different]
+    lines = judge_items(Rater.of(who, judges(seed)[who]), items, JudgingTask())
+    rows, _ = label_rows(items, [[line] for line in lines], "preference")
+    trees = [Tree.of(read(row["prompt"]), [read(row["chosen"]), read(row["rejected"])]) for row in rows]
     truth = [human[i] for i in different]
-    report = pairwise_report([p.first_order for p in judged], [p.second_order for p in judged], truth)
+    report = pairwise_report([line["first_order"] for line in lines], [line["second_order"] for line in lines], truth)
     longer = [length(pairs[i][0]) - length(pairs[i][1]) for i in different]
-    verbosity = verbosity_bias([p.winner for p in judged], longer, truth)
+    verbosity = verbosity_bias([line["winner"] for line in lines], longer, truth)
     return trees, {
         "agreement": report.agreement,
         "consistency": report.consistency,

@@ -322,6 +322,6 @@ def test_wins_of_a_file_are_of_both_orders_and_of_the_side_asked_for(tmp_path, c
     printed = error_of(["eval", "wins", str(tmp_path), "--of", "nobody"])
     assert "5 of 5 pairs of j do not have exactly one answer by 'nobody'" in printed
 
-    assert "columns names 'answer_c', which is no field of ours" in error_of(
+    assert "columns has the unknown field 'answer_c'" in error_of(
         ["eval", "wins", str(tmp_path), "--columns", '{"answer_c": "x"}']
     )

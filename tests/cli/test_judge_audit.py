@@ -138,11 +138,11 @@ def test_what_an_audit_cannot_read_is_told(tmp_path, capsys):
 
     sound = {"first_order": "a", "second_order": "b"}
     three = {**sound, "answers": ["x", "y", "z"]}
-    assert "its 2 rows are not of two answers each, and an audit is of pairs" in error_of([three] * 2)
-    assert "columns names 'humans', which is no field of ours" in error_of([sound], "--columns", "{humans: label}")
+    assert "its 2 rows are not of two answers each. Give a file" in error_of([three] * 2)
+    assert "columns has the unknown field 'humans'" in error_of([sound], "--columns", "{humans: label}")
     assert "family names 'me', and the judges are judge" in error_of([sound], "--family", "{me: us}")
-    assert "field 'key' is [1] where one text or number" in error_of([{**sound, "key": [1]}])
-    assert "field 'by' is 5 where a list" in error_of([{**sound, "by": 5}], "--family", "{judge: us}")
+    assert "field 'key' is [1]. Give one text or number" in error_of([{**sound, "key": [1]}])
+    assert "field 'by' is 5. Give a list" in error_of([{**sound, "by": 5}], "--family", "{judge: us}")
 
 
 def test_scores_votes_and_labelled_pairs_are_called_so(audited, tmp_path):
@@ -200,9 +200,9 @@ GOOD = {"first_order": "first", "second_order": "second"}
     ("row", "more", "words"),
     [
         ({"first_order": "first"}, (), "field 'second_order' is missing"),
-        ({**GOOD, "first_order": "left"}, (), "field 'first_order' is 'left' where first, second or tie"),
-        ({**GOOD, "probability": 7}, (), "field 'probability' is 7 where a number from 0 to 1"),
-        ({**GOOD, "probability": "high"}, (), "field 'probability' is 'high' where"),
+        ({**GOOD, "first_order": "left"}, (), "field 'first_order' is 'left'. Give first, second, tie"),
+        ({**GOOD, "probability": 7}, (), "field 'probability' is 7. Give a number from 0 to 1"),
+        ({**GOOD, "probability": "high"}, (), "field 'probability' is 'high'. Give a finite number"),
         ({**GOOD, "weight": "heavy"}, (), "field 'weight' is 'heavy'. Give a finite number"),
         (GOOD, ("--group", "topic"), "row 1: field 'topic' is missing"),
         (GOOD, ("--columns", '{"human": "label"}'), "row 1: field 'label' is missing"),
@@ -221,13 +221,14 @@ def test_mistakes(error_of, tmp_path, row, more, words):
 def test_matplotlib_is_asked_for_in_a_sentence(error_of, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     file = write(tmp_path / "v.jsonl", [GOOD])
-    assert "the picture needs matplotlib: pip install 'jaxalign[plots]'" in error_of(["judge", "audit", str(file)])
+    line = error_of(["judge", "audit", str(file)])
+    assert "The picture needs matplotlib. Install it with pip install 'jaxalign[plots]'" in line
     assert main(["judge", "audit", str(file), "--picture", "false"]) == 0
 
 
 def test_every_setting_is_read():
     from jaxalign.cli.judge_audit import Config as Audit
-    from jaxalign.cli.judge_panel import JudgeSection
+    from jaxalign.judges.open import JudgeSection
 
     for section, kind in (("config", Audit), ("judge", JudgeSection)):
         assert [name for owner, name in fields(kind, section) if (owner, name) not in READS] == []

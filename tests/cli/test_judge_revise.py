@@ -99,7 +99,7 @@ def test_a_model_of_ours_writes(tiny_model, tmp_path, capsys):
     file = write(tmp_path / "drafts.jsonl", DRAFTS[:2])
     more = ("--max_new_tokens", 8)
     assert main(revise(file, tmp_path / "run", *more, who=("--judge.model", str(tiny_model)))) == 2
-    assert "there is no revision to train on (0 of 2 drafts" in " ".join(capsys.readouterr().err.split())
+    assert "the judge wrote nothing to train on (0 of 2 drafts" in " ".join(capsys.readouterr().err.split())
     lines = read_jsonl(tmp_path / "run" / "verdicts.jsonl")
     assert len(lines) == 2
     assert all(line["prompt_tokens"] > 0 for line in lines)
@@ -108,4 +108,4 @@ def test_a_model_of_ours_writes(tiny_model, tmp_path, capsys):
 def test_a_judge_that_only_scores_cannot_write(tmp_path, capsys):
     file = write(tmp_path / "drafts.jsonl", DRAFTS)
     assert main(revise(file, tmp_path / "run", who=("--judge.score_function", "my_writers:kind"))) == 2
-    assert "a judge that only scores cannot write" in " ".join(capsys.readouterr().err.split())
+    assert "A judge that only scores cannot write" in " ".join(capsys.readouterr().err.split())

@@ -9,15 +9,19 @@ from jaxalign.data.records import read_preferences
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges import (
+    Item,
+    JudgingTask,
     Principle,
+    Rater,
     Reply,
     critique_and_revise,
+    judge_items,
     judge_pairs,
     judge_reward,
     judge_scorer,
+    label_rows,
     load_constitution,
     panel_vote,
-    preference_rows,
 )
 from jaxalign.rewards import compute_rewards
 
@@ -45,15 +49,22 @@ FIRST = ["long one", "x", "same", "what?"]
 SECOND = ["short", "xyz", "size", "so"]
 
 
+def preferences(judge):
+    """Returns the rows and counts that a judge's verdicts on the pairs above give."""
+    items = [Item.of(*texts) for texts in zip(PROMPTS, FIRST, SECOND, strict=True)]
+    lines = judge_items(Rater.of("longer", judge), items, JudgingTask())
+    return label_rows(items, [[line] for line in lines], "preference")
+
+
 def test_rows_are_read_back_by_the_data_layer(tmp_path):
-    labelled = preference_rows(PROMPTS, FIRST, SECOND, judge_pairs(longer, PROMPTS, FIRST, SECOND), judge="longer")
-    assert (len(labelled.rows), labelled.ties, labelled.failures) == (2, 1, 1)
+    rows, counts = preferences(longer)
+    assert counts == {"labelled": 2, "tied": 1, "failed": 1}
     file = tmp_path / "pairs.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in labelled.rows))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     records, report = read_preferences(file)
     assert [(r.prompt, r.chosen, r.rejected) for r in records] == [("p0", "long one", "short"), ("p1", "xyz", "x")]
     assert report.rows_kept == 2
-    one, two = labelled.rows
+    one, two = rows
     assert (one["first_order"], one["second_order"], one["judge"]) == ("first", "second", "longer")
     # Both orders: the chosen response has 0.8 where it is shown first and 0.7 where second, whichever it is.
     assert one["probability"] == pytest.approx(0.75)
@@ -67,8 +78,23 @@ def test_a_label_costs_what_its_answers_did_when_they_were_had():
     def cached(questions):
         return [reply._replace(cached=True) for reply in longer(questions)]
 
-    row = preference_rows(PROMPTS, FIRST, SECOND, judge_pairs(cached, PROMPTS, FIRST, SECOND), judge="x").rows[0]
+    row = preferences(cached)[0][0]
     assert (row["prompt_tokens"], row["completion_tokens"]) == (10, 4)
+
+
+@pytest.mark.parametrize(("p", "chosen", "smoothing"), [(0.2, "no", 0.2), (0.7, "yes", 0.3)])
+def test_both_orders_cancel_a_constant_bias(p, chosen, smoothing):
+    def biased(questions):
+        shown = [q[0]["content"].split("<response_b>")[0] for q in questions]
+        first = [(p if "yes" in text else 1 - p) + 0.2 for text in shown]
+        logs = [{"A": np.log(x), "B": np.log(max(1 - x, 1e-9))} for x in first]
+        return [Reply(f"Verdict: {max(tokens, key=tokens.get)}", logprobs=(tokens,)) for tokens in logs]
+
+    item = Item.of("Right or wrong, then?", "yes", "no")
+    lines = judge_items(Rater.of("biased", biased), [item], JudgingTask())
+    (row,), _ = label_rows([item], [lines], "preference", by="probabilities")
+    assert row["chosen"] == chosen
+    assert row["label_smoothing"] == pytest.approx(smoothing)
 
 
 def test_one_verdict_for_each_principle_and_a_vote_by_weight():
@@ -84,7 +110,7 @@ def test_one_verdict_for_each_principle_and_a_vote_by_weight():
 
 def test_nothing_to_judge():
     assert judge_pairs(longer, [], [], []) == []
-    assert preference_rows([], [], [], [], judge="x").rows == []
+    assert label_rows([], [], "preference") == ([], {"labelled": 0, "tied": 0, "failed": 0})
 
 
 def test_a_judge_is_a_reward_function():

@@ -19,7 +19,6 @@ from jaxalign.judges import (
     parse_score,
     parse_verdict,
     render,
-    soft_labels,
     verdict_probability,
 )
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE
@@ -179,7 +178,7 @@ def test_pairs_are_asked_in_both_orders_and_by_their_principle():
     assert [text.index("r1") < text.index("r2") for text in asked[:2]] == [True, False]
     assert ["Be kind." in text for text in asked] == [True, True, False, False]
     assert one.prompt_hash != two.prompt_hash
-    with pytest.raises(UserError, match="2, 1, 1, 2 in number"):
+    with pytest.raises(UserError, match="2, 1, 1, 2, 2 in number"):
         judge_pairs(judge, ["p", "q"], ["r1"], ["r2"])
     with pytest.raises(UserError, match="4 replies to 2 questions"):
         judge_pairs(judge, ["p"], ["r"], ["s"])
@@ -197,18 +196,6 @@ def test_log_probabilities_of_the_verdict():
     assert verdict_probability([{"A": math.log(0.2), "B": math.log(0.1)}]) is None  # most of the mass lies elsewhere
     judged = judge_pairs(lambda q: [Reply("Verdict: B", logprobs=tuple(logs))] * 2, ["p"], ["r"], ["s"])
     assert judged[0].probabilities == (pytest.approx(1 / 3),) * 2
-
-
-def test_both_orders_cancel_a_constant_bias_in_soft_labels():
-    p = np.array([0.2, 0.5, 0.7])
-    labels = soft_labels(p + 0.2, (1 - p) + 0.2)
-    assert labels.first == pytest.approx(p)
-    assert labels.chosen == ["second", "tie", "first"]
-    assert labels.label_smoothing == pytest.approx([0.2, 0.5, 0.3])
-    assert soft_labels([None], [0.2]).chosen == [None]
-    assert soft_labels([None, None], [0.2, None], one_order=True).chosen == ["first", None]
-    with pytest.raises(UserError, match="second_order, row 1: 2 is no probability"):
-        soft_labels([0.5], [2])
 
 
 def test_votes():
