@@ -28,7 +28,7 @@ Name: TypeAlias = tuple[str, str, str | None]
 SETTINGS, VERDICTS, CACHE = "config.yaml", "verdicts.jsonl", "cache.sqlite"
 # Settings that may change between a run and its resumption, because they change no verdict. ("decide" is the former
 # name of decide_by.)
-FREE = ("output", "save_every", "write", "decide_by", "decide", "threshold")
+FREE: tuple[str, ...] = ("output", "save_every", "write", "decide_by", "decide", "threshold")
 FREE += ("data.limit", "data.on_error", "data.path")
 ENDPOINT_FREE = ("concurrency", "requests_per_minute", "timeout", "retries", "backoff", "cache", "key_env")
 

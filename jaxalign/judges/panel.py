@@ -163,7 +163,11 @@ def _judge_pairs(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str
     )
     lines = []
     for (item, principle), pair in zip(cases, judged, strict=True):
-        verdicts = {"first_order": pair.first_order, "second_order": pair.second_order, "winner": pair.winner}
+        verdicts: dict[str, Any] = {
+            "first_order": pair.first_order,
+            "second_order": pair.second_order,
+            "winner": pair.winner,
+        }
         verdicts |= {"probability": pair.first_is_better, "probabilities": list(pair.probabilities), "scores": None}
         lines.append(_line(rater, item, principle, task.how) | verdicts | _replied(pair.replies, pair.prompt_hash))
     return lines
