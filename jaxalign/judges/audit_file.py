@@ -169,10 +169,10 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     verdicts = {name: _verdict(where, name, value.get(name)) for name in names}
     if config.second_names == "response":
         verdicts["second_order"] = OPPOSITE[verdicts["second_order"]]
-    labelled = answers is None and value.get("chosen") is not None and value.get("winner") in ("first", "second")
+    labelled = answers is None and value.get("chosen") is not None and value.get("winner") is not None
     flipped = labelled and value["winner"] == "second"
     texts = answers or [value.get(side) for side in SIDES]
-    if labelled:
+    if labelled and value["winner"] in ("first", "second"):
         texts = [value["chosen"], value.get("rejected")][:: -1 if flipped else 1]
     p = _number(where, "probability", value, None)
     if not 0 <= (p or 0) <= 1:
@@ -187,7 +187,7 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     return verdicts | {
         "judge": judge,
         "principle": value.get("principle"),
-        "weight": _number(where, "weight", value, 1.0),
+        "weight": _usable(where, number("weight", value.get("weight", 1.0))),
         "key": value.get("key") if value.get("key") is not None else content,
         "twice": twice,
         # A labelled row's probability is that of the chosen answer.

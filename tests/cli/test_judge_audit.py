@@ -204,6 +204,8 @@ GOOD = {"first_order": "first", "second_order": "second"}
         ({**GOOD, "probability": 7}, (), "field 'probability' is 7. Give a number from 0 to 1"),
         ({**GOOD, "probability": "high"}, (), "field 'probability' is 'high'. Give a finite number"),
         ({**GOOD, "weight": "heavy"}, (), "field 'weight' is 'heavy'. Give a finite number"),
+        ({**GOOD, "weight": None}, (), "field 'weight' is None. Give a finite number"),
+        ({**GOOD, "weight": ""}, (), "field 'weight' is ''. Give a finite number"),
         (GOOD, ("--group", "topic"), "row 1: field 'topic' is missing"),
         (GOOD, ("--columns", '{"human": "label"}'), "row 1: field 'label' is missing"),
         (GOOD, ("--policy", "me"), "policy is 'me', and the judges are judge"),
