@@ -9,8 +9,6 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array
 
-from jaxalign.errors import UserError
-
 
 def to_floats(**arrays: ArrayLike) -> list[Array]:
     """Converts the named arrays to jax.Arrays of real floats, which must have one shape.
@@ -110,12 +108,3 @@ def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 def _describe(array: Array) -> str:
     """Returns an array's type and shape, such as ``float32[2, 3]``."""
     return f"{array.dtype}{list(array.shape)}"
-
-
-def check_matplotlib() -> None:
-    """Raises UserError if no picture can be drawn."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        message = "The picture needs matplotlib. Install it with pip install 'jaxalign[plots]', or set picture=false."
-        raise UserError(message) from None

@@ -13,12 +13,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jaxalign._checks import check_matplotlib
 from jaxalign.checkpoint import check_writable
 from jaxalign.compare import arms, figures, measure
 from jaxalign.compare.results import COLUMNS, COSTS, across, costs, read_results, run_seed, write_table
 from jaxalign.compare.start import Setting, begin
 from jaxalign.errors import UserError
+from jaxalign.plotting import check_matplotlib
 from jaxalign.settings import check_ranges
 
 RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, measure.MANY)}

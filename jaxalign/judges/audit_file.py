@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from jaxalign._checks import check_matplotlib
 from jaxalign.checkpoint import check_writable
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import missing, number
@@ -23,6 +22,7 @@ from jaxalign.judges.pairwise import OPPOSITE, Verdict, combine_orders
 from jaxalign.judges.plot import plot_audit
 from jaxalign.judges.votes import panel_vote
 from jaxalign.paths import write_whole
+from jaxalign.plotting import check_matplotlib
 from jaxalign.reporting import Report, silent
 from jaxalign.settings import check_ranges
 from jaxalign.stats import Bootstrap
@@ -86,7 +86,7 @@ def audit_file(config: AuditConfig, report: Report = silent) -> TrustReport:
     """
     check_ranges(config, {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)})
     if config.picture:
-        check_matplotlib()
+        check_matplotlib("or set picture=false")
     path, output = locate_verdicts(config.path, config.output)
     check_writable(output)
     columns = read_verdicts(path, config)
