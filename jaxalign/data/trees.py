@@ -102,7 +102,10 @@ class Tree:
         >>> Tree.of([1], [[2], [3], [4]], score=[0.0, 1.0, 2.0]).select([2, 0]).extras["score"]
         array([2., 0.], dtype=float32)
         """
-        pick = lambda values: tuple(values[k] for k in completions)  # noqa: E731
+
+        def pick(values: Sequence[Any]) -> tuple[Any, ...]:
+            return tuple(values[k] for k in completions)
+
         return dataclasses.replace(
             self,
             completions=pick(self.completions),

@@ -391,14 +391,14 @@ def _select(trees: Sequence[Tree], mask: np.ndarray, outcome: Outcome) -> tuple[
     if outcome.pairs is None:
         return examples, metrics
     pairs = np.asarray(outcome.pairs)[:count]
-    kept = np.flatnonzero(pairs[:, 0] != pairs[:, 1])
+    untied = np.flatnonzero(pairs[:, 0] != pairs[:, 1])
 
     def take(values: np.ndarray) -> np.ndarray:
-        return values[kept[:, None], pairs[kept]]
+        return values[untied[:, None], pairs[untied]]
 
-    pair_trees = [trees[i].select(pairs[i]) for i in kept]
+    pair_trees = [trees[i].select(pairs[i]) for i in untied.tolist()]
     arrays = jax.tree.map(take, (examples.inputs, examples.mask))
-    return Examples(pair_trees, *arrays), {**metrics, "rewards/tied": 1 - len(kept) / count}
+    return Examples(pair_trees, *arrays), {**metrics, "rewards/tied": 1 - len(untied) / count}
 
 
 def _round_up(number: int, multiple: int) -> int:

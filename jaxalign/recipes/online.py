@@ -97,13 +97,13 @@ class TrainableMethod:
     """An online method together with the parameters that it trains.
 
     Attributes:
-        method: The method.
+        algorithm: The method.
         trainable: The policy's model, and all parameters of the method in two parts, trained and fixed.
         policy: Selects the policy from such a tree of parameters.
         roles: Bytes of further models in memory, by role.
     """
 
-    method: OnlineMethod
+    algorithm: OnlineMethod
     trainable: Trainable
     policy: Callable[[Params], Params] = lambda params: params
     roles: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -318,7 +318,7 @@ def compile_iteration(
         state, position = checkpoints.restore(like)
         run.report(f"resuming after iteration {position}")
     prepare = rollouts.make_prepare(
-        method.method,
+        method.algorithm,
         start.packing,
         size=config.train.batch_size,
         length=config.rollout.max_new_tokens,
@@ -330,7 +330,7 @@ def compile_iteration(
         position,
         make_collector(run, start, method, tokenizer),
         prepare,
-        loop.make_step(method.method.step, optimizer, state, fixed=fixed, learning_rate=schedule),
+        loop.make_step(method.algorithm.step, optimizer, state, fixed=fixed, learning_rate=schedule),
         start.packing,
         make_refresher(config.reference, method.policy) if is_moving else None,
     )
@@ -403,7 +403,7 @@ def fit_online(
             parts.step_fn,
             parts.packing,
             iterations=train.iterations,
-            weights=method.method.weights,
+            weights=method.algorithm.weights,
             size=train.batch_size,
             epochs=train.epochs,
             num_minibatches=train.minibatches,
