@@ -1,10 +1,11 @@
-"""Configuration sections that several packages read (a model, a mesh, a source of rows), and a check of ranges."""
+"""Configuration sections that several packages read, checks of ranges, and settings as stored with a run."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jaxalign.errors import UserError
@@ -96,3 +97,44 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix:
         if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
             limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"
             raise UserError(f"{prefix}{key} is {list(value) if isinstance(value, tuple) else value}. Give {limits}.")
+
+
+def plain_settings(config: Any) -> dict[str, Any]:
+    """Returns a configuration as plain values, as a run stores it.
+
+    >>> plain_settings(MeshSection(data=2))
+    {'data': 2, 'fsdp': 1, 'tensor': 1}
+    """
+    # Through JSON, because YAML has no tuples.
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def describe_changes(before: Mapping[str, Any], after: Mapping[str, Any], is_free: Callable[[str], bool]) -> str:
+    """Describes the settings that differ, or returns "" if none does.
+
+    Args:
+        before: The stored settings.
+        after: The settings now.
+        is_free: Whether a setting, by its dotted key, may differ.
+
+    >>> describe_changes({"train": {"seed": 0}}, {"train": {"seed": 1}}, lambda key: False)
+    'train.seed (was 0, now 1)'
+    """
+    was, now = flatten(before), flatten(after)
+    changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not is_free(key)]
+    return ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the leaves of nested settings by their dotted keys. A list is a leaf unless it contains sections.
+
+    >>> flatten({"judge": {"name": "a"}, "panel": [{"name": "b"}], "lengths": [64, 128]})
+    {'judge.name': 'a', 'panel.0.name': 'b', 'lengths': [64, 128]}
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+            value = {str(i): part for i, part in enumerate(value)}
+        nested = flatten(value) if isinstance(value, Mapping) else None
+        leaves |= {key: value} if nested is None else {f"{key}.{name}": leaf for name, leaf in nested.items()}
+    return leaves

@@ -17,8 +17,8 @@ from jaxalign.compare.start import Setting, Start
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import figure
 from jaxalign.paths import write_whole
-from jaxalign.recipes.run_directory import settings
 from jaxalign.reporting import Report, silent
+from jaxalign.settings import plain_settings
 from jaxalign.stats import Bootstrap
 
 COLUMNS = (
@@ -52,7 +52,7 @@ def read_results(path: Path, setting: Setting) -> list[dict[str, Any]]:
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        same = all((line["format"], line["setting"]) == (FORMAT, settings(setting)) for line in lines)
+        same = all((line["format"], line["setting"]) == (FORMAT, plain_settings(setting)) for line in lines)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} has a line that is no result of compare ({error}): remove it, or the file") from None
     if not same:
@@ -72,7 +72,7 @@ def run_seed(start: Start, methods: Sequence[str], began: float, report: Report 
         }
         found["win_rate_lc"] = measure.length_controlled(baseline, mine, bootstrap)
         line: dict[str, Any] = {"format": FORMAT, "seed": start.seed, "method": name}
-        line["setting"] = settings(start.setting)
+        line["setting"] = plain_settings(start.setting)
         line["figures"] = {key: each.plain() for key, each in found.items()}
         line |= measure.plain(aligned)
         line["samples"] = measure.samples(mine)

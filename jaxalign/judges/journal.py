@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ import yaml  # type: ignore[import-untyped]
 from jaxalign.errors import UserError
 from jaxalign.paths import resolve_path, write_whole
 from jaxalign.reporting import Report, progress
+from jaxalign.settings import describe_changes, plain_settings
 
 T = TypeVar("T")
 Name: TypeAlias = tuple[str, str, str | None]
@@ -121,8 +121,7 @@ def run_settings(config: Any, files: Mapping[str, str]) -> dict[str, Any]:
             hashes[name] = hashlib.sha256(resolve_path(path).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
-    # Through JSON, because YAML has no tuples.
-    return {**json.loads(json.dumps(dataclasses.asdict(config))), "asked": hashes}
+    return {**plain_settings(config), "asked": hashes}
 
 
 def check_resumable(output: Path, settings: Mapping[str, Any]) -> None:
@@ -133,11 +132,10 @@ def check_resumable(output: Path, settings: Mapping[str, Any]) -> None:
         before = dict(yaml.safe_load((output / SETTINGS).read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{output}: it has verdicts and no readable {SETTINGS}. Give another output.") from error
-    was, now = _flatten(before), _flatten(settings)
-    changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not _is_free(key)]
-    if changed:
-        what = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
-        raise UserError(f"{output}: its verdicts have other settings: {what}. Give another output, or these settings.")
+    if changes := describe_changes(before, settings, _is_free):
+        raise UserError(
+            f"{output}: its verdicts have other settings: {changes}. Give another output, or these settings."
+        )
 
 
 def write_settings(output: Path, settings: Mapping[str, Any]) -> None:
@@ -152,17 +150,3 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def _is_free(key: str) -> bool:
     return key in FREE or (".endpoint." in key and key.rpartition(".")[2] in ENDPOINT_FREE)
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of nested dicts and lists by their dotted paths.
-
-    >>> _flatten({"judge": {"name": "a"}, "panel": [{"name": "b"}]})
-    {'judge.name': 'a', 'panel.0.name': 'b'}
-    """
-    if not isinstance(tree, Mapping | list):
-        return {prefix: tree}
-    leaves: dict[str, Any] = {}
-    for name, branch in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
-        leaves |= _flatten(branch, f"{prefix}.{name}" if prefix else str(name))
-    return leaves

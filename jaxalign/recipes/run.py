@@ -33,6 +33,7 @@ from jaxalign.recipes.config import LoraSection
 from jaxalign.recipes.interrupt import describe_interrupt
 from jaxalign.reporting import Report, silent
 from jaxalign.rollout.text import answers
+from jaxalign.settings import plain_settings
 from jaxalign.stats import wilson
 from jaxalign.tracking import METRICS_FILE, check_installed
 
@@ -108,7 +109,7 @@ def open_run(
             written or contains another run, or a mesh that does not fit the machine.
     """
     directory = None if config.output is None else Path(config.output).expanduser()
-    settings = run_directory.settings(config)
+    settings = plain_settings(config)
     if config.lora.config is not None:
         lora.check(config.lora.config)
     check_installed(config.log)

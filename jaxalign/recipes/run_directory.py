@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -26,17 +25,13 @@ import yaml  # type: ignore[import-untyped]
 from jaxalign.errors import UserError
 from jaxalign.models.config import ModelConfig, from_hf_config, to_hf_config
 from jaxalign.paths import write_whole
+from jaxalign.settings import describe_changes
 
 SETTINGS, BASE, CHECKPOINTS, ADAPTER, MODEL = "config.yaml", "base", "checkpoints", "adapter", "model"
 SAMPLES, REFERENCE, INPUTS = "samples.json", "reference.npz", "inputs.json"
 
 # Settings that may change when a run resumes. None of them changes what is learned.
 FREE = ("output", "log", "mesh", "train.resume", "train.keep", "train.checkpoint_every", "train.eval_every")
-
-
-def settings(config: Any) -> dict[str, Any]:
-    """Returns a configuration as plain values, as config.yaml contains it."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))  # tuples become lists, as YAML has no tuples
 
 
 def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> None:
@@ -57,12 +52,9 @@ def check_resumable(directory: Path, wanted: dict[str, Any], resume: str) -> Non
         return
     if resume == "never":
         raise UserError(f"{directory} already contains a run. Set another output, or train.resume=auto to resume it.")
-    was, now = flat(read_settings(directory)), flat(wanted)
-    changed = [key for key in sorted(was | now) if was.get(key) != now.get(key) and not _is_free(key)]
-    if changed:
-        what = ", ".join(f"{key} (was {was.get(key)}, now {now.get(key)})" for key in changed)
+    if changes := describe_changes(read_settings(directory), wanted, _is_free):
         raise UserError(
-            f"{directory} contains a run with other settings: {what}. Set another output, or the same settings."
+            f"{directory} contains a run with other settings: {changes}. Set another output, or the same settings."
         )
 
 
@@ -150,15 +142,3 @@ def read_samples(directory: Path) -> dict[str, list[str]] | None:
 
 def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested settings into dotted keys.
-
-    >>> flat({"train": {"seed": 0}, "output": "run"})
-    {'train.seed': 0, 'output': 'run'}
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return leaves

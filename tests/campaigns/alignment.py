@@ -35,7 +35,7 @@ from jaxalign.compare import arms, figures
 from jaxalign.compare.results import across, run_seed, write_table
 from jaxalign.compare.start import Setting, Start, begin
 from jaxalign.paths import write_whole
-from jaxalign.recipes.run_directory import settings
+from jaxalign.settings import plain_settings
 from jaxalign.stats import student
 from jaxalign.testbed.annotators import Judge
 
@@ -93,7 +93,7 @@ def check_settings(lines: Sequence[Line], setting: Setting) -> None:
     """Raise for lines that other settings made."""
     for line in lines:
         study = studies(setting)[line["study"]]
-        if line["setting"] != settings(dataclasses.replace(setting, **study.changes)):
+        if line["setting"] != plain_settings(dataclasses.replace(setting, **study.changes)):
             raise SystemExit(f"{line['study']}, seed {line['seed']}: of other settings; give another output")
 
 
