@@ -1,4 +1,4 @@
-"""Running methods over seeds, and the table of their figures: what `jaxalign compare` calls."""
+"""Results of methods over seeds: running a seed, reading stored results, and the table of figures."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from jaxalign.reporting import Report, silent
 from jaxalign.settings import plain_settings
 from jaxalign.stats import Bootstrap
 
+# Figures of the table and their headings (LC: length-controlled).
 COLUMNS = (
     ("gold", "gold"),
     ("proxy", "proxy"),
@@ -34,80 +35,96 @@ COLUMNS = (
     ("compliance", "complies"),
     ("words", "words"),
 )
-"""Figures that the table shows, and what it calls them (LC: length-controlled)."""
+# A bootstrap over fewer items gives no interval.
 FEW = 10
-"""Items below which a bootstrap is not believed."""
+# Version of a line of results. It changes when the meaning of a figure changes.
 FORMAT = 1
-"""Of a line of results; another one where a figure comes to mean something else."""
+# Figures that lie in 0 to 1, as do their intervals.
 SHARES = ("win_rate", "win_rate_lc", "knowledge", "over_refusal", "compliance")
-"""Figures that cannot leave 0 to 1, nor can their intervals."""
 COSTS = ("tokens", "seconds", "models", "peak memory")
 
 
 def read_results(path: Path, setting: Setting) -> list[dict[str, Any]]:
-    """What is done of this setting.
+    """Returns the stored results of a setting.
 
     Raises:
-        UserError: if the file is of another setting, or holds anything else.
+        UserError: If the file contains results of another setting, or anything else.
     """
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
         same = all((line["format"], line["setting"]) == (FORMAT, plain_settings(setting)) for line in lines)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} has a line that is no result of compare ({error}): remove it, or the file") from None
+        raise UserError(
+            f"{path} has a line that is not a result of compare ({error}). Remove the line or the file."
+        ) from None
     if not same:
-        raise UserError(f"{path} holds results of another setting or version: give another output, or remove it")
+        raise UserError(
+            f"{path} contains results of another setting or version. Give another output, or remove the file."
+        )
     return lines
 
 
 def run_seed(start: Start, methods: Sequence[str], began: float, report: Report = silent) -> Iterator[dict[str, Any]]:
-    """A line of results for each method, with one answer to an instruction of each kind."""
+    """Trains each method on one start, and yields its line of results.
+
+    Args:
+        start: The pretrained and fine-tuned model of a seed.
+        methods: Names of the methods.
+        began: The time, by ``time.perf_counter``, from which reported seconds count.
+        report: Receives a line for each method.
+
+    Yields:
+        Figures with their intervals, costs, and one answer to an instruction of each kind.
+    """
     baseline = measure.answer(start, arms.sft_arm(start))
     for name in methods:
         aligned = arms.ARMS[name](start)
-        mine = baseline if name == "sft" else measure.answer(start, aligned)
+        answers = baseline if name == "sft" else measure.answer(start, aligned)
         bootstrap = Bootstrap(seed=start.seed)
-        found = {
-            each.name: figure(each, bootstrap=bootstrap) for each in measure.outcomes(start, aligned, baseline, mine)
+        figures = {
+            outcome.name: figure(outcome, bootstrap=bootstrap)
+            for outcome in measure.outcomes(start, aligned, baseline, answers)
         }
-        found["win_rate_lc"] = measure.length_controlled(baseline, mine, bootstrap)
+        figures["win_rate_lc"] = measure.length_controlled(baseline, answers, bootstrap)
         line: dict[str, Any] = {"format": FORMAT, "seed": start.seed, "method": name}
         line["setting"] = plain_settings(start.setting)
-        line["figures"] = {key: each.plain() for key, each in found.items()}
+        line["figures"] = {name: value.plain() for name, value in figures.items()}
         line |= measure.plain(aligned)
-        line["samples"] = measure.samples(mine)
+        line["samples"] = measure.samples(answers)
         if name == "best_of_n":
             line["curve"] = measure.best_of_n_curve(start)._asdict()
-        report(f"seed {start.seed}: {name}, gold {found['gold'].value:.3f}, {time.perf_counter() - began:.0f} s")
+        report(f"seed {start.seed}: {name}, gold {figures['gold'].value:.3f}, {time.perf_counter() - began:.0f} s")
         yield line
 
 
 def across(lines: Sequence[dict[str, Any]], method: str, name: str) -> tuple[float, float, float]:
-    """A figure's mean with its 95 % interval: Student's over seeds; of one seed, the bootstrap's over instructions.
+    """Returns a figure's mean and the ends of its 95 % interval; NaN for what is unknown.
 
-    A bootstrap over fewer than ``FEW`` covers much less than it says, so there is none.
+    The interval is Student's over seeds. For one seed it is the bootstrap's over instructions, and NaN if they are
+    fewer than ``FEW``: such a bootstrap covers much less than 95 %.
     """
-    mine = [line["figures"][name] for line in lines if line["method"] == method and name in line["figures"]]
-    if not mine:
+    figures = [line["figures"][name] for line in lines if line["method"] == method and name in line["figures"]]
+    if not figures:
         return math.nan, math.nan, math.nan
-    values = np.array([each["value"] for each in mine], float)  # null, which the data left open, is NaN
-    if len(mine) == 1:
-        return float(values[0]), *(mine[0]["ci"] if mine[0]["ci"] and mine[0]["items"] >= FEW else (math.nan, math.nan))
+    values = np.array([entry["value"] for entry in figures], float)  # null becomes NaN
+    if len(figures) == 1:
+        (only,) = figures
+        return float(values[0]), *(only["ci"] if only["ci"] and only["items"] >= FEW else (math.nan, math.nan))
     mean, low, high = stats.student(values)
     return (mean, max(low, 0.0), min(high, 1.0)) if name in SHARES else (mean, low, high)
 
 
 def costs(lines: Sequence[dict[str, Any]], method: str) -> list[str]:
-    """Tokens trained on, seconds, models in memory, and what training needs there: the mean over seeds."""
-    mine = [line for line in lines if line["method"] == method]
+    """Returns tokens trained on, seconds, models in memory and peak memory of training, as means over seeds."""
+    own = [line for line in lines if line["method"] == method]
     keys = ("tokens", "seconds", "models", "peak_bytes")
-    tokens, seconds, models, peak = (float(np.mean([line[key] for line in mine])) for key in keys)
+    tokens, seconds, models, peak = (float(np.mean([line[key] for line in own])) for key in keys)
     return [f"{tokens / 1000:.0f} k", f"{seconds:.0f}", f"{models:.0f}", f"{peak / 2**20:.0f} MiB"]
 
 
 def write_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], path: Path) -> None:
-    """Every figure with its interval, as Markdown."""
-    rows = [["method", *(shown for _, shown in COLUMNS), *COSTS]]
+    """Writes every figure with its interval, as a Markdown table."""
+    rows = [["method", *(heading for _, heading in COLUMNS), *COSTS]]
     rows.append(["---"] * len(rows[0]))
     for name in methods:
         values = [across(lines, name, key) for key, _ in COLUMNS]
@@ -116,6 +133,6 @@ def write_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], path: P
     write_whole(path, "".join(f"| {' | '.join(row)} |\n" for row in rows))
 
 
-def _shown(found: tuple[float, float, float]) -> str:
-    value, low, high = found
+def _shown(interval: tuple[float, float, float]) -> str:
+    value, low, high = interval
     return f"{value:.2f}" if math.isnan(low) else f"{value:.2f} [{low:.2f}, {high:.2f}]"

@@ -132,7 +132,7 @@ def read_items(data: JudgeDataSection, how: How, seed: int, *, pairs: bool = Tru
         item = value if isinstance(value, Problem) else _parse_item(value, row, 1 if how == "pointwise" else 2)
         if isinstance(item, Problem):
             if data.on_error == "stop":
-                raise UserError(f'{row.file}, row {row.number}: {item.text}, or set on_error="skip" to omit it.')
+                raise UserError(f"{row.file}, row {row.number}: {item.text}, or set on_error='skip'.")
             skipped.append(BadRow(row.file, row.number, *item))
             continue
         used += size

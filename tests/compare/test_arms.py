@@ -133,7 +133,7 @@ def test_compare_writes_a_table_and_figures_and_goes_on(tmp_path, capsys):
     assert command(tmp_path, "--methods", "[magic]") == 2
     assert "'magic' is none; those are sft, best_of_n, ppo, dpo, kto, rlaif_dpo" in capsys.readouterr().err
     assert command(tmp_path, "--setting.beta", "0.2") == 2
-    assert "holds results of another setting or version" in capsys.readouterr().err
+    assert "contains results of another setting or version" in capsys.readouterr().err
     assert main(["compare", "--output", str(tmp_path / "new"), "--setting.n", "65"]) == 2
     assert "setting.n is 65. Give a number from 2 to 64" in " ".join(capsys.readouterr().err.split())
 
