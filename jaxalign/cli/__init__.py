@@ -111,10 +111,12 @@ def check_required(config: Any, names: Sequence[str]) -> None:
 
 
 def sentence(error: UserError) -> str:
-    """What is wrong, on one line.
+    """Returns an error's message on one line, with the keys of the command line.
 
-    >>> sentence(UserError("there is no such file: check the path"))
-    'there is no such file: check the path.'
+    >>> sentence(UserError("The file does not exist. Check the path"))
+    'The file does not exist. Check the path.'
+    >>> sentence(UserError("Row 3: field 'chosen' is null. Give a string, or set on_error='skip'."))
+    "Row 3: field 'chosen' is null. Give a string, or set data.on_error=skip."
     """
     # The library speaks of arguments; the command line names the keys that set them.
     text = re.sub(r"\bset (on_error|template)='(\w+)'", r"set data.\1=\2", " ".join(str(error).split()))
