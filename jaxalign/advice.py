@@ -148,7 +148,7 @@ def count_parameters(config: ModelConfig, rank: int | None = None) -> int:
     model = Model(config)
     if rank is not None:
         model = dataclasses.replace(model, lora=LoraConfig(rank=rank, alpha=rank))
-        lora.check(model.lora)  # type: ignore[arg-type]
+        lora.check_lora_config(model.lora)  # type: ignore[arg-type]
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes()))
 
 

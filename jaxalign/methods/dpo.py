@@ -169,7 +169,7 @@ def reference_of(model: Model, params: Any, frozen: Any) -> tuple[Model, Any]:
     """The reference model and its parameters: ``frozen``, or the base of the policy's adapters, or none (None)."""
     if model.lora is None:
         return model, frozen
-    return lora.base(model), lora.without(params) if frozen is None else frozen
+    return lora.base_model(model), lora.base_params(params) if frozen is None else frozen
 
 
 def reference_logps(

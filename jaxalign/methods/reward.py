@@ -31,7 +31,7 @@ def from_language_model(model: Model, params: Any, key: Array, *, heads: int = 1
         heads: M, scores per completion; several are an ensemble (see ``jaxalign.rewards.ensemble``).
     """
     scorer = dataclasses.replace(model, config=dataclasses.replace(model.config, num_scores=heads))
-    fresh = jax.jit(lambda key: scorer.draw(key)["score"], out_shardings=scorer.param_shardings()["score"])
+    fresh = jax.jit(lambda key: scorer.init_in_jit(key)["score"], out_shardings=scorer.param_shardings()["score"])
     trunk = {name: value for name, value in params.items() if name != "head"}
     return scorer, {**trunk, "score": fresh(key)}
 

@@ -12,11 +12,13 @@ from jaxtyping import Array, Bool, Float
 def attention(
     q: Float[Array, "R T H h"], k: Float[Array, "R S G h"], v: Float[Array, "R S G h"], seen: Bool[Array, "R T S"]
 ) -> Float[Array, "R T H h"]:
-    """softmax(q kᵀ / √h) v over the visible keys, grouped queries (Vaswani et al. 2017, eq. 1; Ainslie et al. 2023).
+    """Computes softmax(q kᵀ / √h) v over the visible keys, with grouped queries.
 
-    Scores and softmax are float32 or wider; H/G query heads share each key head. Each query must see some key. (Not
-    ``jax.nn.dot_product_attention``: that one rounds float64 scores to float32.)
+    Scores and softmax are float32 or wider. H/G query heads share each key head. Each query must see at least one key.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, eq. 1; Ainslie et al. 2023, arXiv:2305.13245.
     """
+    # Not ``jax.nn.dot_product_attention``: it rounds float64 scores to float32.
     rows, length, heads, size = q.shape
     groups = k.shape[-2]
     wide = jnp.promote_types(q.dtype, jnp.float32)

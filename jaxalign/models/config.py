@@ -14,7 +14,7 @@ ROPE_TYPES = ("default", "linear", "llama3")
 _PREFIXES = {"llama": "Llama", "mistral": "Mistral"}
 _LANGUAGE, _SCORES = "ForCausalLM", "ForSequenceClassification"
 
-# What `transformers` takes for a field that a file leaves out.
+# Defaults of `transformers` for fields that a file omits.
 _COMMON: dict[str, Any] = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "initializer_range": 0.02}
 _COMMON |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 _DEFAULTS: dict[str, dict[str, Any]] = {
@@ -25,9 +25,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rotary frequencies are stretched beyond the context the model was first trained on.
+    """Scaling of the rotary frequencies beyond the context length of pre-training.
 
-    ``linear`` reads only ``factor``; ``llama3`` reads all four (the defaults are Llama 3's own).
+    ``linear`` uses only ``factor``. ``llama3`` uses all four fields (the defaults are Llama 3's own).
     """
 
     rope_type: str
@@ -39,13 +39,13 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Low-rank adapters beside frozen projections (Hu et al. 2021, arXiv:2106.09685).
+    """Low-rank adapters of frozen projections (Hu et al. 2021, arXiv:2106.09685).
 
     Args:
         rank: r, the rank of each update
         alpha: α; updates are scaled by α/r, or α/√r with rslora
-        targets: a regular expression; projections in whose name (self_attn.q_proj, mlp.up_proj, …) it matches somewhere
-            get an adapter; by default all do
+        targets: a regular expression; a projection gets an adapter if it occurs in its name (self_attn.q_proj,
+            mlp.up_proj, …); by default all do
         rslora: rank-stabilised scaling, α/√r (Kalajdzievski 2023, arXiv:2312.03732)
     """
 
@@ -56,7 +56,7 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What the product of an adapter's two matrices is multiplied by."""
+        """Factor of the product of an adapter's two matrices."""
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
@@ -64,7 +64,7 @@ class LoraConfig:
 class ModelConfig:
     """Sizes and constants of a decoder; hashable, so that it can be a static argument of ``jax.jit``.
 
-    ``num_scores`` of 1 or more makes it a reward model: that many scalar heads in place of the language-model head.
+    With ``num_scores`` of 1 or more it is a reward model: that many scalar heads replace the language-model head.
     """
 
     model_type: str
@@ -92,23 +92,23 @@ class ModelConfig:
 
 
 def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> ModelConfig:
-    """A configuration from the contents of a ``config.json``, of ``transformers`` 4 or 5.
+    """Returns the configuration that a ``config.json`` of ``transformers`` 4 or 5 describes.
 
     Args:
-      fields: the file's contents. Fields that are left out take the defaults of ``transformers``.
-      where: the name of the file, for messages.
+        fields: the file's contents. Omitted fields take the defaults of ``transformers``.
+        where: the name of the file, for messages.
 
     Raises:
-      UserError: for a model type, rotary scaling, activation or quantisation that is not supported, and for a field
-        that is missing or has the wrong type.
+        UserError: for a model type, rotary scaling, activation or quantisation that is not supported, and for a field
+            that is missing or has the wrong type.
     """
     model_type = fields.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise UserError(f"{where}: model_type {model_type!r} is not supported; use one of {', '.join(MODEL_TYPES)}.")
+        raise UserError(f"{where}: model_type {model_type!r} is not supported. Use one of {', '.join(MODEL_TYPES)}.")
     if fields.get("quantization_config"):
-        raise UserError(f"{where}: quantization_config is not supported; use the unquantised model or a .gguf file.")
+        raise UserError(f"{where}: quantization_config is not supported. Use the unquantised model or a .gguf file.")
     if fields.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported; the supported one is silu.")
+        raise UserError(f"{where}: hidden_act {fields['hidden_act']!r} is not supported. Use a model with silu.")
 
     fields = _DEFAULTS[model_type] | dict(fields)
 
@@ -129,7 +129,7 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
     if heads % kv_heads:
         raise UserError(f"{where}: num_attention_heads {heads} must be a multiple of num_key_value_heads {kv_heads}.")
     if head_dim % 2:
-        raise UserError(f"{where}: head_dim {head_dim} must be even, since rotary embeddings turn pairs.")
+        raise UserError(f"{where}: head_dim {head_dim} must be even, because rotary embeddings rotate pairs.")
     max_positions = integer("max_position_embeddings")
     windowed = model_type == "mistral" and fields["sliding_window"] is not None
     rope_theta, rope_scaling = _rope(fields, max_positions, where)
@@ -159,7 +159,7 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
 
 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
-    """The contents of a ``config.json`` that ``transformers`` 4 and 5 both read."""
+    """Returns the contents of a ``config.json`` that ``transformers`` 4 and 5 both read."""
     kind = _SCORES if config.num_scores else _LANGUAGE
     fields: dict[str, Any] = {"architectures": [_PREFIXES[config.model_type] + kind]}
     fields |= dataclasses.asdict(config)
@@ -178,10 +178,10 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def token_ids(fields: Mapping[str, Any], name: str, where: str) -> tuple[int, ...]:
-    """``eos_token_id`` and the like as files hold them (a number, a list, null, or left out) as a tuple.
+    """Returns a field like ``eos_token_id`` (a number, a list, null, or omitted) as a tuple.
 
     Raises:
-      UserError: for anything else.
+        UserError: for anything else.
     """
     value = fields.get(name)
     ids = () if value is None else tuple(value) if isinstance(value, list) else (value,)
@@ -191,7 +191,10 @@ def token_ids(fields: Mapping[str, Any], name: str, where: str) -> tuple[int, ..
 
 
 def _num_scores(fields: Mapping[str, Any], model_type: str, where: str) -> int:
-    """Scalar heads of a reward model, which is a sequence classifier to ``transformers``; 0 for a language model."""
+    """Returns the number of a reward model's scalar heads, 0 for a language model.
+
+    A reward model is a sequence classifier in ``transformers``.
+    """
     named = fields.get("architectures") or [_PREFIXES[model_type] + _LANGUAGE]
     known = {_PREFIXES[model_type] + kind: kind for kind in (_LANGUAGE, _SCORES)}
     if not isinstance(named, list) or named[0] not in known:
@@ -206,7 +209,10 @@ def _num_scores(fields: Mapping[str, Any], model_type: str, where: str) -> int:
 
 
 def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[float, RopeScaling | None]:
-    """Theta and scaling from ``rope_parameters`` (transformers 5) or ``rope_theta`` and ``rope_scaling`` (before)."""
+    """Returns theta and scaling.
+
+    ``transformers`` 5 writes ``rope_parameters``; older versions write ``rope_theta`` and ``rope_scaling``.
+    """
     key = "rope_parameters" if fields.get("rope_parameters") else "rope_scaling"
     rope = fields.get(key) or {}
     if not isinstance(rope, Mapping):
@@ -217,9 +223,9 @@ def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[fl
     theta = float(theta)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ROPE_TYPES:
-        raise UserError(f"{where}: {key} of type {rope_type!r} is not supported; use one of {', '.join(ROPE_TYPES)}.")
+        raise UserError(f"{where}: {key} of type {rope_type!r} is not supported. Use one of {', '.join(ROPE_TYPES)}.")
     if (rope.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise UserError(f"{where}: partial_rotary_factor is not supported; it must be 1.")
+        raise UserError(f"{where}: partial_rotary_factor is not supported. It must be 1.")
     if rope_type == "default":
         return theta, None
 

@@ -1,7 +1,7 @@
 """The Llama-family decoder as Flax NNX modules: RMSNorm, rotary attention with grouped queries, gated MLP.
 
-Layers are stacked on a leading axis and scanned, so one layer is compiled whatever the depth. Attention itself is
-handed in (``attend``): training sees packed rows, generation a cache, and the layer is the same.
+Layers are stacked on a leading axis and scanned, so one layer is compiled whatever the depth. The caller passes the
+attention (``attend``): training attends to packed rows, generation to a cache, and the layer is the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxalign.models.config import LoraConfig, ModelConfig
 from jaxalign.models.names import LINEAR
 from jaxalign.models.sharding import constrain
 
-# attend(per-layer input, q [R, T, H, h], k [R, T, G, h], v [R, T, G, h]) -> (output [R, T, H, h], what to keep)
+# attend(per-layer input, q [R, T, H, h], k [R, T, G, h], v [R, T, G, h]) -> (output [R, T, H, h], values to return)
 Attend = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
 
 REMAT_POLICIES = {
@@ -34,10 +34,10 @@ REMAT_POLICIES = {
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """Rotary inverse frequencies θ^(-2i/h), i < h/2, scaled as the configuration says.
+    """Returns the rotary inverse frequencies θ^(-2i/h), i < h/2, scaled as the configuration says.
 
-    ``linear`` divides all by ``factor`` (Chen et al. 2023, arXiv:2306.15595); ``llama3`` divides those whose
-    wavelength exceeds original/low by ``factor``, keeps those below original/high, and blends between
+    ``linear`` divides all by ``factor`` (Chen et al. 2023, arXiv:2306.15595). ``llama3`` divides those whose
+    wavelength exceeds original/low by ``factor``, keeps those below original/high, and blends in between
     (Llama 3.1, Grattafiori et al. 2024, arXiv:2407.21783, section 3.4.2 and its released code).
     """
     powers = config.rope_theta ** (np.arange(0, config.head_dim, 2) / config.head_dim)
@@ -55,23 +55,24 @@ def inverse_frequencies(config: ModelConfig) -> np.ndarray:
 
 
 def rotary_angles(config: ModelConfig, position: Int[Array, "R T"], dtype: Any) -> Float[Array, "R T h/2"]:
-    """position · inverse frequency, in float32 or wider."""
+    """Returns position · inverse frequency, in float32 or wider."""
     dtype = jnp.promote_types(dtype, jnp.float32)
     return position[..., None].astype(dtype) * jnp.asarray(inverse_frequencies(config), dtype)
 
 
 def rotate(x: Float[Array, "R T H h"], angles: Float[Array, "R T h/2"]) -> Float[Array, "R T H h"]:
-    """Rotate the pairs (x_i, x_{i+h/2}) by the angles (RoPE, Su et al. 2021, eq. 34, in the half-split layout)."""
+    """Rotates the pairs (x_i, x_{i+h/2}) by the angles (RoPE, Su et al. 2021, eq. 34, in the half-split layout)."""
     cos, sin = jnp.cos(angles)[..., None, :].astype(x.dtype), jnp.sin(angles)[..., None, :].astype(x.dtype)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
 def dot_in_halves(x: Float[Array, "R T D"], kernel: Float[Array, "D E"], *_: Any, **options: Any) -> Array:
-    """x W (``nnx.Linear``'s ``dot_general``), summed over each half of D by itself and then over the two.
+    """Computes x W as the sum of two products, over the first and the second half of D.
 
-    One running float32 sum over all of an MLP's inner width is the largest part of the logits' rounding error on
-    CPUs. With two, SmolLM2's logits are at most 1.1e-4 off those in float64, and not 2.3e-4 (1,790 positions of HH).
+    It replaces the ``dot_general`` of ``nnx.Linear``. One running float32 sum over all of an MLP's inner width causes
+    most of the logits' rounding error on CPUs. With two sums, SmolLM2's logits differ from those in float64 by at most
+    1.1e-4 instead of 2.3e-4 (1,790 positions of HH).
     """
     halves = x.reshape(*x.shape[:-1], 2, -1), kernel.reshape(2, -1, kernel.shape[-1])
     width, half = x.ndim, x.ndim - 1
@@ -79,9 +80,9 @@ def dot_in_halves(x: Float[Array, "R T D"], kernel: Float[Array, "D E"], *_: Any
 
 
 class Linear(nnx.Linear):
-    """x W + b, and where ``lora`` names it, + s (x A) B with A of rank r (Hu et al. 2021, arXiv:2106.09685, eq. 3).
+    """A projection x W + b, plus s (x A) B of rank r if ``lora`` names it (Hu et al. 2021, arXiv:2106.09685, eq. 3).
 
-    B starts at zero, so a fresh adapter changes nothing; A is drawn from U(-1/√in, 1/√in), as PEFT draws it.
+    B starts at zero, so a new adapter changes nothing. A is sampled from U(-1/√in, 1/√in), as in PEFT.
     """
 
     def __init__(
@@ -97,8 +98,8 @@ class Linear(nnx.Linear):
         super().__init__(*sizes, dtype=dtype, kernel_init=init, **options)
         self.lora = lora if lora is not None and re.search(lora.targets, LINEAR[name]) else None
         if self.lora is not None:
-            draw = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-            self.lora_a = nnx.Param(draw(options["rngs"].params(), (sizes[0], self.lora.rank)))
+            init_a = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+            self.lora_a = nnx.Param(init_a(options["rngs"].params(), (sizes[0], self.lora.rank)))
             self.lora_b = nnx.Param(jnp.zeros((self.lora.rank, sizes[1])))
 
     def __call__(self, x: Array) -> Array:
@@ -110,7 +111,7 @@ class Linear(nnx.Linear):
 
 
 class Attention(nnx.Module):
-    """Projections and rotary embedding around an attention that the caller hands in."""
+    """Projections and rotary embedding around the caller's attention."""
 
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.config, self.mesh = config, mesh
@@ -132,12 +133,12 @@ class Attention(nnx.Module):
         q = _pin(self, rotate(q, angles), "batch", None, "heads", None)
         k = _pin(self, rotate(k, angles), "batch", None, "kv_heads", None)
         v = _pin(self, v, "batch", None, "kv_heads", None)
-        out, kept = attend(q, k, v)
-        return self.o(out.reshape(*x.shape[:-1], -1)), kept
+        out, extra = attend(q, k, v)
+        return self.o(out.reshape(*x.shape[:-1], -1)), extra
 
 
 class MLP(nnx.Module):
-    """down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202, eq. 6)."""
+    """The gated layer down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.config, self.mesh = config, mesh
@@ -146,7 +147,7 @@ class MLP(nnx.Module):
         shared["use_bias"] = config.mlp_bias
         self.gate = Linear("mlp.gate", (width, inner), **shared)
         self.up = Linear("mlp.up", (width, inner), **shared)
-        # Over a tensor axis each device sums a part of its own already; in narrower types each half would be rounded.
+        # With a tensor axis each device already sums its own part. In narrower types each half would be rounded.
         if dtype == jnp.float32 and mesh.shape["tensor"] == 1 and inner % 2 == 0:
             shared["dot_general"] = dot_in_halves
         self.down = Linear("mlp.down", (inner, width), **shared)
@@ -166,13 +167,16 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype, mesh, lora, rngs=rngs)
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
-        attended, kept = self.attention(self.attention_norm(x), angles, attend)
+        attended, extra = self.attention(self.attention_norm(x), angles, attend)
         x = _pin(self, x + attended, "batch", None, None)
-        return _pin(self, x + self.mlp(self.mlp_norm(x)), "batch", None, None), kept
+        return _pin(self, x + self.mlp(self.mlp_norm(x)), "batch", None, None), extra
 
 
 class Decoder(nnx.Module):
-    """Embedding, scanned layers, final norm, and a head: none where it is tied, scalar ones in a reward model."""
+    """Embedding, scanned layers, final norm, and a head.
+
+    A tied model has no head of its own. A reward model has scalar heads.
+    """
 
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None, *, rngs: nnx.Rngs):
         self.config, self.dtype, self.mesh = config, dtype, mesh
@@ -182,10 +186,10 @@ class Decoder(nnx.Module):
         self.layers = stack(rngs.split(config.num_hidden_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
         if config.num_scores:
-            # As drawn by the summarisation reward models (Stiennon et al. 2020, arXiv:2009.01325): std 1/√(width + 1).
-            draw = nnx.initializers.normal((config.hidden_size + 1) ** -0.5)
+            # As in the summarisation reward models (Stiennon et al. 2020, arXiv:2009.01325): std 1/√(width + 1).
+            score_init = nnx.initializers.normal((config.hidden_size + 1) ** -0.5)
             self.score = nnx.Linear(
-                config.hidden_size, config.num_scores, use_bias=False, dtype=dtype, kernel_init=draw, rngs=rngs
+                config.hidden_size, config.num_scores, use_bias=False, dtype=dtype, kernel_init=score_init, rngs=rngs
             )
         elif not config.tie_word_embeddings:
             self.head = nnx.Linear(
@@ -201,13 +205,13 @@ class Decoder(nnx.Module):
         remat: str,
         layers: tuple[Any, ...] | None = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
-        """Final-normed states, and what ``attend`` kept, stacked over layers.
+        """Returns the final-normed states, and the extra values of ``attend``, stacked over layers.
 
-        ``per_layer`` is a tree of arrays with a leading layer axis whose slices ``attend`` receives (a cache), or None.
-        Given each layer's parameters apart (``layers``), the layers are unrolled and not scanned: ``per_layer`` and
-        what was kept are then tuples with one tree per layer.
+        ``per_layer`` is None or a tree of arrays with a leading layer axis; ``attend`` receives its slices (a cache).
+        If ``layers`` gives each layer's parameters separately, the layers are unrolled and not scanned. Then
+        ``per_layer`` and the extra values are tuples with one tree per layer.
         """
-        # Whole along fsdp while in use, or the lookup would leave the states split along their width.
+        # The table is gathered along fsdp while in use. Otherwise the lookup would split the states along their width.
         table = _pin(self, self.embed.embedding[...].astype(self.dtype), "vocab", None)
         x = _pin(self, jnp.take(table, tokens, axis=0, mode="clip"), "batch", None, None)
         angles = rotary_angles(self.config, position, self.dtype)
@@ -220,13 +224,13 @@ class Decoder(nnx.Module):
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
         if layers is None:
-            x, kept = jax.lax.scan(layer, x, (stacked, per_layer))
-            return self.norm(x), kept
-        kept = []
+            x, extras = jax.lax.scan(layer, x, (stacked, per_layer))
+            return self.norm(x), extras
+        extras = []
         for slices in zip(layers, per_layer, strict=True):
-            x, new = layer(x, slices)
-            kept.append(new)
-        return self.norm(x), tuple(kept)
+            x, extra = layer(x, slices)
+            extras.append(extra)
+        return self.norm(x), tuple(extras)
 
 
 def _pin(module: Any, x: Array, *logical: str | None) -> Array:

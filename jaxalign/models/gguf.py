@@ -1,4 +1,4 @@
-"""Reading GGUF files of the Llama family: metadata, and tensors dequantised by the ``gguf`` package."""
+"""Reads GGUF files of the Llama family: metadata, and tensors dequantised by the ``gguf`` package."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _ROPE_FACTORS = "rope_freqs.weight"
 
 
 def open_gguf(path: Path) -> Any:
-    """A ``gguf.GGUFReader``.
+    """Opens a file with ``gguf.GGUFReader``.
 
     Raises:
-      UserError: if the ``gguf`` package is not installed, or the file is not one of the format.
+        UserError: if the ``gguf`` package is not installed, or the file is not a complete GGUF file.
     """
     try:
         from gguf import GGUFReader
@@ -44,19 +44,19 @@ def open_gguf(path: Path) -> Any:
 
 
 def metadata(reader: Any) -> dict[str, Any]:
-    """The file's fields as Python values."""
+    """Returns the file's fields as Python values."""
     return {name: field.contents() for name, field in reader.fields.items()}
 
 
 class GGUFCheckpoint:
-    """The tensors of a GGUF file under Hugging Face's names and in its layout."""
+    """The tensors of a GGUF file, under Hugging Face's names and in its layout."""
 
     def __init__(self, path: Path):
         self.path = path
         reader = open_gguf(path)
         fields = metadata(reader)
         if fields.get("split.count", 1) > 1:
-            raise UserError(f"{path}: one of {fields['split.count']} parts; merge them with llama-gguf-split first.")
+            raise UserError(f"{path}: one of {fields['split.count']} parts. Merge them with llama-gguf-split first.")
         tensors = {tensor.name: tensor for tensor in reader.tensors}
         rope_factors = tensors.pop(_ROPE_FACTORS, None)
         self._tensors = {_hf_name(name): tensor for name, tensor in tensors.items()}
@@ -64,10 +64,10 @@ class GGUFCheckpoint:
         self.config = _config(path, fields, self.shapes, None if rope_factors is None else rope_factors.data)
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A slice of one tensor, dequantised to float32.
+        """Returns a slice of one tensor, dequantised to float32.
 
         Raises:
-          UserError: for a quantisation that the ``gguf`` package cannot undo.
+            UserError: for a quantisation that the ``gguf`` package cannot undo.
         """
         from gguf.quants import dequantize
 
@@ -76,7 +76,9 @@ class GGUFCheckpoint:
             values = dequantize(tensor.data, tensor.tensor_type)
         except NotImplementedError as error:
             kind = tensor.tensor_type.name
-            raise UserError(f"{self.path}: tensor {name} is quantised as {kind}, which cannot be read.") from error
+            raise UserError(
+                f"{self.path}: tensor {name} is quantised as {kind}, which is not supported. Convert the file to another type."
+            ) from error
         if "q_proj" in name:
             values = _halves(values, self.config.num_attention_heads)
         elif "k_proj" in name:
@@ -85,7 +87,7 @@ class GGUFCheckpoint:
 
 
 def _hf_name(name: str) -> str:
-    """``blk.3.attn_q.weight`` → ``model.layers.3.self_attn.q_proj.weight``; unknown names stay."""
+    """Translates ``blk.3.attn_q.weight`` to ``model.layers.3.self_attn.q_proj.weight``; unknown names stay."""
     match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
     if match is None:
         return name
@@ -96,7 +98,7 @@ def _hf_name(name: str) -> str:
 
 
 def _halves(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head from llama.cpp's order (rotary pairs side by side) to Hugging Face's (half after half)."""
+    """Reorders each head's rows from llama.cpp's order (rotary pairs adjacent) to Hugging Face's (two halves)."""
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return pairs.swapaxes(1, 2).reshape(values.shape)
 
@@ -135,13 +137,13 @@ def _config(
 
 
 def _rope_scaling(path: Path, get: Any, factors: np.ndarray | None) -> dict[str, Any] | None:
-    """Rotary scaling as ``config.json`` has it.
+    """Returns the rotary scaling in the form of ``config.json``.
 
-    llama.cpp keeps Llama 3.1's scaling not as its four numbers but as the factor of each frequency. The largest is
-    ``factor``; the other numbers are Llama 3's own, and that they give these very factors is checked.
+    llama.cpp stores Llama 3.1's scaling not as its four numbers but as a factor for each frequency. The largest is
+    ``factor``. The other three numbers are assumed to be Llama 3's own, and checked against the factors.
 
     Raises:
-      UserError: if they do not.
+        UserError: if the factors differ from Llama 3's.
     """
     if factors is None:
         kind = get("rope.scaling.type")
@@ -152,5 +154,5 @@ def _rope_scaling(path: Path, get: Any, factors: np.ndarray | None) -> dict[str,
     frequencies = get("rope.freq_base") ** -(np.arange(0, dimension, 2) / dimension)
     blend = np.clip((8192 * frequencies / (2 * np.pi) - 1) / (4 - 1), 0, 1)
     if not np.allclose(1 / ((1 - blend) / scaling["factor"] + blend), factors, rtol=1e-4):
-        raise UserError(f"{path}: tensor {_ROPE_FACTORS} is not Llama 3's rotary scaling; others are not supported.")
+        raise UserError(f"{path}: tensor {_ROPE_FACTORS} is not Llama 3's rotary scaling. Others are not supported.")
     return scaling

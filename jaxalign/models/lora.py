@@ -1,11 +1,11 @@
-"""LoRA: low-rank adapters beside frozen projections, made, merged, saved and loaded.
+"""LoRA: low-rank adapters of frozen projections. They are initialised, merged, saved and loaded here.
 
-The adapters are parameters of their own, so a fine-tuned model is two trees::
+The adapters are separate parameters, so a fine-tuned model is two trees::
 
     model    = dataclasses.replace(base_model, lora=LoraConfig(rank=16))
     adapters = lora.init(model, key)          # trained: {"layers": {"attention": {"q": {"lora_a": …, "lora_b": …}}}}
-    params   = params.union(adapters, base)   # what the model computes with
-    base_model and base                       # the model before training, at no further cost
+    params   = params.union(adapters, base)   # parameters of the fine-tuned model
+    base_model and base                       # the model before training, without a copy
 
 ``loop.make_step(..., fixed=base)`` trains the adapters alone.
 """
@@ -39,60 +39,64 @@ HEADS = "base_model.model.score.weight"
 
 
 def is_adapter(path: tuple[str, ...]) -> bool:
-    """Whether the parameter of this path belongs to an adapter."""
+    """Returns whether the parameter of this path belongs to an adapter."""
     return path[-1] in FACTORS
 
 
 def is_trained(path: tuple[str, ...]) -> bool:
-    """Whether the parameter of this path is trained where adapters are: they are, and a reward model's fresh heads."""
+    """Returns whether LoRA trains the parameter of this path: an adapter, or a reward model's heads."""
     return is_adapter(path) or path[0] == "score"
 
 
-def check(config: LoraConfig) -> None:
-    """Raise unless the adapters can be made.
+def check_lora_config(config: LoraConfig) -> None:
+    """Raises if the adapters cannot be built.
 
     Raises:
-      UserError: for a rank or alpha that is not positive, or targets that match no projection.
+        UserError: for a rank or alpha that is not positive, or targets that match no projection.
     """
     if config.rank < 1 or not 0 < config.alpha < float("inf"):
-        raise UserError(f"lora.rank is {config.rank} and lora.alpha {config.alpha}; both must be positive.")
+        raise UserError(f"lora.rank is {config.rank} and lora.alpha is {config.alpha}. Both must be positive.")
     try:
         named = any(re.search(config.targets, name) for name in LINEAR.values())
     except re.error as error:
-        raise UserError(f"lora.targets {config.targets!r} is no regular expression ({error}); correct it.") from error
+        raise UserError(
+            f"lora.targets {config.targets!r} is not a regular expression ({error}). Correct it."
+        ) from error
     if not named:
         raise UserError(f"lora.targets {config.targets!r} matches none of {', '.join(LINEAR.values())}.")
 
 
-def base(model: Model) -> Model:
-    """The model without its adapters; it computes with the base parameters alone."""
+def base_model(model: Model) -> Model:
+    """Returns the model without its adapters."""
     return dataclasses.replace(model, lora=None)
 
 
-def without(params: Params) -> Params:
-    """The base parameters in a whole tree."""
+def base_params(params: Params) -> Params:
+    """Returns a tree without the adapters in it."""
     return partition(params, is_adapter)[1]
 
 
 def init(model: Model, key: Array, dtype: Any = jnp.float32) -> Params:
-    """Fresh adapters of a model with ``lora``, on its mesh: A ~ U(-1/√in, 1/√in) and B = 0, so that nothing changes.
+    """Returns new adapters of a model with ``lora``, on its mesh.
+
+    A ~ U(-1/√in, 1/√in) and B = 0, so that the model computes the same as before.
 
     Raises:
-      UserError: as ``check``, or if the model has no ``lora``.
+        UserError: as :func:`check_lora_config`, or if the model has no ``lora``.
     """
     if model.lora is None:
-        raise UserError("the model has no lora; give it one: dataclasses.replace(model, lora=LoraConfig(rank=16)).")
-    check(model.lora)
+        raise UserError("The model has no lora. Give it one: dataclasses.replace(model, lora=LoraConfig(rank=16)).")
+    check_lora_config(model.lora)
     places, _ = partition(model.param_shardings(), is_adapter)
-    return jax.jit(lambda key: partition(model.draw(key, dtype), is_adapter)[0], out_shardings=places)(key)
+    return jax.jit(lambda key: partition(model.init_in_jit(key, dtype), is_adapter)[0], out_shardings=places)(key)
 
 
 def merge(model: Model, params: Params) -> tuple[Model, Params]:
-    """The plain model that computes the same: every adapted W becomes W + s A B.
+    """Returns the plain model that computes the same: every adapted W becomes W + s A B.
 
     Args:
-      model: with ``lora``.
-      params: adapters and base in one tree (``params.union``). Other leaves are passed on, not copied.
+        model: with ``lora``.
+        params: adapters and base in one tree (``params.union``). Other leaves are returned as they are, not copied.
     """
     assert model.lora is not None
     scale = model.lora.scale
@@ -100,34 +104,34 @@ def merge(model: Model, params: Params) -> tuple[Model, Params]:
     @jax.jit
     def fold(kernel: Array, a: Array, b: Array) -> Array:
         wide = jnp.promote_types(kernel.dtype, jnp.float32)
-        # Done once and kept: not in the reduced precision that accelerators take for float32 products by default.
+        # The result is stored, so accelerators must not use their reduced default precision for float32 products.
         product = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST, preferred_element_type=wide)
         return (kernel + scale * product).astype(kernel.dtype)
 
-    def walk(tree: Params) -> Params:
+    def merge_tree(tree: Params) -> Params:
         if not isinstance(tree, dict):
             return tree
-        kept = {name: walk(value) for name, value in tree.items() if name not in FACTORS}
+        merged = {name: merge_tree(value) for name, value in tree.items() if name not in FACTORS}
         if "lora_a" in tree:
-            kept["kernel"] = fold(tree["kernel"], tree["lora_a"], tree["lora_b"])
-        return kept
+            merged["kernel"] = fold(tree["kernel"], tree["lora_a"], tree["lora_b"])
+        return merged
 
-    return base(model), walk(params)
+    return base_model(model), merge_tree(params)
 
 
 def save(directory: str | Path, model: Model, adapters: Params, base_path: str = "") -> None:
-    """Write adapters as PEFT keeps them (adapter_config.json, adapter_model.safetensors), for it or ``load`` to read.
+    """Writes adapters in PEFT's layout (adapter_config.json, adapter_model.safetensors), for PEFT or :func:`load`.
 
-    A reward model's heads are written beside them, as PEFT's ``modules_to_save``.
+    A reward model's heads are written to the same file, as PEFT's ``modules_to_save``.
 
     Args:
-      directory: made if it is not there.
-      model: with ``lora``.
-      adapters: what was trained.
-      base_path: the base model's name, to note beside them.
+        directory: created if it does not exist.
+        model: with ``lora``.
+        adapters: the trained parameters.
+        base_path: the base model's name, recorded in adapter_config.json.
 
     Raises:
-      UserError: if the directory cannot be written.
+        UserError: if the directory cannot be written.
     """
     assert model.lora is not None
     directory = Path(directory).expanduser()
@@ -152,28 +156,35 @@ def save(directory: str | Path, model: Model, adapters: Params, base_path: str =
         value = adapters
         for part in path:
             value = value[part]
-        tensors[name] = np.ascontiguousarray(np.asarray(value[layer]).T)  # PyTorch keeps [out, in]
+        tensors[name] = np.ascontiguousarray(np.asarray(value[layer]).T)  # PyTorch stores [out, in]
     write_whole(directory / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     write_whole(directory / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
-    """Adapters that ``save`` or PEFT wrote, for the given base model: (model with ``lora``, adapters on its mesh).
+    """Loads adapters that :func:`save` or PEFT wrote.
 
-    Adapters of a reward model bring its heads, and make one of a language model: leave that one's head out when joining
-    the two (``params.union(adapters, trunk)``).
+    Adapters of a reward model contain its heads, and turn a language model into a reward model. Omit the language
+    model's head when joining the two (``params.union(adapters, trunk)``).
+
+    Args:
+        directory: with adapter_config.json and adapter_model.safetensors.
+        model: the base model.
+
+    Returns:
+        (the model with ``lora``, the adapters on its mesh).
 
     Raises:
-      UserError: for files that are missing, broken, or of another model or kind of adapter.
+        UserError: for files that are missing, broken, or of another model or kind of adapter.
     """
     directory = Path(directory).expanduser()
     try:
         fields = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         tensors = safetensors.numpy.load_file(directory / WEIGHTS)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{directory}: holds no readable {CONFIG} and {WEIGHTS} ({error}).") from error
+        raise UserError(f"{directory}: {CONFIG} and {WEIGHTS} cannot be read ({error}). Check the path.") from error
     lora = _from_peft(directory / CONFIG, fields)
-    check(lora)
+    check_lora_config(lora)
     if HEADS in tensors:
         config = dataclasses.replace(model.config, num_scores=len(tensors[HEADS]))
         model = dataclasses.replace(model, config=config)
@@ -183,7 +194,9 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
     names = _tensor_names(model)
     heads = {HEADS} if model.config.num_scores else set()
     if missing := sorted({*names.values(), *heads} ^ set(tensors)):
-        raise UserError(f"{directory / WEIGHTS}: tensor {missing[0]} is in only one of the file and the model.")
+        raise UserError(
+            f"{directory / WEIGHTS}: tensor {missing[0]} is in only one of the file and the model. Use the base model it was trained with."
+        )
 
     def read(path: Any, shape: jax.ShapeDtypeStruct, place: Any) -> jax.Array:
         keys = tuple(entry.key for entry in path)
@@ -192,13 +205,15 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
             return jax.make_array_from_callback(kernel.shape, place, lambda index: kernel[index])
         stack = np.stack([tensors[names[keys, layer]].T for layer in range(shape.shape[0])]).astype(np.float32)
         if stack.shape != shape.shape:
-            raise UserError(f"{directory / WEIGHTS}: {'.'.join(keys)} is {stack.shape}, the model's {shape.shape}.")
+            raise UserError(
+                f"{directory / WEIGHTS}: {'.'.join(keys)} has shape {stack.shape}, the model's {shape.shape}."
+            )
         return jax.make_array_from_callback(stack.shape, place, lambda index: stack[index])
 
     return model, jax.tree_util.tree_map_with_path(read, shapes, places)
 
 
-# What PEFT can do beside plain LoRA, and the value of each field that leaves it out.
+# Fields of PEFT's variants of LoRA, each with the values that mean plain LoRA.
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "use_dora": (None, False),
@@ -208,17 +223,17 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "layers_to_transform": (None, []),
     "rank_pattern": (None, {}),
     "alpha_pattern": (None, {}),
-    "init_lora_weights": (None, True, False, "gaussian"),  # others change the base as well
+    "init_lora_weights": (None, True, False, "gaussian"),  # other values change the base too
 }
 
 
 def _from_peft(file: Path, fields: Any) -> LoraConfig:
-    """The adapters that an adapter_config.json describes."""
+    """Returns the configuration that an adapter_config.json describes."""
     if not isinstance(fields, dict):
-        raise UserError(f"{file}: holds a {type(fields).__name__}, not an object with fields.")
+        raise UserError(f"{file}: contains a {type(fields).__name__}, not an object with fields.")
     for name, plain in _PLAIN.items():
         if fields.get(name) not in plain:
-            raise UserError(f"{file}: {name} is {fields.get(name)!r}; only plain LoRA is supported.")
+            raise UserError(f"{file}: {name} is {fields.get(name)!r}. Only plain LoRA is supported.")
     modules, rank, alpha = (fields.get(name) for name in ("target_modules", "r", "lora_alpha"))
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise UserError(f"{file}: target_modules must be a list of names, not {modules!r}.")
@@ -229,18 +244,18 @@ def _from_peft(file: Path, fields: Any) -> LoraConfig:
 
 
 def _targets(model: Model) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Our path and Hugging Face's name of each adapted projection."""
+    """Yields the path and Hugging Face's name of each adapted projection."""
     assert model.lora is not None
-    for ours, theirs in LINEAR.items():
-        if re.search(model.lora.targets, theirs):
-            yield ("layers", *ours.split(".")), theirs
+    for name, hf_name in LINEAR.items():
+        if re.search(model.lora.targets, hf_name):
+            yield ("layers", *name.split(".")), hf_name
 
 
 def _tensor_names(model: Model) -> dict[tuple[tuple[str, ...], int], str]:
-    """(path of an adapter's stacked matrix, layer) → the tensor's name in PEFT's file."""
+    """Maps (path of an adapter's stacked matrix, layer) to the tensor's name in PEFT's file."""
     return {
-        ((*path, ours), layer): f"base_model.model.model.layers.{layer}.{name}.{theirs}.weight"
+        ((*path, factor), layer): f"base_model.model.model.layers.{layer}.{name}.{peft_name}.weight"
         for path, name in _targets(model)
-        for ours, theirs in FACTORS.items()
+        for factor, peft_name in FACTORS.items()
         for layer in range(model.config.num_hidden_layers)
     }

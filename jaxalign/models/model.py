@@ -1,4 +1,4 @@
-"""A model as the rest of the package sees it: a static, hashable description with pure functions of its parameters."""
+"""The model of the package: a static, hashable description with pure functions of its parameters."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from jaxalign.models.sharding import MESH_AXES, constrain, make_mesh, param_shar
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A Llama-family decoder; parameters live outside, as a plain nested dict of arrays.
+    """A Llama-family decoder. Its parameters are a separate nested dict of arrays.
 
     Attributes:
-      config: the architecture.
-      mesh: the devices; one device is the mesh (1, 1, 1).
-      dtype: what matmuls compute in. Parameters stay as they are and are cast where used.
-      remat: ``none`` keeps every activation for the backward pass, ``dots`` the outputs of the projections,
-        ``full`` only the layers' inputs (one more forward pass).
-      lora: adapters beside the projections (see ``jaxalign.models.lora``), or None.
+        config: the architecture.
+        mesh: the devices; one device is the mesh (1, 1, 1).
+        dtype: compute type of matmuls. Parameters keep their type and are cast where used.
+        remat: ``none`` keeps every activation for the backward pass, ``dots`` the outputs of the projections,
+            ``full`` only the layers' inputs (one more forward pass).
+        lora: adapters of the projections (see ``jaxalign.models.lora``), or None.
 
     Raises:
-      UserError: for another ``remat``, or a mesh with other axes than ``make_mesh`` gives.
+        UserError: for another ``remat``, or a mesh whose axes are not those of ``make_mesh``.
     """
 
     config: ModelConfig
@@ -50,44 +50,44 @@ class Model:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         if self.mesh.axis_names != MESH_AXES or any(t != AxisType.Auto for t in self.mesh.axis_types):
             raise UserError(
-                f"mesh: axes {self.mesh.axis_names} of types {self.mesh.axis_types}; make it with jaxalign.make_mesh, "
+                f"The mesh has axes {self.mesh.axis_names} of types {self.mesh.axis_types}. Make it with jaxalign.make_mesh, "
                 f"which names them {MESH_AXES}, all Auto."
             )
         if self.remat not in ("none", *REMAT_POLICIES):
-            raise UserError(f"remat: {self.remat!r} is not one of none, {', '.join(REMAT_POLICIES)}.")
+            raise UserError(f"remat is {self.remat!r}. Give one of none, {', '.join(REMAT_POLICIES)}.")
 
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
-        """Fresh parameters (normal, the configuration's ``initializer_range``), sharded over the mesh."""
-        return jax.jit(lambda key: self.draw(key, dtype), out_shardings=self.param_shardings())(key)
+        """Returns new parameters (normal, std ``config.initializer_range``), sharded over the mesh."""
+        return jax.jit(lambda key: self.init_in_jit(key, dtype), out_shardings=self.param_shardings())(key)
 
-    def draw(self, key: Array, dtype: Any = jnp.float32) -> Params:
-        """The parameters of ``init``, for use under jit: those that are not used are not drawn."""
+    def init_in_jit(self, key: Array, dtype: Any = jnp.float32) -> Params:
+        """Returns the parameters of ``init``, for use under jit, where unused ones are never computed."""
         module = Decoder(self.config, self.dtype, self.mesh, self.lora, rngs=nnx.Rngs(params=key))
         return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.split(module)[1]))
 
     def param_shapes(self) -> Params:
-        """The tree of ``jax.ShapeDtypeStruct``s (float32) that ``params`` has to match."""
+        """Returns the tree of ``jax.ShapeDtypeStruct`` (float32) that ``params`` has to match."""
         return _abstract(self.config, self.dtype, self.mesh, self.lora)[1]
 
     def param_shardings(self) -> Params:
-        """The ``NamedSharding`` of each parameter."""
+        """Returns the ``NamedSharding`` of each parameter."""
         return param_shardings(self.config, self.mesh, self.param_shapes())
 
     def head(self, params: Params) -> Float[Array, "D V"]:
-        """The matrix that turns a state into logits, in the compute dtype; split over its vocabulary only."""
+        """Returns the matrix from states to logits, in the compute dtype, sharded over the vocabulary only."""
         matrix, vocab_axis = self._head(params)
         return matrix if vocab_axis else matrix.T
 
     def _head(self, params: Params) -> tuple[Array, int]:
-        """The head as it lies in memory, and which of its axes is the vocabulary: a tied one is the embedding."""
+        """Returns the head as stored, and its vocabulary axis; a tied head is the embedding [V, D]."""
         if self.config.num_scores:
-            raise UserError("a reward model gives scores and has no language-model head; give a language model.")
+            raise UserError("A reward model has no language-model head. Give a language model.")
         if self.config.tie_word_embeddings:
             return constrain(params["embed"]["embedding"].astype(self.dtype), self.mesh, "vocab", None), 0
         return constrain(params["head"]["kernel"].astype(self.dtype), self.mesh, None, "vocab"), 1
 
     def encode(self, params: Params, rows: Rows) -> Float[Array, "R T D"]:
-        """Final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""
+        """Returns the final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""
         seen = visible(rows.branch, rows.position, rows.example, self.config.sliding_window)
 
         def attend(_: None, q: Array, k: Array, v: Array) -> tuple[Array, None]:
@@ -96,35 +96,35 @@ class Model:
         return self.apply(params, rows.tokens, rows.position, attend)[0]
 
     def predictors(self, params: Params, rows: Rows) -> Float[Array, "R S D"]:
-        """The states that predict each target slot's token, for ``token_statistics`` and ``values`` of one pass."""
+        """Returns the state that predicts each target slot's token, for ``token_statistics`` and ``values``."""
         return gather_columns(self.encode(params, rows), rows.source)
 
     def token_logps(self, params: Params, rows: Rows) -> Float[Array, "R S"]:
-        """Log-probability of each target slot's token, in nats, 0 where it does not count. Makes no [R, T, V]."""
+        """Returns each target slot's log-probability in nats, 0 where masked, without an array [R, T, V]."""
         head, vocab_axis = self._head(params)
         logps = fused_token_logps(self.predictors(params, rows), head, rows.target, vocab_axis=vocab_axis)
         return jnp.where(rows.mask, logps, 0)
 
     def token_statistics(self, params: Params, states: Float[Array, "R S D"], rows: Rows) -> TokenStatistics:
-        """Log-probability and entropy of each target slot's token from its predictor, 0 where it does not count."""
+        """Returns each target slot's log-probability and entropy in nats from its predictor, 0 where masked."""
         head, vocab_axis = self._head(params)
-        found = fused_token_statistics(states, head, rows.target, vocab_axis=vocab_axis)
-        return TokenStatistics(*(jnp.where(rows.mask, each, 0) for each in found))
+        statistics = fused_token_statistics(states, head, rows.target, vocab_axis=vocab_axis)
+        return TokenStatistics(*(jnp.where(rows.mask, value, 0) for value in statistics))
 
     def values(self, params: Params, states: Float[Array, "*B D"]) -> Float[Array, "*B"]:
-        """A value head on states: what the text will still earn, in float32 or wider.
+        """Returns the value head's estimate of the return from each state, in float32 or wider.
 
-        ``params["score"]["kernel"]`` [D, 1] is the head: of a model of one score, or all there is of a head that sits
-        on another model's states.
+        ``params["score"]["kernel"]`` [D, 1] is the head. It belongs to a model with one score, or is a separate head on
+        another model's states.
         """
         wide = jnp.promote_types(self.dtype, jnp.float32)
         kernel = params["score"]["kernel"].astype(self.dtype)
         return jnp.matmul(states, kernel, preferred_element_type=wide)[..., 0]
 
     def scores(self, params: Params, rows: Rows) -> Float[Array, "R E K M"]:
-        """A reward model's M scores of each completion, from the state of its last token; 0 in unused slots.
+        """Returns a reward model's M scores of each completion, in float32 or wider; 0 in unused slots.
 
-        In float32 or wider.
+        They are computed from the state of the completion's last token.
         """
         hidden = self.encode(params, rows)
         states = gather_columns(hidden, rows.last.reshape(rows.last.shape[0], -1))
@@ -136,7 +136,7 @@ class Model:
     def logits(
         self, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
-        """Next-token logits of plain rows; ``mask`` is False on padding, which may stand on either side."""
+        """Returns the next-token logits of plain rows; ``mask`` is False on padding, which may be on either side."""
         mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask, bool)
         empty = jnp.zeros((tokens.shape[0], 0), jnp.int32)
         rows = Rows(
@@ -162,19 +162,19 @@ class Model:
         attend: Attend,
         per_layer: Any = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
-        """The layers around an attention of the caller's (a cache, a kernel); see ``decoder.Attend``."""
+        """Runs the layers around the caller's attention (a cache, a kernel); see ``decoder.Attend``."""
         layers = params["layers"] if isinstance(params["layers"], tuple) else None
-        if layers is not None:  # apart: see for_decoding
+        if layers is not None:  # one tree per layer: see for_decoding
             params = {**params, "layers": layers[0]}
         module = nnx.merge(_abstract(self.config, self.dtype, self.mesh, self.lora)[0], params)
         return module(tokens, position, attend, per_layer, self.remat, layers)
 
     def for_decoding(self, params: Params) -> Params:
-        """The parameters as a loop of one-token steps reads them best, for ``apply`` and ``head``.
+        """Returns the parameters in the form that is fastest for a loop of one-token steps, for ``apply`` and ``head``.
 
-        What matmuls would cast at every step is cast once. On CPUs each layer's parameters are a tree of their own, at
-        the price of a second copy of them: XLA's CPU compiler copies a scanned layer's weights out of their stack
-        before it uses them, which takes longer than using them for a few rows.
+        Parameters are cast to the compute type once, not at every step. On CPUs each layer gets its own tree, which is
+        a second copy of the parameters. XLA's CPU compiler copies a scanned layer's weights out of their stack before
+        it uses them, and for a few rows that copy takes longer than the products.
         """
 
         def cast(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -188,13 +188,13 @@ class Model:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _unstack(stacked: Any, count: int) -> tuple[Any, ...]:
-    """A tree with a leading axis as that many trees without it."""
+    """Splits a tree along its leading axis into that many trees."""
     return tuple(jax.tree.map(lambda leaf: leaf[i], stacked) for i in range(count))  # noqa: B023
 
 
 @functools.lru_cache(maxsize=32)
 def _abstract(config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None) -> tuple[Any, Params]:
-    """The module's static structure and the shapes of its parameters, built without allocating any."""
+    """Returns the module's static structure and the shapes of its parameters, without allocating any."""
     module = nnx.eval_shape(lambda: Decoder(config, dtype, mesh, lora, rngs=nnx.Rngs(params=0)))
     graphdef, state = nnx.split(module)
     return graphdef, nnx.to_pure_dict(state)

@@ -1,4 +1,4 @@
-"""What Hugging Face calls the modules of a decoder."""
+"""Hugging Face's names for the modules of a decoder."""
 
 # Our module → Hugging Face's; those under `layers` repeat as model.layers.0, model.layers.1, ...
 MODULES = {
@@ -16,4 +16,4 @@ MODULES = {
     "head": "lm_head",
     "score": "score",
 }
-LINEAR = {name.removeprefix("layers."): theirs for name, theirs in MODULES.items() if theirs.endswith("_proj")}
+LINEAR = {name.removeprefix("layers."): hf_name for name, hf_name in MODULES.items() if hf_name.endswith("_proj")}

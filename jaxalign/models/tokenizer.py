@@ -1,4 +1,4 @@
-"""Tokenizers for the same kinds of path as models; from a GGUF file they are rebuilt without PyTorch."""
+"""Tokenizers from the same kinds of path as models; those of GGUF files are rebuilt without PyTorch."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# How text is cut before the merges, by the name in tokenizer.ggml.pre; None is GPT-2's rule, which `tokenizers` has
-# built in. `smollm` is read as `transformers` reads it; SmolLM2's own tokenizer.json also sets every digit apart, which
+# The split of text before the merges, by the name in tokenizer.ggml.pre. None is GPT-2's rule, which `tokenizers` has
+# built in. `smollm` is read as in `transformers`. SmolLM2's own tokenizer.json also splits off every digit, which
 # differs only in white space before a digit.
 _SPLITS = {"default": None, "gpt-2": None, "smollm": None, "tekken": _TEKKEN}
 _SPLITS |= dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), _LLAMA3)
@@ -37,13 +37,13 @@ _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad
 
 
 def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerFast:
-    """A ``transformers`` tokenizer, with its special tokens and chat template.
+    """Loads a ``transformers`` tokenizer, with its special tokens and chat template.
 
     Args:
-      path_or_hub_id: a Hugging Face directory, a .gguf file, ``package:file``, or a hub id.
+        path_or_hub_id: a Hugging Face directory, a .gguf file, ``package:file``, or a hub id.
 
     Raises:
-      UserError: if there is no tokenizer there, or its kind is not supported.
+        UserError: if the path has no tokenizer, or its kind is not supported.
     """
     place = resolve(path_or_hub_id, weights=False)
     if place.is_file():
@@ -59,10 +59,10 @@ def load_tokenizer(path_or_hub_id: str | Path) -> PreTrainedTokenizerFast:
 
 
 def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer that a GGUF file's metadata describes.
+    """Builds the tokenizer that a GGUF file's metadata describes.
 
     Raises:
-      UserError: for a kind of tokenizer that is not supported.
+        UserError: for a kind of tokenizer that is not supported.
     """
     _quiet_transformers()
     from transformers import PreTrainedTokenizerFast
@@ -79,7 +79,7 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         case "llama":
             backend = _sentencepiece(tokens, get("merges"), get("scores"), get("add_space_prefix", True))
         case kind:
-            raise UserError(f"{path}: tokenizer.ggml.model {kind!r} is not supported; the supported are gpt2, llama.")
+            raise UserError(f"{path}: tokenizer.ggml.model {kind!r} is not supported. Supported are gpt2 and llama.")
     types = get("token_type", [])
     backend.add_special_tokens(_added(tokens, types, _CONTROL, special=True))
     backend.add_tokens(_added(tokens, types, _USER_DEFINED, special=False))
@@ -94,11 +94,11 @@ def gguf_tokenizer(path: Path) -> PreTrainedTokenizerFast:
 
 
 def _byte_level(path: Path, tokens: Sequence[str], merges: Sequence[str], pre: str) -> Tokenizer:
-    """Byte-level BPE, the tokenizer of GPT-2, Llama 3 and SmolLM2."""
+    """Builds a byte-level BPE, the tokenizer of GPT-2, Llama 3 and SmolLM2."""
     if pre not in _SPLITS:
-        raise UserError(f"{path}: tokenizer.ggml.pre {pre!r} is not supported; the supported are {', '.join(_SPLITS)}.")
+        raise UserError(f"{path}: tokenizer.ggml.pre {pre!r} is not supported. Supported are {', '.join(_SPLITS)}.")
     split = _SPLITS[pre]
-    # These vocabularies come from tiktoken, where a word that is in the vocabulary is taken whole.
+    # These vocabularies come from tiktoken, which takes a word of the vocabulary whole, without merges.
     backend = Tokenizer(BPE(_vocabulary(tokens), _pairs(merges), ignore_merges=split is not None))
     if split is None:
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -113,7 +113,7 @@ def _byte_level(path: Path, tokens: Sequence[str], merges: Sequence[str], pre: s
 def _sentencepiece(
     tokens: Sequence[str], merges: Sequence[str] | None, scores: Sequence[float], prefix_space: bool
 ) -> Tokenizer:
-    """SentencePiece's BPE with bytes for unknown characters, the tokenizer of Llama 2 and Mistral."""
+    """Builds SentencePiece's BPE with bytes for unknown characters, the tokenizer of Llama 2 and Mistral."""
     pairs = _merges(tokens, scores) if merges is None else _pairs(merges)
     backend = Tokenizer(BPE(_vocabulary(tokens), pairs, fuse_unk=True, byte_fallback=True))
     scheme = "first" if prefix_space else "never"
@@ -124,20 +124,20 @@ def _sentencepiece(
 
 
 def _pairs(merges: Sequence[str]) -> list[tuple[str, str]]:
-    """``"a b"`` → ``("a", "b")``."""
+    """Splits each ``"a b"`` into ``("a", "b")``."""
     return [(left, right) for left, right in (merge.split(" ") for merge in merges)]
 
 
 def _merges(tokens: Sequence[str], scores: Sequence[float]) -> list[tuple[str, str]]:
-    """The merges that a vocabulary implies: each way to make a token of two others, best score first."""
+    """Returns the merges that a vocabulary implies: all pairs that form a token, best score first."""
     ids = _vocabulary(tokens)
-    found = []
+    merges = []
     for token, score in zip(tokens, scores, strict=True):
         splits = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
         known = [pair for pair in splits if pair[0] in ids and pair[1] in ids]
-        found += [(score, pair) for pair in sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
-    found.sort(key=lambda merge: (merge[0], len(merge[1][0]), len(merge[1][1])), reverse=True)
-    return [pair for _, pair in found]
+        merges += [(score, pair) for pair in sorted(known, key=lambda pair: (ids[pair[0]], ids[pair[1]]))]
+    merges.sort(key=lambda merge: (merge[0], len(merge[1][0]), len(merge[1][1])), reverse=True)
+    return [pair for _, pair in merges]
 
 
 def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
@@ -145,11 +145,11 @@ def _vocabulary(tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _added(tokens: Sequence[str], types: Sequence[int], kind: int, *, special: bool) -> list[AddedToken]:
-    """The tokens of one type, which text is searched for before it is cut."""
-    chosen = [token for token, its_type in zip(tokens, types, strict=False) if its_type == kind]
-    return [AddedToken(token, normalized=False, special=special) for token in chosen]
+    """Returns the tokens of one type, which are matched before the text is split."""
+    matching = [token for token, token_type in zip(tokens, types, strict=False) if token_type == kind]
+    return [AddedToken(token, normalized=False, special=special) for token in matching]
 
 
 def _quiet_transformers() -> None:
-    """Without PyTorch, importing ``transformers`` advises to install it; only its tokenizers are wanted here."""
+    """Silences the advice of ``transformers`` to install PyTorch; only its tokenizers are used here."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

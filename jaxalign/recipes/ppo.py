@@ -173,8 +173,8 @@ def make_value_model(run: Run, policy: Trainable) -> tuple[Model | None, Trainab
     if policy.fixed is None:
         trunk = jax.tree.map(jnp.copy, policy.trained)
     else:
-        trunk = lora.without(union(policy.trained, policy.fixed))
-    model, params = from_language_model(lora.base(policy.model), trunk, stream(seed, "value model"))
+        trunk = lora.base_params(union(policy.trained, policy.fixed))
+    model, params = from_language_model(lora.base_model(policy.model), trunk, stream(seed, "value model"))
     params = {**params, "score": jax.tree.map(jnp.zeros_like, params["score"])}
     if policy.fixed is None:
         return model, Trainable(model, params, None)

@@ -111,7 +111,7 @@ def open_run(
     directory = None if config.output is None else Path(config.output).expanduser()
     settings = plain_settings(config)
     if config.lora.config is not None:
-        lora.check(config.lora.config)
+        lora.check_lora_config(config.lora.config)
     check_installed(config.log)
     if directory is not None:
         check_writable(directory)

@@ -40,14 +40,14 @@ class State(NamedTuple):
     """Where N = B·K completions of B prompts stand, those of a prompt next to each other.
 
     Attributes:
-      token: the last token drawn.
-      alive: whether the completion goes on.
-      keys: random key of each completion.
-      start: position of its first token.
-      t: tokens drawn so far.
-      own: cache of the completions, without the last token.
-      prompt: cache of the prompts, which their completions share.
-      prompt_mask: True on prompt tokens.
+        token: the last token drawn.
+        alive: whether the completion goes on.
+        keys: random key of each completion.
+        start: position of its first token.
+        t: tokens drawn so far.
+        own: cache of the completions, without the last token.
+        prompt: cache of the prompts, which their completions share.
+        prompt_mask: True on prompt tokens.
     """
 
     token: Int[Array, " N"]

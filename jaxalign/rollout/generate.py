@@ -29,9 +29,9 @@ class Rollout(NamedTuple):
     """Sampled completions, K for each of B prompts, the completions of a prompt next to each other.
 
     Attributes:
-      tokens: sampled ids, 0 after the end.
-      mask: True up to and including the end-of-sequence token, or the token that completes a stop string.
-      logps: log-probability of each token under the untempered, unfiltered policy, in nats; 0 after the end.
+        tokens: sampled ids, 0 after the end.
+        mask: True up to and including the end-of-sequence token, or the token that completes a stop string.
+        logps: log-probability of each token under the untempered, unfiltered policy, in nats; 0 after the end.
     """
 
     tokens: Int[Arrays, "BK C"]
@@ -69,26 +69,26 @@ def generate(
     rollout does not depend on which prompts share its batch.
 
     Args:
-      model: the policy.
-      params: its parameters.
-      prompts: prompt ids, padded on either side.
-      prompt_mask: True on prompt tokens; at least one a row.
-      max_new_tokens: C, the longest completion in tokens.
-      key: random key.
-      temperature: divides the logits; 0 takes the most likely token.
-      top_k: sample among the k most likely tokens only; 0 for all.
-      top_p: sample among the most likely tokens that together reach this probability; 1 for all.
-      min_p: sample among the tokens at least this fraction as likely as the most likely one; 0 for all.
-      eos_id: the id, or ids, that end a completion; None for no end before C.
-      stop: ends completions by their text, see ``jaxalign.rollout.stop_strings``.
-      num_completions: K.
-      example_ids: the number of each prompt in the random keys; its row by default.
+        model: the policy.
+        params: its parameters.
+        prompts: prompt ids, padded on either side.
+        prompt_mask: True on prompt tokens; at least one a row.
+        max_new_tokens: C, the longest completion in tokens.
+        key: random key.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: sample among the k most likely tokens only; 0 for all.
+        top_p: sample among the most likely tokens that together reach this probability; 1 for all.
+        min_p: sample among the tokens at least this fraction as likely as the most likely one; 0 for all.
+        eos_id: the id, or ids, that end a completion; None for no end before C.
+        stop: ends completions by their text, see ``jaxalign.rollout.stop_strings``.
+        num_completions: K.
+        example_ids: the number of each prompt in the random keys; its row by default.
 
     Returns:
-      ``Rollout`` with ``tokens``, ``mask``, ``logps`` [B·K, C]. Stops computing when all completions have ended.
+        ``Rollout`` with ``tokens``, ``mask``, ``logps`` [B·K, C]. Stops computing when all completions have ended.
 
     Raises:
-      UserError: for a setting out of its range, or a prompt without a token.
+        UserError: for a setting out of its range, or a prompt without a token.
     """
     progress = stream(
         model,
@@ -125,10 +125,10 @@ def stream(
     """``generate``, seen while it happens: after the first token and after every ``segment`` more.
 
     Args:
-      segment: tokens between two looks, at most 32; the tokens themselves do not depend on it.
+        segment: tokens between two looks, at most 32; the tokens themselves do not depend on it.
 
     Yields:
-      ``Progress``; the last one is what ``generate`` returns.
+        ``Progress``; the last one is what ``generate`` returns.
     """
     prompts, prompt_mask = jnp.asarray(prompts), np.asarray(prompt_mask, bool)
     ids = jnp.arange(len(prompts)) if example_ids is None else jnp.asarray(example_ids)
@@ -208,9 +208,9 @@ def _let_go(
     Halving keeps the programs few. Rows that fill up a prompt's share are ended ones.
 
     Args:
-      state: of the rows computed now, K of each prompt.
-      rows: the number of each in the rollout.
-      alive: which go on.
+        state: of the rows computed now, K of each prompt.
+        rows: the number of each in the rollout.
+        alive: which go on.
     """
     prompts = state.prompt_mask.shape[0]
     grid = alive.reshape(prompts, -1)

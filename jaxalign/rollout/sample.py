@@ -17,13 +17,13 @@ class Sampling:
     """How tokens are drawn; static, a program is compiled for each.
 
     Attributes:
-      temperature: divides the logits; 0 takes the most likely token.
-      top_k: sample among the k most likely tokens only; 0 for all.
-      top_p: sample among the most likely tokens that together reach this probability; 1 for all.
-      min_p: sample among the tokens at least this fraction as likely as the most likely one; 0 for all.
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: sample among the k most likely tokens only; 0 for all.
+        top_p: sample among the most likely tokens that together reach this probability; 1 for all.
+        min_p: sample among the tokens at least this fraction as likely as the most likely one; 0 for all.
 
     Raises:
-      UserError: for a value out of its range.
+        UserError: for a value out of its range.
     """
 
     temperature: float = 1.0

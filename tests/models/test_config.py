@@ -86,9 +86,9 @@ def test_transformers_reads_the_same(fields):
     from transformers import AutoConfig
 
     written = to_hf_config(from_hf_config(fields))
-    theirs = AutoConfig.for_model(**written)
-    assert from_hf_config(theirs.to_dict()) == from_hf_config(fields)
-    assert theirs.rope_parameters["rope_theta"] == from_hf_config(fields).rope_theta
+    hf_config = AutoConfig.for_model(**written)
+    assert from_hf_config(hf_config.to_dict()) == from_hf_config(fields)
+    assert hf_config.rope_parameters["rope_theta"] == from_hf_config(fields).rope_theta
 
 
 def test_hashable():
@@ -125,7 +125,7 @@ def test_hashable():
         ({"rms_norm_eps": "small"}, "rms_norm_eps must be a number, not 'small'"),
     ],
 )
-def test_bad_fields_are_named(change, said):
+def test_bad_fields_are_named(change, words):
     with pytest.raises(UserError, match=r"^somewhere/config\.json: ") as caught:
         from_hf_config(LLAMA_31 | change, where="somewhere/config.json")
-    assert said in str(caught.value)
+    assert words in str(caught.value)

@@ -47,9 +47,9 @@ def test_fresh_adapters_change_nothing(base, tiny_config):
     params = union(lora.init(model, jax.random.key(1)), base[1])
     plain = base[0].logits(base[1], tokens(tiny_config))
     np.testing.assert_array_equal(model.logits(params, tokens(tiny_config)), plain)
-    again = lora.base(model)
+    again = lora.base_model(model)
     assert again == base[0]
-    jax.tree.map(np.testing.assert_array_equal, lora.without(params), base[1])
+    jax.tree.map(np.testing.assert_array_equal, lora.base_params(params), base[1])
 
 
 def test_a_is_drawn_as_documented(base):
@@ -171,17 +171,17 @@ def test_saved_and_loaded_again(base, tmp_path, targets):
     assert fields["base_model_name_or_path"] == "some/model"
 
 
-def test_mistakes_are_told_in_a_sentence(base, tmp_path):
+def test_mistakes_are_reported_in_one_line(base, tmp_path):
     for config, words in (
         (LoraConfig(rank=0), "lora.rank is 0"),
         (LoraConfig(targets="nothing"), "matches none of self_attn.q_proj"),
-        (LoraConfig(targets="("), "is no regular expression"),
+        (LoraConfig(targets="("), "is not a regular expression"),
     ):
         with pytest.raises(UserError, match=words.replace("(", r"\(")):
             lora.init(dataclasses.replace(base[0], lora=config), jax.random.key(0))
-    with pytest.raises(UserError, match="the model has no lora"):
+    with pytest.raises(UserError, match="The model has no lora"):
         lora.init(base[0], jax.random.key(0))
-    with pytest.raises(UserError, match=r"holds no readable adapter_config\.json"):
+    with pytest.raises(UserError, match=r"adapter_config\.json and adapter_model\.safetensors cannot be read"):
         lora.load(tmp_path, base[0])
     model, adapters = adapted(base)
     lora.save(tmp_path, model, adapters)

@@ -170,8 +170,8 @@ def test_special_tokens(byte_level):
 def test_chat_template(byte_level):
     chat = [{"role": "user", "content": "hi"}]
     _, tokenizer = byte_level
-    said = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert said == "<|start|>user\nhi<|end|>\n<|start|>assistant\n"
+    prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert prompt == "<|start|>user\nhi<|end|>\n<|start|>assistant\n"
 
 
 def test_beginning_and_end_follow_the_flags(byte_level, sentencepiece, tmp_path):

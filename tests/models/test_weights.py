@@ -184,14 +184,14 @@ def test_generation_config_names_the_end_tokens(saved):
         ),
         (
             lambda t: t.update({"model.layers.0.self_attn.q_norm.weight": np.ones(8, "f4")}),
-            "tensor model.layers.0.self_attn.q_norm.weight is none of a llama model's",
+            "tensor model.layers.0.self_attn.q_norm.weight does not belong to a llama model",
         ),
         (lambda t: t.update({"model.norm.weight": np.ones(32, "i1")}), "tensor model.norm.weight is I8"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(saved, change, said):
+def test_tensors_that_do_not_fit_are_named(saved, change, words):
     edit(saved, change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=words):
         jaxalign.load_model(saved)
 
 
@@ -202,13 +202,13 @@ def test_broken_directories(saved, tmp_path):
     with pytest.raises(UserError, match=r"model\.safetensors: not a complete safetensors file"):
         jaxalign.load_model(saved)
     weights_file.unlink()
-    with pytest.raises(UserError, match=r"there is no model\.safetensors and no model\.safetensors\.index\.json"):
+    with pytest.raises(UserError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json exists"):
         jaxalign.load_model(saved)
     config_file.write_text("{")
     with pytest.raises(UserError, match=r"config\.json: not valid JSON"):
         jaxalign.load_model(saved)
     config_file.write_text("[]")
-    with pytest.raises(UserError, match=r"config\.json: holds a list, not an object"):
+    with pytest.raises(UserError, match=r"config\.json: contains a list, not an object"):
         jaxalign.load_model(saved)
     config_file.unlink()
     with pytest.raises(UserError, match=r"config\.json: cannot read it \(No such file or directory\)"):
@@ -222,7 +222,7 @@ def test_paths_that_lead_nowhere(name, tmp_path, monkeypatch):
         jaxalign.load_model(name)
 
 
-def test_a_file_that_is_no_model(tmp_path):
+def test_a_file_that_is_not_a_model(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match="not a model"):
         jaxalign.load_model(tmp_path / "model.bin")
@@ -379,7 +379,7 @@ def test_bad_gguf_files(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"m\.gguf: model_type 'qwen2' is not supported"):
         jaxalign.load_model(write_gguf(tmp_path / "m.gguf", model, params, arch="qwen2"))
     file = write_gguf(tmp_path / "n.gguf", model, params, lambda w: w.add_tensor("blk.0.oddity", np.ones(2, "f4")))
-    with pytest.raises(UserError, match=r"tensor blk\.0\.oddity is none of a llama model's"):
+    with pytest.raises(UserError, match=r"tensor blk\.0\.oddity does not belong to a llama model"):
         jaxalign.load_model(file)
     content = file.read_bytes()
     for cut in (0, 3, 200, len(content) // 2):

@@ -53,7 +53,7 @@ def test_ours_in_peft(base, tmp_path, targets, rslora):
     lora.save(tmp_path / "adapter", model, adapters, str(directory))
     theirs = peft.PeftModel.from_pretrained(their_base(directory), tmp_path / "adapter")
     ours = np.asarray(model.logits(union(adapters, params), TOKENS))
-    plain = np.asarray(lora.base(model).logits(params, TOKENS))
+    plain = np.asarray(lora.base_model(model).logits(params, TOKENS))
     assert np.abs(ours - plain).max() > 0.1, "the adapters do something"
     np.testing.assert_allclose(their_logits(theirs), ours, atol=2e-5)
 
