@@ -77,7 +77,8 @@ class GGUFCheckpoint:
         except NotImplementedError as error:
             kind = tensor.tensor_type.name
             raise UserError(
-                f"{self.path}: tensor {name} is quantised as {kind}, which is not supported. Convert the file to another type."
+                f"{self.path}: tensor {name} is quantised as {kind}, which is not supported. "
+                "Convert the file to another type."
             ) from error
         if "q_proj" in name:
             values = _halves(values, self.config.num_attention_heads)

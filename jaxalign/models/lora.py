@@ -195,7 +195,8 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
     heads = {HEADS} if model.config.num_scores else set()
     if missing := sorted({*names.values(), *heads} ^ set(tensors)):
         raise UserError(
-            f"{directory / WEIGHTS}: tensor {missing[0]} is in only one of the file and the model. Use the base model it was trained with."
+            f"{directory / WEIGHTS}: tensor {missing[0]} is in only one of the file and the model. "
+            "Use the base model it was trained with."
         )
 
     def read(path: Any, shape: jax.ShapeDtypeStruct, place: Any) -> jax.Array:

@@ -50,8 +50,8 @@ class Model:
         object.__setattr__(self, "dtype", jnp.dtype(self.dtype))
         if self.mesh.axis_names != MESH_AXES or any(t != AxisType.Auto for t in self.mesh.axis_types):
             raise UserError(
-                f"The mesh has axes {self.mesh.axis_names} of types {self.mesh.axis_types}. Make it with jaxalign.make_mesh, "
-                f"which names them {MESH_AXES}, all Auto."
+                f"The mesh has axes {self.mesh.axis_names} of types {self.mesh.axis_types}. "
+                f"Make it with jaxalign.make_mesh, which names them {MESH_AXES}, all Auto."
             )
         if self.remat not in ("none", *REMAT_POLICIES):
             raise UserError(f"remat is {self.remat!r}. Give one of none, {', '.join(REMAT_POLICIES)}.")

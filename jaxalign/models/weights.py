@@ -226,7 +226,8 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
         if is_new:
             shutil.rmtree(directory, ignore_errors=True)
         raise UserError(
-            f"{directory}: the model cannot be written ({getattr(error, 'strerror', None) or error}). Choose another place."
+            f"{directory}: the model cannot be written ({getattr(error, 'strerror', None) or error}). "
+            "Choose another place."
         ) from error
 
 

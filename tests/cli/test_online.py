@@ -127,7 +127,9 @@ def test_mistakes(online, error_of, tmp_path, tiny_model):
     assert "Nothing is rewarded" in error_of(online(run, "ppo", **{"reward.functions": None}))
     assert "is no reward model" in error_of(online(run, "ppo", **{"reward.path": tiny_model}))
     assert "Set lora.rank" in error_of(online(run, "ppo", **{"reward.adapter": tmp_path}))
-    assert "holds no readable" in error_of(online(run, "ppo", **{"reward.adapter": tmp_path, "lora.rank": 2}))
+    assert "adapter_model.safetensors cannot be read" in error_of(
+        online(run, "ppo", **{"reward.adapter": tmp_path, "lora.rank": 2})
+    )
     assert "method.samples is 1" in error_of(online(run, "grpo", **{"method.samples": 1}))
     assert "'no_such' is not number_match" in error_of(online(run, "ppo", **{"reward.functions": '{"no_such": 1.0}'}))
     assert "small steps" in error_of(

@@ -97,12 +97,12 @@ def test_hashable():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported; use one of llama, mistral"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported. Use one of llama, mistral"),
         ({"model_type": None}, "model_type None"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported; the supported one is silu"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "'yarn' is not supported; use one of default, linear"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported. Use a model with silu"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4}}, "'yarn' is not supported. Use one of default, linear"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4}}, "needs a number low_freq_factor"),
         ({"rope_scaling": {"type": "linear", "factor": "4"}}, "needs a number factor, not '4'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),

@@ -189,15 +189,15 @@ def test_mistakes_are_reported_in_one_line(base, tmp_path):
     for change, words in (
         ({"r": None}, "r must be a whole number"),
         ({"target_modules": "all-linear"}, "target_modules must be a list"),
-        ({"use_dora": True}, "use_dora is True; only plain LoRA"),
-        ({"alpha_pattern": {"q_proj": 3}}, "only plain LoRA"),
-        ({"init_lora_weights": "pissa"}, "only plain LoRA"),
+        ({"use_dora": True}, "use_dora is True. Only plain LoRA"),
+        ({"alpha_pattern": {"q_proj": 3}}, "Only plain LoRA"),
+        ({"init_lora_weights": "pissa"}, "Only plain LoRA"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps(good | change))
         with pytest.raises(UserError, match=words):
             lora.load(tmp_path, base[0])
     (tmp_path / "adapter_config.json").write_text("[]")
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="contains a list"):
         lora.load(tmp_path, base[0])
     (tmp_path / "adapter_config.json").write_text(json.dumps(good))
     deeper = Model(dataclasses.replace(base[0].config, num_hidden_layers=3))

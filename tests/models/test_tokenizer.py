@@ -216,7 +216,7 @@ def test_saved_and_loaded_again(byte_level, sentencepiece, tmp_path):
 
 def test_unsupported_kinds(byte_level, tmp_path):
     file = byte_level_file(tmp_path / "a.gguf", "bloom", byte_level[0])
-    with pytest.raises(UserError, match=r"a\.gguf: tokenizer\.ggml\.pre 'bloom' is not supported; the supported are "):
+    with pytest.raises(UserError, match=r"a\.gguf: tokenizer\.ggml\.pre 'bloom' is not supported\. Supported are "):
         load_tokenizer(file)
     file = tiny_gguf.write(tmp_path / "b.gguf", lambda w: tiny_gguf.add_tokenizer(w, "rwkv", ["a"], [NORMAL]))
     with pytest.raises(UserError, match=r"b\.gguf: tokenizer\.ggml\.model 'rwkv' is not supported"):

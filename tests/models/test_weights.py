@@ -1,4 +1,4 @@
-"""Models saved and loaded again, safetensors and GGUF, sharded, and what is said of broken files."""
+"""Models saved and loaded again, safetensors and GGUF, sharded, and the errors for broken files."""
 
 import json
 import sys
@@ -175,7 +175,7 @@ def test_generation_config_names_the_end_tokens(saved):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "tensor model.layers.1.mlp.up_proj.weight is missing"),
         (
@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full)
     for name in ("old", "new"):
-        with pytest.raises(UserError, match=f"{name}: cannot write the model there .No space left on device"):
+        with pytest.raises(UserError, match=f"{name}: the model cannot be written .No space left on device"):
             jaxalign.save_model(tmp_path / name, model, jax.tree.map(jnp.zeros_like, params))
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
     assert_same(jaxalign.load_model(tmp_path / "old")[1], params)
@@ -303,7 +303,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 def test_an_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(UserError, match="cannot write the model there"):
+        with pytest.raises(UserError, match="the model cannot be written"):
             jaxalign.save_model(place, *tiny())
     assert (tmp_path / "file").read_text() == ""
 
