@@ -43,7 +43,7 @@ from jaxalign.losses.reductions import (
     token_mean_weights,
     weighted_sum,
 )
-from jaxalign.losses.reference_free import alpha_po, cpo, orpo, simpo
+from jaxalign.losses.reference_free import alpha_po, cpo, orpo, simper, simpo
 from jaxalign.losses.rewards import bradley_terry, plackett_luce, reward_centering
 from jaxalign.losses.sequence import a_star_po, gmpo, gspo, off_policy_mask, optimal_value, vespo
 from jaxalign.losses.supervised import dft, distill_forward_kl, distill_reverse_kl, generalized_jsd, nll
@@ -106,6 +106,7 @@ __all__ = [
     "sequence_mean_weights",
     "sequence_sum",
     "sequence_sum_weights",
+    "simper",
     "simpo",
     "sppo_hard",
     "sum_logps",

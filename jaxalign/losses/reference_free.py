@@ -1,4 +1,4 @@
-"""Preference losses without a reference model: SimPO, CPO, ORPO, AlphaPO."""
+"""Preference losses without a reference model: SimPO, AlphaPO, SimPER, CPO, ORPO."""
 
 from __future__ import annotations
 
@@ -88,6 +88,32 @@ def alpha_po(
     a_c, a_r = _averages(policy_chosen_avg_logps, policy_rejected_avg_logps)
     margin = (bounded_expm1(-alpha * a_r) - bounded_expm1(-alpha * a_c)) / alpha
     return logistic_link(beta * margin - gamma, label_smoothing=label_smoothing)
+
+
+def simper(policy_chosen_avg_logps: Logps, policy_rejected_avg_logps: Logps) -> Logps:
+    """Computes SimPER, which optimises inverse perplexities and has no hyper-parameters.
+
+        exp(a_r) - exp(a_c)
+
+    Args:
+        policy_chosen_avg_logps: a_c, average log-probability of the chosen completion's tokens, nats per token,
+            ``[...]``.
+        policy_rejected_avg_logps: a_r, the same of the rejected completion.
+
+    Returns:
+        loss per pair, in (-1, 1), ``[...]``.
+
+    Raises:
+        TypeError: if an argument has the wrong type; the message names it.
+        ValueError: if an argument has the wrong shape; the message names it.
+
+    >>> simper(jnp.array([-0.5]), jnp.array([-1.0]))
+    Array([-0.2386...], dtype=float32)
+
+    Source: Xiao et al. 2025, arXiv:2502.00883.
+    """
+    a_c, a_r = _averages(policy_chosen_avg_logps, policy_rejected_avg_logps)
+    return jnp.exp(a_r) - jnp.exp(a_c)
 
 
 def cpo(

@@ -56,6 +56,7 @@ WIRINGS: dict[Loss, Wiring] = {
     losses.aot_unpaired: Wiring(coupled=True),
     losses.simpo: Wiring(average=True, reference=False),
     losses.alpha_po: Wiring(average=True, reference=False),
+    losses.simper: Wiring(average=True, reference=False),
     losses.cpo: Wiring(reference=False, sft=1.0),
     losses.orpo: Wiring(average=True, reference=False, sft=1.0),
 }

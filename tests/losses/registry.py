@@ -115,6 +115,7 @@ CASES = [
     Case(losses.discopop, {"beta": 0.1}, PAIR),
     Case(losses.simpo, {"beta": 2.0, "gamma": 0.5}, AVERAGES),
     Case(losses.alpha_po, {"beta": 2.0, "gamma": 0.5, "alpha": 0.25}, AVERAGES),
+    Case(losses.simper, {}, AVERAGES),
     Case(losses.cpo, {"beta": 0.1}, PAIR[:2]),
     Case(losses.orpo, {}, AVERAGES),
     Case(

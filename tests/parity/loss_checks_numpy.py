@@ -262,6 +262,7 @@ CHECKS = [
     alpha_check(),
     check(losses.bco_pair, bco_pair, "arXiv:2404.04656", " with δ"),
     check(losses.bco, bco, "arXiv:2404.04656"),
+    check(losses.simper, lambda a_c, a_r: np.exp(a_r) - np.exp(a_c), "arXiv:2502.00883"),
     check(losses.orpo, orpo, "arXiv:2403.07691, eqs. 4 and 7"),
     check(losses.plackett_luce, plackett_luce, "all rankings by brute force"),
     check(losses.value_clip, value_clip, "OpenAI baselines, ppo2"),
