@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.judges.bias import logistic
-from jaxalign.judges.pairwise import FIRST, TIE, Verdicts, parse_labels
+from jaxalign.judges.pairwise import FIRST, TIE, VerdictColumn, parse_labels
 from jaxalign.stats import DEFAULT, Bootstrap, Floats, estimate
 
 
@@ -22,7 +22,7 @@ def wins_of_scores(scores: Float[np.ndarray, " N"], baseline: Float[np.ndarray, 
     return (np.sign(np.asarray(scores) - np.asarray(baseline)) + 1) / 2
 
 
-def wins_of_verdicts(winners: Verdicts) -> Float[np.ndarray, " N"]:
+def wins_of_verdicts(winners: VerdictColumn) -> Float[np.ndarray, " N"]:
     """Returns the wins of the first answers by a judge's verdicts on both orders (``judges.combine_orders``).
 
     A verdict that changes with the order is a tie. A failure counts as a tie too, because it favours neither side.

@@ -1,4 +1,4 @@
-"""The trust report: everything this package can measure of a judge, from columns of verdicts."""
+"""The trust report: all measurements of judges, from columns of verdicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jaxalign.errors import UserError
 from jaxalign.judges.audit_warnings import trust_warnings
 from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
-from jaxalign.judges.pairwise import PairwiseReport, Verdict, combine_orders, pairwise_report
+from jaxalign.judges.pairwise import WINS, PairwiseReport, Verdict, combine_orders, pairwise_report
 from jaxalign.judges.raters import (
     Agreement,
     Ceiling,
@@ -20,34 +20,33 @@ from jaxalign.judges.raters import (
     agreement,
     annotator_agreement,
     blind_spots,
+    estimate_mean,
     human_ceiling,
+    rater_agreement,
 )
-from jaxalign.judges.raters import rater_agreement as between_raters
 from jaxalign.judges.reliability import Calibration, calibration
-from jaxalign.stats import DEFAULT, Bootstrap, Interval, estimate, ratio
-
-OUTCOME = {"first": 1.0, "second": 0.0, "tie": 0.5}
+from jaxalign.stats import DEFAULT, Bootstrap, Interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:
-    """One judge's columns, a value per pair; verdicts name the position shown, everything else the responses.
+    """One judge's columns, a value for each pair. Verdicts name the position shown, all other columns the responses.
 
     Args:
-        first_order: the verdict with the responses as they stand, None for a failure.
-        second_order: with the responses exchanged.
-        twice: whether a pair was shown in both orders; None if all were.
-        human: the human label, None where there is none.
-        length_difference: of the first response minus the second, in any unit; None to leave verbosity out.
-        own: which response is of the judge's family ("first", "second", "tie" for both, None for neither).
+        first_order: The verdict with the responses in the given order; None for a failure.
+        second_order: The verdict with the responses exchanged.
+        twice: Whether a pair was shown in both orders; None if all were.
+        human: The human label; None where there is none.
+        length_difference: Length of the first response minus that of the second, in any unit. None omits verbosity.
+        own: Which response is of the judge's family ("first", "second", "tie" for both, None for neither).
         probabilities: P(the first response is better).
-        annotators: labels of single humans, by name.
-        groups: what each pair is about.
-        keys: what identifies each pair, to line up several judges.
-        combined: the verdict on each pair, naming responses, where it is more than both orders put together (a vote of
+        annotators: Labels of single humans, by name.
+        groups: The group of each pair, such as its topic.
+        keys: The identity of each pair, which lines up several judges.
+        combined: The verdict on each pair, naming responses, if it is more than both orders combined (a vote of
             principles or judges).
-        ordered: whether there are verdicts of single orders; scores and votes have none.
-        labelled_only: whether these are the pairs that got a label: ties and failures are gone.
+        ordered: Whether there are verdicts of single orders. Scores and votes have none.
+        labelled_only: Whether the pairs are those that got a label, without ties and failures.
     """
 
     first_order: Sequence[Verdict | None]
@@ -66,7 +65,7 @@ class Verdicts:
 
     @property
     def winners(self) -> list[Verdict | None]:
-        """The verdict of the orders that were asked about, naming responses."""
+        """The verdict of the orders that were shown, naming responses."""
         if self.combined is not None:
             return list(self.combined)
         if not len(self.first_order):
@@ -77,154 +76,170 @@ class Verdicts:
         rows = zip(self.first_order, both, self.twice, strict=True)
         return [combined if twice else one for one, combined, twice in rows]
 
+    @property
+    def pair_keys(self) -> Sequence[Hashable]:
+        """The keys, or the positions of the pairs without keys."""
+        return range(len(self.first_order)) if self.keys is None else self.keys
+
 
 @dataclasses.dataclass(frozen=True)
 class JudgeAudit:
-    """What was measured of one judge; None for what its columns do not allow."""
+    """Measurements of one judge. A field is None if the judge's columns do not allow the measurement.
+
+    Attributes:
+        pairs: Number of pairs.
+        in_both_orders: Number of pairs that were shown in both orders.
+        report: Report of the pairs that were shown in both orders.
+        agreement: Agreement of the verdicts on all pairs with the human labels.
+        verbosity: Preference for the longer response.
+        own: Preference for the judge's own family.
+        calibration: Calibration of the probabilities against the human labels.
+        ceiling: Comparison with the annotators.
+        spots: Agreement with the human labels by group.
+        by_probability: Agreement of the side that the probability favours with the human labels.
+        ordered: Whether single orders were shown. Otherwise consistency and position bias mean nothing.
+        warnings: Sentences about what is wrong.
+    """
 
     pairs: int
     in_both_orders: int
     report: PairwiseReport | None
-    """Of the pairs shown in both orders."""
     agreement: Agreement | None
-    """Of the verdicts of all pairs with the human labels."""
     verbosity: Favour | None = None
     own: Favour | None = None
     calibration: Calibration | None = None
     ceiling: Ceiling | None = None
     spots: dict[Hashable, Agreement] | None = None
     by_probability: Agreement | None = None
-    """Of the side that the probability takes with the human labels, where there are probabilities."""
     ordered: bool = True
-    """Whether single orders were asked about; of scores and votes, consistency and position bias mean nothing."""
     warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class TrustReport:
-    """Every judge, and what only several raters can tell."""
+    """The audit of every judge, and the agreement between judges and between humans."""
 
     judges: dict[str, JudgeAudit]
     between_judges: RaterAgreement | None = None
     between_humans: RaterAgreement | None = None
 
     def plain(self) -> dict[str, Any]:
-        """The same as values that JSON can hold: NaN is null, tables of counts are lists."""
+        """Returns the report as values for JSON: NaN is null, tables of counts are lists."""
         return _plain(self)
 
 
 def audit(columns: Mapping[str, Verdicts], *, policy: str | None = None, bootstrap: Bootstrap = DEFAULT) -> TrustReport:
-    """The trust report of one judge or several on the same pairs.
+    """Audits one judge or several on the same pairs.
 
     Args:
-        columns: each judge's verdicts, by its name.
-        policy: which of the judges is the policy itself, asked about the same pairs: the others are then warned of
-            where they are not shown to be stronger.
-        bootstrap: confidence, resamples and seed of all intervals.
+        columns: Each judge's verdicts, by its name.
+        policy: The judge that is the policy itself, asked about the same pairs. The other judges get a warning if they
+            are not shown to be stronger.
+        bootstrap: Settings of all intervals.
 
     Returns:
-        the report; ``warnings`` of each judge says in plain words what to worry about.
+        The report. ``warnings`` of each judge contains sentences in plain words.
 
     Raises:
-        UserError: if there are no verdicts, columns differ in length, or ``policy`` names no judge.
+        UserError: If verdicts are missing, columns differ in length, or ``policy`` is not one of the judges.
 
-    >>> found = audit({"a": Verdicts(["first", "first"], ["second", "first"], human=["first", "second"])})
-    >>> found.judges["a"].report.consistency, found.judges["a"].agreement.accuracy
+    >>> report = audit({"a": Verdicts(["first", "first"], ["second", "first"], human=["first", "second"])})
+    >>> report.judges["a"].report.consistency, report.judges["a"].agreement.accuracy
     (0.5, 0.5)
     """
     if not columns:
-        raise UserError("there is no judge to audit: give the verdicts of at least one")
+        raise UserError("columns has no judge to audit. Give the verdicts of at least one.")
     if policy is not None and policy not in columns:
-        raise UserError(f"policy is {policy!r}, and the judges are {', '.join(columns)}: name one of them")
-    reports = {name: _pairwise(mine, bootstrap) for name, mine in columns.items()}
+        raise UserError(f"policy is {policy!r}, and the judges are {', '.join(columns)}. Name one of them.")
     judges = {}
-    for name, mine in columns.items():
-        lead = _lead(mine, columns[policy], bootstrap) if policy is not None and policy != name else None
-        judges[name] = _audit(mine, reports[name], lead, bootstrap)
-    first = next(iter(columns.values()))
-    humans = annotator_agreement(first.annotators, bootstrap=bootstrap) if len(first.annotators) > 1 else None
-    return TrustReport(judges, _between(columns, bootstrap), humans)
+    for name, verdicts in columns.items():
+        lead = _lead(verdicts, columns[policy], bootstrap) if policy is not None and policy != name else None
+        judges[name] = _audit_judge(verdicts, lead, bootstrap)
+    annotators = next(iter(columns.values())).annotators
+    humans = annotator_agreement(annotators, bootstrap=bootstrap) if len(annotators) > 1 else None
+    return TrustReport(judges, _agreement_between(columns, bootstrap), humans)
 
 
-def _pairwise(mine: Verdicts, bootstrap: Bootstrap) -> PairwiseReport | None:
-    kept = [i for i in range(len(mine.first_order)) if mine.twice is None or mine.twice[i]]
-    if not kept:
+def _both_orders_report(verdicts: Verdicts, bootstrap: Bootstrap) -> PairwiseReport | None:
+    """Returns the report of the pairs that were shown in both orders."""
+    size = len(verdicts.first_order)
+    shown = [i for i in range(size) if verdicts.twice is None or verdicts.twice[i]]
+    if not shown:
         return None
-    human = None if mine.human is None else [mine.human[i] for i in kept]
-    one, two = ([column[i] for i in kept] for column in (mine.first_order, mine.second_order))
-    return pairwise_report(one, two, human, bootstrap=bootstrap)
+    columns = (verdicts.first_order, verdicts.second_order, [None] * size if verdicts.human is None else verdicts.human)
+    return pairwise_report(*([column[i] for i in shown] for column in columns), bootstrap=bootstrap)
 
 
-def _lead(mine: Verdicts, policy: Verdicts, bootstrap: Bootstrap) -> tuple[float, Interval] | None:
-    """How much more often a judge is right than the policy, on the pairs with a human label that both have judged."""
-    if mine.human is None:
+def _lead(verdicts: Verdicts, policy: Verdicts, bootstrap: Bootstrap) -> tuple[float, Interval] | None:
+    """Estimates how much more often a judge is right than the policy, on labelled pairs that both have judged."""
+    if verdicts.human is None:
         return None
-    theirs = dict(zip(_keys(policy), policy.winners, strict=True))
-    rows = zip(_keys(mine), mine.winners, mine.human, strict=True)
-    gaps = [(won == truth) - (theirs[key] == truth) for key, won, truth in rows if truth is not None and key in theirs]
+    by_policy = dict(zip(policy.pair_keys, policy.winners, strict=True))
+    rows = zip(verdicts.pair_keys, verdicts.winners, verdicts.human, strict=True)
+    gaps = [
+        (winner == label) - (by_policy[key] == label)
+        for key, winner, label in rows
+        if label is not None and key in by_policy
+    ]
     if not gaps:
         return None
     values, counts = np.unique(gaps, return_counts=True)
-    return estimate(ratio(values, np.ones(len(values))), counts, bootstrap, bounds=(-1, 1), span=2)
+    return estimate_mean(values, counts, bootstrap, (-1, 1))
 
 
-def _keys(mine: Verdicts) -> Sequence[Hashable]:
-    return range(len(mine.first_order)) if mine.keys is None else mine.keys
+def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootstrap: Bootstrap) -> JudgeAudit:
+    """Makes every measurement that a judge's columns allow."""
+    report = _both_orders_report(verdicts, bootstrap)
+    winners = verdicts.winners
+    labelled = [i for i, label in enumerate(verdicts.human or ()) if label is not None]
 
+    def select(column: Sequence[Any] | None) -> list[Any]:
+        return [] if column is None else [column[i] for i in labelled]
 
-def _audit(
-    mine: Verdicts, report: PairwiseReport | None, lead: tuple[float, Interval] | None, bootstrap: Bootstrap
-) -> JudgeAudit:
-    winners = mine.winners
-    labelled = [i for i, label in enumerate(mine.human or ()) if label is not None]
-    human = [mine.human[i] for i in labelled] if mine.human is not None else []
-    judged = [winners[i] for i in labelled]
-    agreed = agreement(judged, human, bootstrap=bootstrap) if labelled else None
-    verbosity = own = found = ceiling = spots = by_probability = None
-    if mine.length_difference is not None and any(mine.length_difference):
-        known = mine.human if labelled else None
-        verbosity = verbosity_bias(winners, mine.length_difference, known, bootstrap=bootstrap)
-    if mine.own is not None and any(side in ("first", "second") for side in mine.own):
-        own = self_preference(winners, mine.own, mine.human if labelled else None, bootstrap=bootstrap)
-    if mine.probabilities is not None and any(mine.probabilities[i] is not None for i in labelled):
-        said = [mine.probabilities[i] for i in labelled]
-        found = calibration(said, [OUTCOME[str(label)] for label in human], bootstrap=bootstrap)
-        sides = [None if p is None else ("tie" if p == 0.5 else "first" if p > 0.5 else "second") for p in said]
-        by_probability = agreement(sides, human, bootstrap=bootstrap)
-    if len(mine.annotators) > 1:
-        ceiling = human_ceiling(winners, mine.annotators, bootstrap=bootstrap)
-    if mine.groups is not None and labelled:
-        spots = blind_spots(judged, human, [mine.groups[i] for i in labelled], bootstrap=bootstrap)
+    human = verdicts.human if labelled else None
+    judged, labels, probabilities = select(winners), select(human), select(verdicts.probabilities)
+    parts: dict[str, Any] = {"agreement": None}
+    if labelled:
+        parts["agreement"] = agreement(judged, labels, bootstrap=bootstrap)
+    if verdicts.length_difference is not None and any(verdicts.length_difference):
+        parts["verbosity"] = verbosity_bias(winners, verdicts.length_difference, human, bootstrap=bootstrap)
+    if verdicts.own is not None and any(side in ("first", "second") for side in verdicts.own):
+        parts["own"] = self_preference(winners, verdicts.own, human, bootstrap=bootstrap)
+    if any(p is not None for p in probabilities):
+        outcomes = [WINS[label] for label in labels]
+        parts["calibration"] = calibration(probabilities, outcomes, bootstrap=bootstrap)
+        sides = [None if p is None else "tie" if p == 0.5 else "first" if p > 0.5 else "second" for p in probabilities]
+        parts["by_probability"] = agreement(sides, labels, bootstrap=bootstrap)
+    if len(verdicts.annotators) > 1:
+        parts["ceiling"] = human_ceiling(winners, verdicts.annotators, bootstrap=bootstrap)
+    if verdicts.groups is not None and labelled:
+        parts["spots"] = blind_spots(judged, labels, select(verdicts.groups), bootstrap=bootstrap)
+    in_both_orders = len(winners) if verdicts.twice is None else sum(verdicts.twice)
+    result = JudgeAudit(len(winners), in_both_orders, report, ordered=verdicts.ordered, **parts)
     warnings = trust_warnings(
         report,
-        agreed=agreed,
-        verbosity=verbosity,
-        own=own,
+        agreed=result.agreement,
+        verbosity=result.verbosity,
+        own=result.own,
         lead=lead,
-        ceiling=ceiling,
-        spots=spots,
-        probabilities=found,
+        ceiling=result.ceiling,
+        spots=result.spots,
+        probabilities=result.calibration,
     )
-    if mine.labelled_only:
-        warnings.insert(
-            0, "Labelled pairs only: ties and failures are gone from them, so audit the run they came from."
-        )
-    twice = len(winners) if mine.twice is None else sum(mine.twice)
-    measured = (verbosity, own, found, ceiling, spots, by_probability)
-    return JudgeAudit(len(winners), twice, report, agreed, *measured, mine.ordered, tuple(warnings))
+    if verdicts.labelled_only:
+        warnings.insert(0, "Labelled pairs only: ties and failures are gone, so audit the run that made them.")
+    return dataclasses.replace(result, warnings=tuple(warnings))
 
 
-def _between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgreement | None:
-    """On the pairs that all judges have judged."""
+def _agreement_between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgreement | None:
+    """Returns the agreement between judges, on the pairs that all of them have judged."""
     if len(columns) < 2:
         return None
-    tables = {}
-    for name, mine in columns.items():
-        tables[name] = dict(zip(_keys(mine), mine.winners, strict=True))
+    tables = {name: dict(zip(v.pair_keys, v.winners, strict=True)) for name, v in columns.items()}
     common = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
     if not common:
         return None
-    return between_raters({name: [t[key] for key in common] for name, t in tables.items()}, bootstrap=bootstrap)
+    return rater_agreement({name: [t[key] for key in common] for name, t in tables.items()}, bootstrap=bootstrap)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a trust report means, in plain words."""
+"""Warnings of a trust report, in plain words."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ def trust_warnings(
     most_failures: float = 0.02,
     least_consistency: float = 0.8,
 ) -> list[str]:
-    """What to worry about: a sentence for each measurement whose whole interval is on the wrong side.
+    """Returns a sentence for each measurement whose whole interval is on the wrong side.
 
     Args:
-        report: the judge in both orders; None if no pair was shown in both.
-        agreed: its :func:`~jaxalign.judges.agreement` with the human labels, where there is no report.
-        verbosity: its :func:`~jaxalign.judges.verbosity_bias`.
-        own: its :func:`~jaxalign.judges.self_preference`.
-        lead: how much more often it is right than the policy itself as a judge of the same pairs, with the paired
-            interval: a judge that is no better teaches the policy its own opinion.
-        ceiling: its :func:`~jaxalign.judges.human_ceiling`.
-        spots: its :func:`~jaxalign.judges.blind_spots`.
-        probabilities: its :func:`~jaxalign.judges.calibration`.
-        most_failures, least_consistency: what is still acceptable.
+        report: The judge in both orders; None if no pair was shown in both.
+        agreed: Its :func:`~jaxalign.judges.agreement` with the human labels, without a report.
+        verbosity: Its :func:`~jaxalign.judges.verbosity_bias`.
+        own: Its :func:`~jaxalign.judges.self_preference`.
+        lead: How much more often the judge is right than the policy as a judge of the same pairs, with the paired
+            interval. A judge that is not better teaches the policy its own opinion.
+        ceiling: Its :func:`~jaxalign.judges.human_ceiling`.
+        spots: Its :func:`~jaxalign.judges.blind_spots`.
+        probabilities: Its :func:`~jaxalign.judges.calibration`.
+        most_failures: The maximum acceptable share of failures.
+        least_consistency: The minimum acceptable consistency.
 
     Returns:
-        the sentences; none if nothing was found in what was measured.
+        The sentences; an empty list if nothing is wrong in what was measured.
 
     >>> from jaxalign.judges import pairwise_report
     >>> biased = pairwise_report(["first"] * 40, ["first"] * 40)
@@ -49,104 +50,89 @@ def trust_warnings(
     Position bias: the response shown first is favoured by 100 points (82 to 100): always ask in both orders.
     No human labels: whether the judge is right was not measured, only whether it is steady.
     """
-    found = _of_orders(report, most_failures, least_consistency)
-    found += _favours("Verbosity bias", "the longer response", verbosity)
-    found += _favours("Self-preference", "the judge's own family", own)
-    right = report.agreement if report is not None else agreed.accuracy if agreed is not None else None
-    if right is None:
-        found.append("No human labels: whether the judge is right was not measured, only whether it is steady.")
+    warnings = _order_warnings(report, most_failures, least_consistency)
+    warnings += _favour_warnings("Verbosity bias", "the longer response", verbosity)
+    warnings += _favour_warnings("Self-preference", "the judge's own family", own)
+    accuracy = report.agreement if report is not None else agreed.accuracy if agreed is not None else None
+    if accuracy is None:
+        warnings.append("No human labels: whether the judge is right was not measured, only whether it is steady.")
     elif report is not None and report.human_kinds == 1:
-        found.append(
-            "Human labels: all are the same, so agreement cannot be told from luck: shuffle which response is first."
+        warnings.append(
+            "Human labels: all are the same, so agreement cannot be separated from luck: shuffle which response is "
+            "first."
         )
     elif report is not None and report.kappa_ci is not None and not report.kappa_ci[0] > 0:
-        found.append("Agreement: with the human labels it is not shown to be better than luck would give.")
+        warnings.append("Agreement: with the human labels it is not shown to be better than luck would give.")
     if lead is not None and not lead[1][0] > 0:
-        found.append(
-            f"Circularity: the judge is not shown to be stronger than the policy (right by {_signed(lead[0])} points"
-            f" more often, {_signed(lead[1][0])} to {_signed(lead[1][1])}): it can teach style, hardly judgement."
+        low, high = lead[1]
+        warnings.append(
+            f"Circularity: the judge is not shown to be stronger than the policy (right by {100 * lead[0]:+.0f} points"
+            f" more often, {100 * low:+.0f} to {100 * high:+.0f}): it can teach style, hardly judgement."
         )
     if ceiling is not None and ceiling.gap_ci[0] <= 0:
-        found.append(
+        warnings.append(
             f"Ceiling: the judge is not shown to agree with annotators less than they do with each other"
-            f" ({_percent(ceiling.judge)} and {_percent(ceiling.human)}): this audit set cannot show more."
+            f" ({100 * ceiling.judge:.0f} % and {100 * ceiling.human:.0f} %): this audit set cannot show more."
         )
     for group, result in (spots or {}).items():
-        if right is not None and result.accuracy_ci[1] < right:
-            found.append(
-                f"Blind spot on {group!r}: the judge is right in {_percent(result.accuracy)} of the items"
-                f" ({_range(result.accuracy_ci)} %), overall in {_percent(right)}."
+        if accuracy is not None and result.accuracy_ci[1] < accuracy:
+            warnings.append(
+                f"Blind spot on {group!r}: the judge is right in {100 * result.accuracy:.0f} % of the items"
+                f" ({_range(result.accuracy_ci)} %), overall in {100 * accuracy:.0f} %."
             )
     if probabilities is not None and probabilities.ece > probabilities.ece_by_luck:
-        way = "surer" if probabilities.overconfidence > 0 else "less sure"
-        found.append(
-            f"Calibration: probabilities are off by {_points(probabilities.ece)} points on average, and the judge is"
-            f" {way} than it is right: recalibrate them before using them as soft labels."
+        direction = "surer" if probabilities.overconfidence > 0 else "less sure"
+        warnings.append(
+            f"Calibration: probabilities are off by {100 * probabilities.ece:.0f} points on average, and the judge is"
+            f" {direction} than it is right: recalibrate them before using them as soft labels."
         )
-    return found
+    return warnings
 
 
-def _of_orders(report: PairwiseReport | None, most_failures: float, least_consistency: float) -> list[str]:
-    """What only both orders can tell."""
+def _order_warnings(report: PairwiseReport | None, most_failures: float, least_consistency: float) -> list[str]:
+    """Returns the warnings that need verdicts in both orders."""
     if report is None:
-        return ["Order: no pair was shown in both orders: position bias cannot be seen and not be averaged out."]
-    found = []
+        return ["Order: no pair was shown in both orders, so position bias can be neither measured nor averaged out."]
+    warnings = []
     if report.consistency_ci[1] < least_consistency:
-        found.append(
-            f"Consistency: only {_percent(report.consistency)} of the pairs get the same verdict in both orders"
+        warnings.append(
+            f"Consistency: only {100 * report.consistency:.0f} % of the pairs get the same verdict in both orders"
             f" (interval {_range(report.consistency_ci)} %)."
         )
-    if _off_zero(report.position_bias_ci):
+    if report.position_bias_ci[0] > 0 or report.position_bias_ci[1] < 0:
         place = "first" if report.position_bias > 0 else "second"
-        found.append(
-            f"Position bias: the response shown {place} is favoured by {_points(report.position_bias)} points"
-            f" ({_sizes(report.position_bias_ci)}): always ask in both orders."
+        warnings.append(
+            f"Position bias: the response shown {place} is favoured by"
+            f" {_size(report.position_bias, report.position_bias_ci)}: always ask in both orders."
         )
     if report.failures_ci[0] > most_failures:
-        found.append(
-            f"Failures: {_percent(report.failures)} of the verdicts could not be parsed"
+        warnings.append(
+            f"Failures: {100 * report.failures:.0f} % of the verdicts could not be parsed"
             f" ({_range(report.failures_ci)} %): look at the raw answers before using any label."
         )
-    return found
+    return warnings
 
 
-def _favours(title: str, what: str, favour: Favour | None) -> list[str]:
-    """Beyond what human labels explain, where they are known; otherwise the plain bias, with what it may hide."""
+def _favour_warnings(title: str, kind: str, favour: Favour | None) -> list[str]:
+    """Returns the warning of a bias: beyond what human labels explain, or without human labels the plain bias."""
     if favour is None:
         return []
-    if favour.excess is None:
-        if not favour.bias_ci[0] > 0:
-            return []
-        sizes = f"{_points(favour.bias)} points ({_sizes(favour.bias_ci)})"
-        return [f"{title}: {what} is favoured by {sizes}, for whatever reason: there are no human labels."]
-    if not favour.slope_ci[0] > 0:
+    if favour.excess is None and favour.bias_ci[0] > 0:
+        size = _size(favour.bias, favour.bias_ci)
+        return [f"{title}: {kind} is favoured by {size}, for whatever reason: human labels are missing."]
+    if favour.excess is None or not favour.slope_ci[0] > 0:
         return []
     return [
-        f"{title}: {what} is favoured beyond what the human labels explain (by {_signed(favour.bias)} points in all;"
+        f"{title}: {kind} is favoured beyond what the human labels explain (by {100 * favour.bias:+.0f} points in all;"
         f" log-odds {favour.slope:.2g} a unit, {favour.slope_ci[0]:.2g} to {favour.slope_ci[1]:.2g})."
     ]
-
-
-def _off_zero(interval: Interval) -> bool:
-    return interval[0] > 0 or interval[1] < 0
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
 
 
 def _range(interval: Interval) -> str:
     return f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f}"
 
 
-def _points(value: float) -> str:
-    return f"{100 * abs(value):.0f}"
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.0f}"
-
-
-def _sizes(interval: Interval) -> str:
+def _size(value: float, interval: Interval) -> str:
+    """Formats a bias without its sign, in points."""
     low, high = sorted(abs(100 * end) for end in interval)
-    return f"{low:.0f} to {high:.0f}"
+    return f"{100 * abs(value):.0f} points ({low:.0f} to {high:.0f})"

@@ -1,8 +1,7 @@
-"""Answers kept on disk by the content of their request, each from the moment it arrived."""
+"""Replies on disk by the content of their request, stored as soon as they arrive."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -12,27 +11,10 @@ from typing import Any
 from jaxalign.errors import UserError
 
 
-def request_key(request: Mapping[str, Any]) -> str:
-    """SHA-256 of a request's content, the same whatever the order of its fields.
-
-    Args:
-        request: what JSON can hold.
-
-    Returns:
-        64 hexadecimal digits.
-
-    >>> request_key({"a": 1, "b": [2]}) == request_key({"b": [2], "a": 1}) != request_key({"a": 1, "b": [3]})
-    True
-    """
-    text = json.dumps(request, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 class Cache:
-    """Replies by request key in one SQLite file, which survives a kill; without a path it remembers nothing.
+    """Replies by request key in one SQLite file, which survives a kill. Without a path it stores nothing.
 
-    Neither the request nor anything about who asked is stored. Used by the thread that writes; several runs may share
-    the file.
+    The file contains neither the request nor anything about who asked. Several runs may share it.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -41,17 +23,17 @@ class Cache:
 
     def __enter__(self) -> Cache:
         if self.path is not None:
-            place = Path(self.path).expanduser()
+            file = Path(self.path).expanduser()
             try:
-                place.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = sqlite3.connect(place, timeout=30, check_same_thread=False)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(file, timeout=30, check_same_thread=False)
                 with self._connection:
                     self._connection.execute(
                         "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, reply TEXT NOT NULL)"
                     )
             except (OSError, sqlite3.Error) as error:
                 self.__exit__()
-                raise UserError(f"{self.path}: cannot be used as a cache ({error}): name another file") from None
+                raise UserError(f"{self.path}: it cannot be used as a cache ({error}). Give another file.") from None
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -60,27 +42,26 @@ class Cache:
             self._connection = None
 
     def get(self, key: str, fields: Sequence[str]) -> dict[str, Any] | None:
-        """The reply to a request, or None if there is none that has no other than these fields."""
+        """Returns the stored reply to a request, or None. A reply with other fields than these does not count."""
         if self._connection is None:
             return None
         try:
             row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
         except sqlite3.Error as error:
-            raise UserError(f"{self.path}: not a cache of ours ({error}): name another file") from None
+            raise UserError(f"{self.path}: it is not a cache of replies ({error}). Give another file.") from None
         try:
-            found = None if row is None else json.loads(row[0])
+            reply = None if row is None else json.loads(row[0])
         except (TypeError, ValueError):
             return None
-        return found if isinstance(found, dict) and "text" in found and set(found) <= set(fields) else None
+        return reply if isinstance(reply, dict) and "text" in reply and set(reply) <= set(fields) else None
 
     def put(self, key: str, model: str, reply: Mapping[str, Any]) -> None:
-        """Keeps a reply; it is on disk when this returns."""
+        """Stores a reply. It is on disk when this returns."""
         if self._connection is None:
             return
         try:
             with self._connection:
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", (key, model, json.dumps(reply))
-                )
+                row = (key, model, json.dumps(reply))
+                self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
         except sqlite3.Error as error:
-            raise UserError(f"{self.path}: the cache cannot be written ({error}): make room, or name another") from None
+            raise UserError(f"{self.path}: it cannot be written ({error}). Free some space, or give another.") from None

@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible endpoint as a judge: concurrent, retried, paced, and never paid twice for one question.
+"""Any OpenAI-compatible endpoint as a judge: concurrent, retried and paced. No question is paid for twice.
 
-The key is read from the environment when it is needed, handed to the client and kept nowhere: it is no setting, so it
-cannot get into a configuration or a cache, and servers' messages, which may quote it, are shown without it.
+The key is read from the environment when it is needed, and passed to the client only. It is not a setting, so it cannot
+get into a configuration or a cache. Messages of servers, which may quote it, are shown without it.
 """
 
 from __future__ import annotations
@@ -9,32 +9,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import random
 import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import urlsplit
 
 from jaxalign.errors import UserError
-from jaxalign.judges.cache import Cache, request_key
+from jaxalign.judges.cache import Cache
+from jaxalign.judges.hashing import text_hash
+from jaxalign.settings import check_ranges
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
+# Maximum seconds of one wait, for the backoff and for a server's Retry-After.
 LONGEST_WAIT = 60.0
-"""Seconds; neither the backoff nor a server's Retry-After makes us wait longer at once."""
+# When the next request to an address may start. The rate limit applies to all calls of a process.
+_NEXT_START: dict[str, float] = {}
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a judge is asked, and how.
+    """Address of a judge, and how to ask it.
 
     Args:
         model: its name at the endpoint
         base_url: of the API, such as http://127.0.0.1:8000/v1
-        key_env: the environment variable that holds the key; null for a server that wants none
+        key_env: the environment variable that contains the key; null for a server that needs none
         temperature: of sampling; 0 for the likeliest answer, null to leave it to the server
         max_tokens: longest answer; null to leave it to the server
         top_logprobs: how many alternatives to return for each token, 0 for none
@@ -44,7 +50,7 @@ class Endpoint:
         timeout: seconds for one attempt, to the last byte
         retries: further attempts after a failed one
         backoff: seconds before the second attempt; doubled, with jitter, before each further one
-        cache: a file that keeps every answer, so that a run that was stopped pays for none again
+        cache: a file for all replies, so that a run that is resumed does not pay for them again
     """
 
     model: str
@@ -63,104 +69,107 @@ class Endpoint:
 
 
 class Reply(NamedTuple):
-    """What came back for one question."""
+    """The reply to one question.
+
+    Attributes:
+        text: The answer, if there was one.
+        error: The reason of a missing answer.
+        finish: Why it ended, in the API's words: ``stop``, or ``length`` if it was cut off.
+        prompt_tokens: Number of tokens of the question.
+        completion_tokens: Number of tokens of the answer.
+        logprobs: Alternatives and their log-probabilities, for every token of the answer.
+        cached: Whether the reply comes from the cache.
+    """
 
     text: str | None
-    """The answer; None if none was had."""
     error: str | None = None
-    """Why there is no answer."""
     finish: str | None = None
-    """Why it ended, in the API's words: ``stop``, or ``length`` where it was cut off."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     logprobs: tuple[dict[str, float], ...] = ()
-    """For every token of the answer, alternatives and their log-probabilities."""
     cached: bool = False
 
 
 class _Stop(Exception):
-    """No further request makes sense; its text is a sentence for the user."""
+    """Raised if no further request makes sense. Its text is a sentence for the user."""
 
 
 def ask(endpoint: Endpoint, questions: Sequence[Messages]) -> list[Reply]:
-    """Puts chat messages to an endpoint; a question asked before is answered from the cache.
+    """Asks an endpoint questions. A question that was answered before is answered from the cache.
 
-    An attempt that times out, finds the server overloaded (408, 409, 429, 5xx) or gets nonsense back is repeated, after
-    backoff · 2^attempt seconds or what Retry-After says. If all fail, or the request itself is refused (400, 413, 422),
-    that question has no answer and the next run asks it again. Answers had before an error below are in the cache.
+    An attempt is repeated if it times out, the server is overloaded (408, 409, 429, 5xx) or the answer is malformed,
+    after backoff · 2^attempt seconds or as Retry-After says. If all attempts fail, or the request is refused (400, 413,
+    422), the question has no answer, and the next run asks it again. Replies before an error below are in the cache.
 
     Args:
-        endpoint: where and how.
-        questions: each a list of messages with ``role`` and ``content``.
+        endpoint: Where and how to ask.
+        questions: Lists of messages with ``role`` and ``content``.
 
     Returns:
-        a reply for each question.
+        A reply for each question.
 
     Raises:
-        UserError: if the settings are wrong, the key is missing or refused, the address or model does not exist, there
-            is no quota left, or the server cannot be reached; the sentence never holds the key.
+        UserError: If the settings are wrong, the key is missing or refused, the address or model does not exist, the
+            quota is exhausted, or the server cannot be reached. The message never contains the key.
 
     >>> ask(Endpoint("any", key_env=None), [])
     []
     """
     check_endpoint(endpoint)
-    key = _key(endpoint)
+    secret = _read_key(endpoint)
     if not questions:
         return []
     bodies = {}
     keys = []
     for messages in questions:
-        body = _body(endpoint, messages)
-        keys.append(request_key({"base_url": endpoint.base_url.rstrip("/"), **body}))
+        body = _request_body(endpoint, messages)
+        request = {"base_url": endpoint.base_url.rstrip("/"), **body}
+        keys.append(text_hash(json.dumps(request, sort_keys=True, separators=(",", ":"))))
         bodies[keys[-1]] = body
     with Cache(endpoint.cache) as cache:
-        known = {
-            name: Reply(**{**found, "cached": True}) for name in bodies if (found := cache.get(name, Reply._fields))
-        }
-        new = {name: body for name, body in bodies.items() if name not in known}
+        stored = {key: cache.get(key, Reply._fields) for key in bodies}
+        replies = {key: Reply(**{**reply, "cached": True}) for key, reply in stored.items() if reply is not None}
+        new = {key: body for key, body in bodies.items() if key not in replies}
         if new:
             try:
-                _run(lambda: _ask_all(endpoint, key, new, known, cache))
+                _run(lambda: _ask_all(endpoint, secret, new, replies, cache))
             except _Stop as stop:
-                where = "" if endpoint.cache is None else f"; {len(known)} answers of {len(bodies)} are in the cache"
-                raise UserError(f"{endpoint.base_url}: {_without(str(stop), key)}{where}") from None
-    return [_tuples(known[name]) for name in keys]
+                where = "" if endpoint.cache is None else f" {len(replies)} answers of {len(bodies)} are in the cache."
+                raise UserError(f"{endpoint.base_url}: {_redact(str(stop), secret)}.{where}") from None
+    # The cache has lists where a reply has tuples, and equal questions must not share a dictionary.
+    return [replies[key]._replace(logprobs=tuple(map(dict, replies[key].logprobs))) for key in keys]
 
 
 async def _ask_all(
-    endpoint: Endpoint, key: str, bodies: Mapping[str, dict[str, Any]], known: dict[str, Reply], cache: Cache
+    endpoint: Endpoint, secret: str, bodies: Mapping[str, dict[str, Any]], replies: dict[str, Reply], cache: Cache
 ) -> None:
+    """Adds the replies to all requests to ``replies`` and to the cache."""
     import openai
 
     gate, pace = asyncio.Semaphore(endpoint.concurrency), _pacer(endpoint.base_url, endpoint.requests_per_minute)
-    client = openai.AsyncOpenAI(api_key=key, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0)
-
+    client = openai.AsyncOpenAI(api_key=secret, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0)
     stopped = asyncio.Event()
 
-    async def one(name: str, body: dict[str, Any]) -> None:
+    async def ask_and_store(key: str, body: dict[str, Any]) -> None:
         async with gate:
             if stopped.is_set():
                 return
             try:
-                reply = await _ask_one(client, endpoint, body, pace, key, stopped)
+                reply = await _ask_one(client, endpoint, body, pace, secret, stopped)
             except BaseException:
                 stopped.set()
                 raise
-        known[name] = reply
+        replies[key] = reply
         if reply.text is not None:
-            cache.put(name, endpoint.model, {k: v for k, v in reply._asdict().items() if k != "cached"})
+            cache.put(key, endpoint.model, {name: v for name, v in reply._asdict().items() if name != "cached"})
 
     async with client:
-        tasks = [asyncio.create_task(one(name, body)) for name, body in bodies.items()]
-        try:
-            # Where one stops all, what is under way may still come in, and is paid for.
-            found = await asyncio.gather(*tasks, return_exceptions=True)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-    if problems := [each for each in found if isinstance(each, BaseException)]:
-        raise problems[0]
+        requests = (ask_and_store(key, body) for key, body in bodies.items())
+        # If one request stops the run, those under way may still be answered, and are paid for.
+        results = await asyncio.gather(*requests, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _ask_one(
@@ -168,7 +177,7 @@ async def _ask_one(
     endpoint: Endpoint,
     body: dict[str, Any],
     pace: Callable[[], Awaitable[None]],
-    key: str,
+    secret: str,
     stopped: asyncio.Event,
 ) -> Reply:
     import openai
@@ -178,14 +187,14 @@ async def _ask_one(
         await pace()
         wait = endpoint.backoff * 2**attempt * random.uniform(0.5, 1.0)
         try:
-            async with asyncio.timeout(endpoint.timeout):  # the client's own time-out starts anew with every byte
-                reply = _reply(await client.chat.completions.create(**body))
-                return reply._replace(text=_without(str(reply.text), key))  # some servers quote the request
+            async with asyncio.timeout(endpoint.timeout):  # the client's own time-out restarts with every byte
+                reply = _parse_reply(await client.chat.completions.create(**body))
+                return reply._replace(text=_redact(str(reply.text), secret))  # some servers quote the request
         except openai.APIStatusError as status:
-            error, unreachable = _status(endpoint, status), False
+            error, unreachable = _describe_status(endpoint, status), False
             if status.status_code not in (408, 409, 429) and status.status_code < 500:
-                return Reply(None, _without(error, key))
-            wait = max(wait, _retry_after(status.response.headers.get("retry-after")))
+                return Reply(None, _redact(error, secret))
+            wait = max(wait, _parse_retry_after(status.response.headers.get("retry-after")))
         except (TimeoutError, openai.APITimeoutError):
             error, unreachable = f"no answer within {endpoint.timeout:g} seconds", False
         except openai.APIConnectionError:
@@ -198,20 +207,20 @@ async def _ask_one(
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stopped.wait(), min(wait, LONGEST_WAIT))
     if unreachable:
-        raise _Stop("the server cannot be reached: start it or check base_url, then run again")
-    return Reply(None, _without(error, key))
+        raise _Stop("the server cannot be reached. Start it or check base_url, then run again")
+    return Reply(None, _redact(error, secret))
 
 
-def _reply(completion: Any) -> Reply:
-    """Raises what it likes if a server sent something else than a chat completion."""
+def _parse_reply(completion: Any) -> Reply:
+    """Returns a chat completion as a reply. Raises any exception if a server sent something else."""
     choice = completion.choices[0]
     text = choice.message.content
-    if text is None and choice.finish_reason:  # the model declined, or used up its tokens: an answer that says nothing
+    if text is None and choice.finish_reason:  # the model declined, or used up its tokens: an empty answer
         text = getattr(choice.message, "refusal", None) or ""
     if not isinstance(text, str):
         raise TypeError
-    usage, logprobs = completion.usage, getattr(choice, "logprobs", None)
-    tokens = (getattr(logprobs, "content", None) or []) if logprobs else []
+    usage = completion.usage
+    tokens = getattr(getattr(choice, "logprobs", None), "content", None) or []
     return Reply(
         text,
         finish=choice.finish_reason,
@@ -221,75 +230,66 @@ def _reply(completion: Any) -> Reply:
     )
 
 
-def _status(endpoint: Endpoint, status: Any) -> str:
-    """What a refusal says; raises where all others would be refused for the same reason."""
+def _describe_status(endpoint: Endpoint, status: Any) -> str:
+    """Describes a refusal. Raises _Stop if all other requests would be refused for the same reason."""
     code = status.status_code
+    if code == 401 and endpoint.key_env:
+        raise _Stop(f"the key in {endpoint.key_env} was refused (401). Set a valid one")
     if code == 401:
-        raise _Stop(f"the key in {endpoint.key_env} was refused (401): set a valid one" if endpoint.key_env else
-                    "the server wants a key (401): name its variable as key_env")  # fmt: skip
+        raise _Stop("the server needs a key (401). Name its environment variable as key_env")
     if code == 403:
-        raise _Stop("access was denied (403): check what the key may do")
+        raise _Stop("access was denied (403). Check what the key may do")
     if code == 404:
-        raise _Stop(f"there is no such address or no model {endpoint.model!r} (404): check base_url and model")
+        raise _Stop(f"the address or the model {endpoint.model!r} does not exist (404). Check base_url and model")
     if getattr(status, "code", None) == "insufficient_quota":
-        raise _Stop("there is no quota left (429): top it up, then run again")
-    said = status.body.get("message") if isinstance(status.body, dict) else None
-    return f"the server said {code}" + (f" ({' '.join(str(said).split())[:200]})" if said else "")
+        raise _Stop("the quota is exhausted (429). Raise it, then run again")
+    message = status.body.get("message") if isinstance(status.body, dict) else None
+    return f"the server said {code}" + (f" ({' '.join(str(message).split())[:200]})" if message else "")
 
 
-def _retry_after(header: str | None) -> float:
+def _parse_retry_after(header: str | None) -> float:
     try:
         return max(0.0, float(header or 0))
     except ValueError:  # a date; the backoff will do
         return 0.0
 
 
-_FOLLOWING: dict[str, float] = {}
-"""When the next request to an address may start: the limit holds over all calls of a process."""
-
-
 def _pacer(address: str, per_minute: float | None) -> Callable[[], Awaitable[None]]:
-    """A function to await before each request, which spaces them evenly."""
+    """Returns a function to await before each request, which spaces them evenly."""
 
     async def pace() -> None:
         if per_minute is not None:
             now = time.monotonic()
-            mine = max(now, _FOLLOWING.get(address, 0.0))
-            _FOLLOWING[address] = mine + 60 / per_minute
-            await asyncio.sleep(mine - now)
+            start = max(now, _NEXT_START.get(address, 0.0))
+            _NEXT_START[address] = start + 60 / per_minute
+            await asyncio.sleep(start - now)
 
     return pace
 
 
 def _run(work: Callable[[], Any]) -> None:
-    """Runs a coroutine to its end, in a notebook too, where a loop is running in this thread already."""
+    """Runs a coroutine to its end; in a thread if this one runs an event loop, as a notebook's does."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         asyncio.run(work())
         return
-    problem: list[BaseException] = []
+    done: Future[None] = Future()
 
     def target() -> None:
         try:
-            asyncio.run(work())
+            done.set_result(asyncio.run(work()))
         except BaseException as error:
-            problem.append(error)
+            done.set_exception(error)
 
-    thread = threading.Thread(target=target, daemon=True)
-    thread.start()
-    thread.join()
-    if problem:
-        raise problem[0]
+    threading.Thread(target=target, daemon=True).start()
+    done.result()
 
 
-def _body(endpoint: Endpoint, messages: Messages) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": endpoint.model,
-        "messages": [dict(message) for message in messages],
-    }
-    body |= {"temperature": endpoint.temperature} if endpoint.temperature is not None else {}
-    body |= {"max_tokens": endpoint.max_tokens} if endpoint.max_tokens is not None else {}
+def _request_body(endpoint: Endpoint, messages: Messages) -> dict[str, Any]:
+    body: dict[str, Any] = {"model": endpoint.model, "messages": [dict(message) for message in messages]}
+    optional = {"temperature": endpoint.temperature, "max_tokens": endpoint.max_tokens}
+    body |= {name: value for name, value in optional.items() if value is not None}
     if endpoint.top_logprobs:
         body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
     if endpoint.options:
@@ -298,60 +298,47 @@ def _body(endpoint: Endpoint, messages: Messages) -> dict[str, Any]:
 
 
 def check_endpoint(endpoint: Endpoint) -> None:
-    """Raise for settings that make no sense; the sentence never repeats what may be a secret.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Raises UserError for a setting that makes no sense. The message never contains what may be a secret."""
     try:
         import openai  # noqa: F401
     except ImportError:
-        raise UserError("judging through an endpoint needs the openai package: pip install 'jaxalign[judge]'") from None
+        raise UserError("An endpoint needs openai. Install it with pip install 'jaxalign[judge]'.") from None
     try:
         url = urlsplit(endpoint.base_url)
-        sound = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
-    except ValueError:  # half an IPv6 address, a port that is none
-        sound = False
-    if not sound:
-        raise UserError("base_url: not an address: give one such as http://127.0.0.1:8000/v1")
-    if url.username or url.password or url.query:  # not repeated here: they are secrets
+        is_address = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0
+    except ValueError:  # half an IPv6 address, or a port that is not a number
+        is_address = False
+    if not is_address:
+        raise UserError("base_url is not an address. Give one such as http://127.0.0.1:8000/v1.")
+    if url.username or url.password or url.query:
         raise UserError(
-            "base_url: it holds a user, password or query: put the key into the variable that key_env names"
+            "base_url contains a user, password or query. Put the key into the environment variable key_env instead."
         )
-    for name, low in (("concurrency", 1), ("max_tokens", 1), ("retries", 0), ("backoff", 0), ("top_logprobs", 0)):
-        value = getattr(endpoint, name)
-        if value is not None and value < low:
-            raise UserError(f"{name} is {value}: give at least {low}")
+    at_least = {"concurrency": 1, "max_tokens": 1, "retries": 0, "backoff": 0, "top_logprobs": 0}
+    check_ranges(endpoint, {name: (low, math.inf) for name, low in at_least.items()})
     for name in ("timeout", "requests_per_minute"):
         value = getattr(endpoint, name)
         if value is not None and not value > 0:
-            raise UserError(f"{name} is {value}: give a number above 0")
+            raise UserError(f"{name} is {value}. Give a number above 0.")
     try:
         json.dumps(dict(endpoint.options))
     except (TypeError, ValueError):
-        raise UserError(
-            "options: they hold something that JSON cannot: give texts, numbers, lists and mappings"
-        ) from None
+        raise UserError("options: JSON cannot represent them. Give texts, numbers, lists and mappings.") from None
 
 
-def _key(endpoint: Endpoint) -> str:
+def _read_key(endpoint: Endpoint) -> str:
     if endpoint.key_env is None:
         return "none"
     key = os.environ.get(endpoint.key_env, "").strip()
+    # Another form of name is not repeated, because it may be the key itself.
+    if not key and not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", endpoint.key_env):
+        raise UserError("key_env: no such environment variable. Give the name of the one that contains the key.")
     if not key:
-        if not re.fullmatch(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+", endpoint.key_env):  # not repeated: it may be the key itself
-            raise UserError("key_env: no such environment variable: give the name of the one that holds the key")
-        raise UserError(
-            f"{endpoint.key_env}: the environment variable is not set: put the key there, or set key_env=null"
-        )
+        raise UserError(f"{endpoint.key_env}: the environment variable is not set. Set it, or set key_env=null.")
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{endpoint.key_env}: it holds characters that no key has: set it anew")
+        raise UserError(f"{endpoint.key_env}: it contains characters that no key has. Set it to the key.")
     return key
 
 
-def _without(text: str, key: str) -> str:
-    return text.replace(key, "***") if len(key) > 4 else text
-
-
-def _tuples(reply: Reply) -> Reply:
-    return reply._replace(logprobs=tuple(dict(token) for token in reply.logprobs))
+def _redact(text: str, secret: str) -> str:
+    return text.replace(secret, "***") if len(secret) > 4 else text

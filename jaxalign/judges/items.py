@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, TypeAlias
@@ -14,6 +13,7 @@ from jaxalign.data.kinds import PAIR, Ranking
 from jaxalign.data.messages import shown
 from jaxalign.data.records import BadRow, ReadReport
 from jaxalign.errors import UserError
+from jaxalign.judges.hashing import text_hash, uniform_hash
 from jaxalign.judges.pairwise import OPPOSITE, Verdict
 
 How: TypeAlias = Literal["pairwise", "pointwise", "ranking"]
@@ -54,8 +54,7 @@ class Item:
     @property
     def key(self) -> str:
         """SHA-256 of the prompt and the answers in this order."""
-        text = "\0".join((self.prompt, *self.answers))
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        return text_hash(self.prompt, *self.answers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,16 +153,6 @@ def check_fields(argument: str, columns: Mapping[str, str], fields: set[str]) ->
     """Raises UserError if ``columns`` renames a field that does not exist."""
     if unknown := sorted(set(columns) - fields):
         raise UserError(f"{argument} has the unknown field {unknown[0]!r}. Use {', '.join(sorted(fields))}.")
-
-
-def uniform_hash(seed: int, *words: str) -> float:
-    """Returns a number in [0, 1) that depends on the arguments alone.
-
-    >>> uniform_hash(0, "a") == uniform_hash(0, "a") != uniform_hash(1, "a")
-    True
-    """
-    digest = hashlib.sha256("\0".join((str(seed), *words)).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _group_rows(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[tuple[Row, dict[str, Any] | Problem, int]]:

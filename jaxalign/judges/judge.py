@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,7 @@ from typing import Any, TypeAlias
 
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
+from jaxalign.judges.hashing import text_hash
 from jaxalign.judges.pairwise import Verdict, combine_orders
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, render
 from jaxalign.judges.verdict import parse_score, parse_verdict
@@ -174,8 +174,7 @@ def prompt_hash(question: Messages) -> str:
     >>> prompt_hash([{"role": "user", "content": "Which?"}])[:8]
     'f04329d6'
     """
-    content = "\0".join(message["content"] for message in question)
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+    return text_hash(*(message["content"] for message in question))
 
 
 def read_score(reply: Reply) -> float | None:

@@ -196,7 +196,7 @@ def combine_journal(
     """Returns the labelled rows that the stored verdicts give, with the counts of items.
 
     Raises:
-        UserError: If there is no row.
+        UserError: If no item got a label.
     """
     by_item: dict[str, list[dict[str, Any]]] = {item.key: [] for item in items}
     for line in journal.lines.values():

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.items import How, Item, uniform_hash
+from jaxalign.judges.hashing import uniform_hash
+from jaxalign.judges.items import How, Item
 from jaxalign.judges.judge import Ask, get_replies, judge_pairs, make_question, prompt_hash, read_score
 from jaxalign.judges.pairwise import OPPOSITE, Verdict
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, draw_principle

@@ -1,58 +1,73 @@
-"""The trust report as one picture: what a judge gets right, what it favours, and what its probabilities mean."""
+"""The trust report as one picture: agreement, biases, wins by length, and calibration."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.judges.audit import TrustReport, Verdicts
+from jaxalign.judges.pairwise import WINS
 from jaxalign.paths import write_whole
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's, told apart by all
+# Okabe and Ito's colours, which colour-blind readers can distinguish.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "0.55"
-BINS = 5  # of pairs by difference in length
-SCORE = {"first": 1.0, "second": 0.0, "tie": 0.5}
+STYLE: dict[str, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
+# Bins of pairs by difference in length.
+BINS = 5
+# Measures of the first two panels: label, field of an audit, and field of that.
+SHARES = (
+    ("agrees with\nhumans", "agreement", "accuracy"),
+    ("humans with\neach other", "ceiling", "human"),
+    ("same in\nboth orders", "report", "consistency"),
+    ("ties", "report", "ties"),
+    ("failures", "report", "failures"),
+)
+BIASES = (
+    ("shown first", "report", "position_bias"),
+    ("longer answer", "verbosity", "bias"),
+    ("longer answer,\nbeyond humans", "verbosity", "excess"),
+    ("own family", "own", "bias"),
+    ("own family,\nbeyond humans", "own", "excess"),
+)
+# Row, value, lower and upper end (in percent), and the judge's number.
+Dot = tuple[int, float, float, float, int]
 
 
 def plot_audit(report: TrustReport, columns: Mapping[str, Verdicts], path: str | Path, *, confidence: float) -> None:
     """Writes the picture.
 
     Args:
-        report: what was measured.
-        columns: what it was measured on, for the curve over the difference in length.
-        path: a .png file.
-        confidence: of the intervals, for the caption.
+        report: The measurements.
+        columns: The verdicts that were measured, for the curve over the difference in length.
+        path: A .png file.
+        confidence: Confidence of the intervals, for the caption.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: If the file cannot be written.
     """
+    # matplotlib is an optional dependency, and slow to import.
+    import matplotlib
     from matplotlib.figure import Figure
 
-    style: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
-    import matplotlib
-
-    with matplotlib.rc_context(style):
-        rows = _shares(report), _biases(report)
-        height = 2.2 + 0.16 * max(len(labels) for labels, _ in rows) * max(1, len(report.judges) - 1)
+    names = list(report.judges)
+    with matplotlib.rc_context(STYLE):
+        rows = _dots(report, SHARES), _dots(report, BIASES)
+        height = 2.2 + 0.16 * max(len(labels) for labels, _ in rows) * max(1, len(names) - 1)
         figure = Figure(figsize=(11, max(3.2, height)), dpi=200, layout="constrained")
         shares, biases, lengths, reliability = figure.subplots(1, 4, width_ratios=(1.25, 1.25, 1, 1))
-        _dots(shares, *rows[0], list(report.judges))
+        _draw_dots(shares, *rows[0], names)
         shares.set(xlim=(-3, 103), xlabel="% of pairs or verdicts", title="a  What it says")
-        _dots(biases, *rows[1], list(report.judges))
+        _draw_dots(biases, *rows[1], names)
         biases.axvline(0, color=GREY, lw=0.8, zorder=0)
-        widest = max(
-            [10.0, *(abs(end) for _, dots in [rows[1]] for dot in dots for end in dot[2:4] if np.isfinite(end))]
-        )
-        biases.set(
-            xlim=(-1.08 * widest, 1.08 * widest), xlabel="percentage points (0 is fair)", title="b  What it favours"
-        )
-        _lengths(lengths, columns)
-        _reliability(reliability, report)
-        names = list(report.judges)
+        limit = 1.08 * max([10.0, *(abs(end) for dot in rows[1][1] for end in dot[2:4] if np.isfinite(end))])
+        biases.set(xlim=(-limit, limit), xlabel="percentage points (0 is fair)", title="b  What it favours")
+        _draw_lengths(lengths, columns)
+        _draw_reliability(reliability, report)
         handles = [shares.plot([], [], "o", color=_colour(i), ms=4, label=name)[0] for i, name in enumerate(names)]
         note = f"bars: {100 * confidence:g} % intervals, bootstrap over pairs"
         figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, title=note, title_fontsize=7)
@@ -61,59 +76,33 @@ def plot_audit(report: TrustReport, columns: Mapping[str, Verdicts], path: str |
     write_whole(Path(path), content.getvalue())
 
 
-Dot = tuple[int, float, float, float, int]  # row, value, low, high, judge
+def _dots(report: TrustReport, measures: Sequence[tuple[str, str, str]]) -> tuple[list[str], list[Dot]]:
+    """Returns the labels of the measures that a judge has, and the dots with finite values."""
+    labels: list[str] = []
+    dots: list[Dot] = []
+    for label, part, name in measures:
+        for number, judge in enumerate(report.judges.values()):
+            source = getattr(judge, part)
+            value = None if source is None else getattr(source, name)
+            if value is None:
+                continue
+            if label not in labels:
+                labels.append(label)
+            if np.isfinite(value):
+                low, high = getattr(source, f"{name}_ci")
+                dots.append((labels.index(label), 100 * value, 100 * low, 100 * high, number))
+    return labels, dots
 
 
-def _shares(report: TrustReport) -> tuple[list[str], list[Dot]]:
-    found: dict[str, list[tuple[int, float, Any]]] = {}
-    for i, judge in enumerate(report.judges.values()):
-        if judge.agreement is not None:
-            found.setdefault("agrees with\nhumans", []).append(
-                (i, judge.agreement.accuracy, judge.agreement.accuracy_ci)
-            )
-        if judge.ceiling is not None:
-            found.setdefault("humans with\neach other", []).append((i, judge.ceiling.human, judge.ceiling.human_ci))
-        if judge.report is not None:
-            for label, name in (("same in\nboth orders", "consistency"), ("ties", "ties"), ("failures", "failures")):
-                value, interval = getattr(judge.report, name), getattr(judge.report, f"{name}_ci")
-                found.setdefault(label, []).append((i, value, interval))
-    return _dotted(found)
-
-
-def _biases(report: TrustReport) -> tuple[list[str], list[Dot]]:
-    found: dict[str, list[tuple[int, float, Any]]] = {}
-    for i, judge in enumerate(report.judges.values()):
-        if judge.report is not None:
-            bias = judge.report.position_bias, judge.report.position_bias_ci
-            found.setdefault("shown first", []).append((i, *bias))
-        for label, favour in (("longer answer", judge.verbosity), ("own family", judge.own)):
-            if favour is not None:
-                found.setdefault(label, []).append((i, favour.bias, favour.bias_ci))
-                if favour.excess is not None:
-                    found.setdefault(f"{label},\nbeyond humans", []).append((i, favour.excess, favour.excess_ci))
-    return _dotted(found)
-
-
-def _dotted(found: Mapping[str, list[tuple[int, float, Any]]]) -> tuple[list[str], list[Dot]]:
-    dots = [
-        (row, 100 * value, 100 * interval[0], 100 * interval[1], judge)
-        for row, (_, values) in enumerate(found.items())
-        for judge, value, interval in values
-        if np.isfinite(value)
-    ]
-    return list(found), dots
-
-
-def _dots(axis: Any, labels: list[str], dots: list[Dot], judges: list[str]) -> None:
-    """Values with their intervals, a row for each label, the judges side by side in it."""
+def _draw_dots(axis: Any, labels: list[str], dots: list[Dot], judges: list[str]) -> None:
+    """Draws values with their intervals: a row for each label, with the judges next to each other in it."""
     for row, value, low, high, judge in dots:
         y = row + 0.5 * ((judge + 0.5) / len(judges) - 0.5)
         axis.plot([low, high], [y, y], color=_colour(judge), lw=1.4, solid_capstyle="butt")
         axis.plot([value], [y], "o", color=_colour(judge), ms=4)
         if len(judges) == 1:
-            axis.annotate(
-                f"{value:.0f}", (value, y), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7
-            )
+            above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(f"{value:.0f}", (value, y), fontsize=7, **above)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.grid(axis="x", color="0.92", lw=0.6)
@@ -121,55 +110,53 @@ def _dots(axis: Any, labels: list[str], dots: list[Dot], judges: list[str]) -> N
     axis.tick_params(axis="y", length=0)
 
 
-def _lengths(axis: Any, columns: Mapping[str, Verdicts]) -> None:
-    """How often the first answer wins, by how much longer it is: of the judges, and of humans in grey."""
+def _draw_lengths(axis: Any, columns: Mapping[str, Verdicts]) -> None:
+    """Draws how often the first answer wins over how much longer it is, for the judges and for humans (grey)."""
     axis.set(xlabel="characters that the first answer is longer", ylabel="first answer wins (%)", ylim=(-3, 103))
     axis.set_title("c  Wins by length")
     axis.axhline(50, color=GREY, lw=0.6, ls=":")
-    drawn = False
-    humans = False
-    for i, mine in enumerate(columns.values()):
-        if mine.length_difference is None:
+    has_judge = has_humans = False
+    for i, verdicts in enumerate(columns.values()):
+        if verdicts.length_difference is None:
             continue
-        if mine.human is not None and not humans:
-            humans = _curve(axis, mine.length_difference, mine.human, GREY, "humans")
-        drawn = _curve(axis, mine.length_difference, mine.winners, _colour(i), None) or drawn
-    if humans:
+        if verdicts.human is not None and not has_humans:
+            has_humans = _draw_curve(axis, verdicts.length_difference, verdicts.human, GREY, "humans")
+        has_judge |= _draw_curve(axis, verdicts.length_difference, verdicts.winners, _colour(i), None)
+    if has_humans:
         axis.legend(frameon=False, fontsize=7, handlelength=1.2, loc="upper left")
-    if not drawn:
-        _nothing(axis, "the rows hold no answers")
+    if not has_judge:
+        _draw_note(axis, "the rows contain no answers")
 
 
-def _curve(axis: Any, differences: Any, labels: Any, colour: str, name: str | None) -> bool:
-    """Means of bins of equally many pairs; a tie is half a win."""
-    known = [(x, SCORE[label]) for x, label in zip(differences, labels, strict=True) if label is not None]
+def _draw_curve(axis: Any, differences: Any, labels: Any, colour: str, name: str | None) -> bool:
+    """Draws means of bins of equally many pairs; a tie is half a win. Returns whether there are enough pairs."""
+    known = [(x, WINS[label]) for x, label in zip(differences, labels, strict=True) if label is not None]
     if len(known) < 2 * BINS:
         return False
     x, y = np.array(sorted(known)).T
-    cuts = [part for part in np.array_split(np.arange(len(x)), BINS) if len(part)]
-    means = np.array([[x[cut].mean(), 100 * y[cut].mean()] for cut in cuts])
-    axis.plot(*means.T, "o-", color=colour, ms=3.5, lw=1, label=name)
+    means = [[x[part].mean(), 100 * y[part].mean()] for part in np.array_split(np.arange(len(x)), BINS)]
+    axis.plot(*np.array(means).T, "o-", color=colour, ms=3.5, lw=1, label=name)
     return True
 
 
-def _reliability(axis: Any, report: TrustReport) -> None:
-    """Frequency over probability, the area of a dot its pairs."""
+def _draw_reliability(axis: Any, report: TrustReport) -> None:
+    """Draws frequency over probability. The area of a dot is its number of pairs."""
     axis.plot([0, 100], [0, 100], color=GREY, lw=0.6, ls=":")
     axis.set(xlabel="probability said (%)", ylabel="humans prefer the first (%)", xlim=(-3, 103), ylim=(-3, 103))
     axis.set_title("d  Probabilities")
-    found = [(i, judge.calibration) for i, judge in enumerate(report.judges.values()) if judge.calibration is not None]
-    for i, calibration in found:
-        bins = [b for b in calibration.bins if b.size]
-        total = sum(b.size for b in bins)
-        points = np.array([[100 * b.probability, 100 * b.outcome] for b in bins])
-        axis.plot(*points.T, color=_colour(i), lw=0.8, alpha=0.6)
-        axis.scatter(*points.T, s=[12 + 150 * b.size / total for b in bins], color=_colour(i), alpha=0.8, lw=0)
-    if not found:
-        _nothing(axis, "no probabilities,\nor no human labels")
+    for i, judge in enumerate(report.judges.values()):
+        if judge.calibration is not None:
+            bins = [b for b in judge.calibration.bins if b.size]
+            total = sum(b.size for b in bins)
+            points = np.array([[100 * b.probability, 100 * b.outcome] for b in bins])
+            axis.plot(*points.T, color=_colour(i), lw=0.8, alpha=0.6)
+            axis.scatter(*points.T, s=[12 + 150 * b.size / total for b in bins], color=_colour(i), alpha=0.8, lw=0)
+    if all(judge.calibration is None for judge in report.judges.values()):
+        _draw_note(axis, "no probabilities,\nor no human labels")
 
 
-def _nothing(axis: Any, why: str) -> None:
-    axis.text(0.5, 0.5, why, transform=axis.transAxes, ha="center", va="center", color=GREY)
+def _draw_note(axis: Any, text: str) -> None:
+    axis.text(0.5, 0.5, text, transform=axis.transAxes, ha="center", va="center", color=GREY)
 
 
 def _colour(judge: int) -> str:

@@ -25,7 +25,7 @@ import jaxalign
 from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.judges import Item, JudgingTask, Rater, Reply, judge_items, label_rows, pairwise_report, verbosity_bias
-from jaxalign.judges.items import uniform_hash
+from jaxalign.judges.hashing import uniform_hash
 from jaxalign.loop import OnMesh, init_state, make_step, run
 from jaxalign.methods import dpo
 from jaxalign.models.config import ModelConfig

@@ -1,4 +1,4 @@
-"""``jaxalign judge``: judges of every kind, answers of every shape, and a run that is stopped and goes on."""
+"""``jaxalign judge``: judges of every kind, answers of every shape, and a run that is stopped and resumed."""
 
 import json
 import math
@@ -20,14 +20,14 @@ def _sides(question):
     return [text.split(f"<response_{s}>")[1].split(f"</response_{s}>")[0].strip() for s in "ab"]
 
 def shorter(questions):
-    found = []
+    answers = []
     for question in questions:
         a, b = _sides(question)
         if len(a) + len(b) > 200:
-            found.append("I would rather not say.")
+            answers.append("I would rather not say.")
         else:
-            found.append("Verdict: tie" if len(a) == len(b) else f"Verdict: {'A' if len(a) < len(b) else 'B'}")
-    return found
+            answers.append("Verdict: tie" if len(a) == len(b) else f"Verdict: {'A' if len(a) < len(b) else 'B'}")
+    return answers
 
 def longer(questions):
     swapped = {"Verdict: A": "Verdict: B", "Verdict: B": "Verdict: A"}
@@ -41,13 +41,13 @@ def grade(questions):
     return [f"Score: {1 + len(text) % 10}" for text in texts]
 
 def rank(questions):
-    found = []
+    answers = []
     for question in questions:
         text = question[0]["content"]
         letters = [c for c in "ABCD" if f"<response_{c.lower()}>" in text]
         size = {c: len(text.split(f"<response_{c.lower()}>")[1].split("</response")[0].strip()) for c in letters}
-        found.append("Ranking: " + " > ".join(sorted(letters, key=size.get)))
-    return found
+        answers.append("Ranking: " + " > ".join(sorted(letters, key=size.get)))
+    return answers
 
 def brevity(prompts, completions, rows):
     return [-float(len(c)) for c in completions]
@@ -242,7 +242,7 @@ def test_a_secret_in_an_address_is_shown_nowhere(pairs_file, tmp_path, error_of)
     assert main(judge(pairs_file, tmp_path / "run")) == 0
     who = ("--judge.endpoint.model", "m", "--judge.endpoint.base_url", "http://me:sk-SECRET@host/v1")
     line = error_of(judge(pairs_file, tmp_path / "run", *who, function=None))
-    assert "it holds a user, password or query" in line
+    assert "base_url contains a user, password or query" in line
     assert "SECRET" not in line
 
 
@@ -286,7 +286,7 @@ def test_a_share_of_the_pairs_in_both_orders(pairs_file, tmp_path):
     assert len(read_jsonl(tmp_path / "run" / "preferences.jsonl")) == 20
 
 
-def test_a_stopped_run_goes_on_and_asks_nothing_twice(pairs_file, tmp_path, monkeypatch, error_of):
+def test_a_stopped_run_resumes_and_asks_nothing_twice(pairs_file, tmp_path, monkeypatch, error_of):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     down = {"after": 15}
 
@@ -342,7 +342,7 @@ def test_other_settings_do_not_mix_with_kept_verdicts(pairs_file, tmp_path, erro
     )
     run = tmp_path / "run"
     assert main(judge(pairs_file, run, "--template", template, "--data.limit", 5)) == 0
-    assert main(judge(pairs_file, run, "--template", template)) == 0  # more of the same is no other setting
+    assert main(judge(pairs_file, run, "--template", template)) == 0  # more rows are not another setting
     assert len(read_jsonl(run / "verdicts.jsonl")) == 20
     assert "think (was False, now True)" in error_of(judge(pairs_file, run, "--template", template, "--think", "true"))
     template.write_text(template.read_text() + "?")
@@ -389,7 +389,7 @@ def test_a_bad_row_is_named_and_nothing_is_written(error_of, tmp_path, row, word
         (("--judge.function", "my_judges:first", "--template", "no.txt"), "no.txt: cannot be read"),
         (("--judge.endpoint.model", "m", "--judge.endpoint.key_env", KEY), "key_env: no such environment variable"),
         (("--judge.endpoint.model", "m", "--judge.endpoint.key_env", "NO_KEY"), "NO_KEY: the environment variable"),
-        (("--judge.endpoint.model", "m", "--judge.endpoint.base_url", f"http://u:{KEY}@h/v1"), "it holds a user"),
+        (("--judge.endpoint.model", "m", "--judge.endpoint.base_url", f"http://u:{KEY}@h/v1"), "contains a user"),
     ],
 )  # fmt: skip
 def test_mistakes(error_of, pairs_file, tmp_path, more, words):
@@ -410,7 +410,7 @@ def test_wins_are_of_a_side_wherever_its_answers_were_shown(tmp_path):
     assert firsts["x"] > 9 < firsts["y"]
     for of, rate in (("answer_b", 1.0), ("answer_a", 0.0)):
         assert main(["eval", "wins", "run", "--of", of, "--resamples", "200"]) == 0
-        (found,) = json.loads((tmp_path / "run" / "wins.json").read_text())["judges"].values()
-        assert found["win_rate"]["value"] == rate
-        assert found["win_rate"]["items"] == 40
-        assert found["length_controlled_win_rate"]["value"] is None  # one side's answers are all shorter
+        (rates,) = json.loads((tmp_path / "run" / "wins.json").read_text())["judges"].values()
+        assert rates["win_rate"]["value"] == rate
+        assert rates["win_rate"]["items"] == 40
+        assert rates["length_controlled_win_rate"]["value"] is None  # one side's answers are all shorter

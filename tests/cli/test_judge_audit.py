@@ -45,9 +45,9 @@ def test_published_verdicts(audited, shared_data, tmp_path):
     file = write(tmp_path / "gpt4.jsonl", flat)
     columns = json.dumps({"first_order": "in_order", "second_order": "swapped", "human": "label"})
     shown, report = audited(file, "--columns", columns, "--second_names", "response")
-    found = report["judges"]["judge"]["report"]
-    assert (found["accuracy_first"], found["accuracy_second"]) == (159 / 200, 165 / 200)
-    assert (found["consistency"], found["agreement"]) == (174 / 200, 149 / 200)
+    audit = report["judges"]["judge"]["report"]
+    assert (audit["accuracy_first"], audit["accuracy_second"]) == (159 / 200, 165 / 200)
+    assert (audit["consistency"], audit["agreement"]) == (174 / 200, 149 / 200)
     assert "87.0 %" in shown
     assert "Nothing to warn of" in shown
     assert names(tmp_path / "out") == ["audit.json", "audit.png"]
@@ -76,7 +76,7 @@ def simulated(seed, judge, *, first, long, right, failures, count=400):
                "ann": human, "bob": human if i % 10 else "tie"}  # fmt: skip
 
 
-def test_planted_faults_are_told(audited, tmp_path):
+def test_planted_faults_are_reported(audited, tmp_path):
     rows = [*simulated(1, "good", first=0, long=0, right=0.9, failures=0)]
     rows += simulated(2, "bad", first=0.4, long=0.5, right=0.9, failures=0.1)
     file = write(tmp_path / "verdicts.jsonl", rows)
@@ -106,8 +106,8 @@ def test_the_last_line_counts_and_principles_vote_by_weight(audited, tmp_path):
 
     rows = [line("a", 1, None), line("a", 1, "second", "first"), line("b", 3, "first")]
     _, report = audited(write(tmp_path / "v.jsonl", rows), "--picture", "false")
-    found = report["judges"]["j"]
-    assert (found["pairs"], found["report"]["consistency"], found["agreement"]["accuracy"]) == (1, 1, 1)
+    audit = report["judges"]["j"]
+    assert (audit["pairs"], audit["report"]["consistency"], audit["agreement"]["accuracy"]) == (1, 1, 1)
 
 
 def test_a_run_of_ours_and_its_labels_are_audited(audited, pairs_file, tmp_path, monkeypatch):
@@ -123,14 +123,14 @@ def test_a_run_of_ours_and_its_labels_are_audited(audited, pairs_file, tmp_path,
     sys.modules.pop("short_judge", None)
     for what in ("run", "run/preferences.jsonl"):
         _, report = audited(tmp_path / what, "--picture", "false")
-        (found,) = report["judges"].values()
-        assert found["agreement"]["accuracy"] == 1
-        assert found["report"]["consistency"] == 1
-        assert found["verbosity"]["wins"] == 0
-        assert found["verbosity"]["excess"] == 0
+        (audit,) = report["judges"].values()
+        assert audit["agreement"]["accuracy"] == 1
+        assert audit["report"]["consistency"] == 1
+        assert audit["verbosity"]["wins"] == 0
+        assert audit["verbosity"]["excess"] == 0
 
 
-def test_what_an_audit_cannot_read_is_told(tmp_path, capsys):
+def test_what_an_audit_cannot_read_is_refused(tmp_path, capsys):
     def error_of(rows, *more):
         file = write(tmp_path / "v.jsonl", rows)
         assert main(["judge", "audit", str(file), "--picture", "false", *more]) == 2
@@ -169,9 +169,9 @@ def test_a_table_holds_numbers_as_text(audited, tmp_path):
     file = tmp_path / "v.csv"
     file.write_text("first_order,second_order,orders,probability,human\na,a,2,0.9,a\na,b,2,0.8,a\nb,,1,0.2,b\n")
     _, report = audited(file, "--picture", "false")
-    found = report["judges"]["judge"]
-    assert (found["pairs"], found["in_both_orders"], found["report"]["consistency"]) == (3, 2, 0.5)
-    assert found["by_probability"]["accuracy"] == 1
+    audit = report["judges"]["judge"]
+    assert (audit["pairs"], audit["in_both_orders"], audit["report"]["consistency"]) == (3, 2, 0.5)
+    assert audit["by_probability"]["accuracy"] == 1
 
 
 def test_the_verdict_of_several_principles_is_that_of_the_labels(audited, tmp_path):
@@ -182,12 +182,12 @@ def test_the_verdict_of_several_principles_is_that_of_the_labels(audited, tmp_pa
     assert report["judges"]["j"]["agreement"]["accuracy"] == 0, "one for the first and two ties: a tie, as decide says"
 
 
-def test_pairs_in_one_order_are_no_failures(audited, tmp_path):
+def test_pairs_in_one_order_are_not_failures(audited, tmp_path):
     rows = [{"first_order": "a", "orders": 1, "human": "a"}] * 5 + [{"first_order": "a", "second_order": "b"}] * 2
     _, report = audited(write(tmp_path / "v.jsonl", rows), "--picture", "false")
-    found = report["judges"]["judge"]
-    assert (found["pairs"], found["in_both_orders"], found["report"]["failures"]) == (7, 2, 0)
-    assert found["agreement"]["accuracy"] == 1
+    audit = report["judges"]["judge"]
+    assert (audit["pairs"], audit["in_both_orders"], audit["report"]["failures"]) == (7, 2, 0)
+    assert audit["agreement"]["accuracy"] == 1
     shown, report = audited(write(tmp_path / "v.jsonl", rows[:5]), "--picture", "false")
     assert report["judges"]["judge"]["report"] is None
     assert "no pair was shown in both orders" in shown
@@ -237,7 +237,7 @@ def test_every_setting_is_read():
 
 
 def test_help_names_the_task():
-    found = subprocess.run(
+    help_text = subprocess.run(
         [sys.executable, "-m", "jaxalign", "judge", "audit", "--help"], capture_output=True, text=True, check=True
     )
-    assert "--second_names" in found.stdout
+    assert "--second_names" in help_text.stdout

@@ -14,16 +14,16 @@ WRITERS = """
 asked = []
 
 def kind(questions):
-    found = []
+    replies = []
     for question in questions:
         text = question[0]["content"]
         asked.append(text)
         if "<critique>" not in text:
-            found.append("It is rude.")
+            replies.append("It is rude.")
         else:
             draft = text.split("<response>")[1].split("</response>")[0].strip()
-            found.append("cut off <revision>" if "hopeless" in draft else f"<revision>kind {draft}</revision>")
-    return found
+            replies.append("cut off <revision>" if "hopeless" in draft else f"<revision>kind {draft}</revision>")
+    return replies
 """
 
 
@@ -65,13 +65,13 @@ def test_drafts_become_demonstrations_that_sft_trains_on(flags, tmp_path, capsys
 
 
 def test_transcripts_stay_transcripts(tmp_path):
-    said = "\n\nHuman: Why?\n\nAssistant:"
-    file = write(tmp_path / "hh.jsonl", [{"chosen": f"{said} no", "rejected": f"{said} never"}])
+    opening = "\n\nHuman: Why?\n\nAssistant:"
+    file = write(tmp_path / "hh.jsonl", [{"chosen": f"{opening} no", "rejected": f"{opening} never"}])
     assert main(revise(file, tmp_path / "run")) == 0
     rows = read_jsonl(tmp_path / "run" / "revisions.jsonl")
-    assert sorted(row["completion"] for row in rows) == [f"{said} kind never", f"{said} kind no"]
+    assert sorted(row["completion"] for row in rows) == [f"{opening} kind never", f"{opening} kind no"]
     records, _ = read_records(Demonstration, tmp_path / "run" / "revisions.jsonl")
-    assert {record.prompt for record in records} == {said}
+    assert {record.prompt for record in records} == {opening}
 
 
 def test_what_had_no_answer_is_asked_again(tmp_path, capsys):

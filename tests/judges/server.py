@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on the loopback that misbehaves as told, and counts what it was asked."""
+"""A small OpenAI-compatible server on the loopback that misbehaves on request, and counts what it was asked."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_a_passing_fault_is_retried(settings, fault):
 
 
 @pytest.mark.parametrize("fault", ["429", "500", "broken JSON"])
-def test_a_lasting_fault_is_no_answer_and_is_asked_again_next_time(settings, fault):
+def test_a_lasting_fault_gives_no_answer_and_is_asked_again_next_time(settings, fault):
     bad = True
     with Server(lambda question, attempt: TRANSIENT[fault] if bad and question == "b" else "fine") as server:
         endpoint = settings(server, retries=1)
@@ -119,8 +119,8 @@ def test_a_refused_request_is_not_repeated(settings):
     [
         (status(401), "the key in JUDGE_KEY was refused (401)"),
         (status(403), "access was denied (403)"),
-        (status(404), "no model 'm' (404)"),
-        (status(429, kind="insufficient_quota"), "no quota left"),
+        (status(404), "the model 'm' does not exist (404)"),
+        (status(429, kind="insufficient_quota"), "the quota is exhausted"),
     ],
 )
 def test_what_concerns_every_question_stops_the_run(settings, what, words):
@@ -159,7 +159,7 @@ def test_a_refused_connection_stops_the_run_and_what_was_paid_is_kept(settings):
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with Server(lambda question, attempt: "fine") as server:
             endpoint = settings(server)
-        with pytest.raises(UserError, match="the server cannot be reached: start it or check base_url"):
+        with pytest.raises(UserError, match=r"the server cannot be reached\. Start it or check base_url"):
             ask(replace(endpoint, base_url=url, retries=1), questions("a"))
 
 
@@ -193,9 +193,9 @@ def test_a_run_that_was_killed_pays_nothing_twice(settings, tmp_path):
         slow = False
         replies = ask(endpoint, questions(*texts))
         assert [reply.text for reply in replies] == [f"re {text}" for text in texts]
-        kept = sum(reply.cached for reply in replies)
-        assert kept >= before - 2  # all but what was under way
-        assert sum(server.asked.values()) == before + 20 - kept
+        cached = sum(reply.cached for reply in replies)
+        assert cached >= before - 2  # all but what was under way
+        assert sum(server.asked.values()) == before + 20 - cached
         assert all(reply.cached for reply in ask(endpoint, questions(*texts)))
 
 
@@ -233,11 +233,11 @@ def test_the_cache_goes_by_the_content_of_the_request(settings):
         assert ask(replace(endpoint, cache=None), questions("a"))[0].text == "a 6"
 
 
-def test_a_file_that_is_no_cache_is_told(settings, tmp_path):
+def test_a_file_that_is_not_a_database_is_refused(settings, tmp_path):
     file = tmp_path / "notes.txt"
     file.write_text("my notes, not a database " * 100)
     with Server(lambda question, attempt: "fine") as server:
-        with pytest.raises(UserError, match=r"notes\.txt: cannot be used as a cache"):
+        with pytest.raises(UserError, match=r"notes\.txt: it cannot be used as a cache"):
             ask(settings(server, cache=str(file)), questions("a"))
         assert file.read_text().startswith("my notes")
         assert not server.asked
@@ -324,7 +324,7 @@ def test_the_rate_limit_holds_over_calls(settings):
         assert time.monotonic() - began > 0.55, "three waits of a fifth of a second"
 
 
-def test_a_file_that_is_no_cache_of_ours(settings, tmp_path):
+def test_a_database_of_another_kind_is_refused(settings, tmp_path):
     with Server(lambda question, attempt: "fine") as server:
         endpoint = settings(server, cache=str(tmp_path / "c.sqlite"))
         ask(endpoint, questions("a"))
@@ -333,7 +333,7 @@ def test_a_file_that_is_no_cache_of_ours(settings, tmp_path):
         assert [reply.cached for reply in ask(endpoint, questions("a"))] == [False], "cut off: asked again"
         with sqlite3.connect(tmp_path / "other.sqlite") as database:
             database.execute("CREATE TABLE replies (name TEXT)")
-        with pytest.raises(UserError, match="not a cache of ours"):
+        with pytest.raises(UserError, match="it is not a cache of replies"):
             ask(settings(server, cache=str(tmp_path / "other.sqlite")), questions("a"))
 
 
@@ -347,7 +347,7 @@ def test_temperature_and_length_can_be_left_to_the_server(settings):
     ]
 
 
-def test_a_missing_key_is_told_before_anything_is_asked(settings, monkeypatch):
+def test_a_missing_key_is_reported_before_anything_is_asked(settings, monkeypatch):
     monkeypatch.delenv("JUDGE_KEY")
     with Server(lambda question, attempt: "fine") as server:
         with pytest.raises(UserError, match="JUDGE_KEY: the environment variable is not set"):
@@ -359,20 +359,20 @@ def test_a_missing_key_is_told_before_anything_is_asked(settings, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"base_url": "ftp://x"}, "base_url: not an address"),
-        ({"base_url": "http://[::1"}, "base_url: not an address"),
-        ({"base_url": "http://localhost:abc/v1"}, "base_url: not an address"),
-        ({"base_url": "http://localhost:99999/v1"}, "base_url: not an address"),
-        ({"base_url": f"https://me:{KEY}@host/v1"}, "base_url: it holds a user, password or query"),
-        ({"base_url": f"https://host/v1?key={KEY}"}, "base_url: it holds a user, password or query"),
-        ({"concurrency": 0}, "concurrency is 0: give at least 1"),
+        ({"base_url": "ftp://x"}, "base_url is not an address"),
+        ({"base_url": "http://[::1"}, "base_url is not an address"),
+        ({"base_url": "http://localhost:abc/v1"}, "base_url is not an address"),
+        ({"base_url": "http://localhost:99999/v1"}, "base_url is not an address"),
+        ({"base_url": f"https://me:{KEY}@host/v1"}, "base_url contains a user, password or query"),
+        ({"base_url": f"https://host/v1?key={KEY}"}, "base_url contains a user, password or query"),
+        ({"concurrency": 0}, "concurrency is 0. Give"),
         ({"retries": -1}, "retries is -1"),
         ({"timeout": 0}, "timeout is 0"),
         ({"requests_per_minute": -1}, "requests_per_minute is -1"),
-        ({"options": {"x": object()}}, "options: they hold something"),
+        ({"options": {"x": object()}}, "options: JSON cannot represent them"),
     ],
 )
-def test_wrong_settings_are_told(key, changes, words):
+def test_wrong_settings_are_refused(key, changes, words):
     with pytest.raises(UserError) as error:
         ask(Endpoint("m", key_env="JUDGE_KEY", **changes), questions("a"))
     assert words in str(error.value)

@@ -53,8 +53,8 @@ def llmbar(shared_data):
 
 def test_llmbar(llmbar):
     rows, first, second, human, statistics = llmbar
-    said = {"Output (a)": "first", "Output (b)": "second"}  # the raw completions name positions
-    assert second == [said[row["results"][0]["swap = True"]["completion"][0]] for row in rows]
+    positions = {"Output (a)": "first", "Output (b)": "second"}  # the raw completions name positions
+    assert second == [positions[row["results"][0]["swap = True"]["completion"][0]] for row in rows]
     report = pairwise_report(first, second, human)
     assert report.pairs == 200
     assert statistics["correct_False"] == f"{report.accuracy_first * 200:.0f} / 200 = 79.5%"
@@ -121,7 +121,7 @@ def test_agreement_is_symmetric_and_blind_to_names(seed):
     assert sum(result.counts.values()) == 60
 
 
-def test_a_failure_is_no_label():
+def test_a_failure_is_not_a_label():
     result = agreement([None, None, "a", float("nan")], [None, "a", "a", "a"])
     assert (result.accuracy, result.failures) == (0.25, 3)
     assert result.counts == {(None, None): 1, (None, "a"): 2, ("a", "a"): 1}
@@ -191,9 +191,9 @@ def test_bias_counts():
     result = verbosity_bias(winners, [10, -10, 5, 5, 0], human)
     assert (result.pairs, result.wins, result.losses, result.bias) == (4, 0.5, 0, 0.5)
     assert result.excess == 0.5 - 1 / 4  # humans: the longer one in 2, the shorter in 1 of 4
-    mine = self_preference(winners, ["first", "second", None, "tie", "second"], human)
-    assert (mine.pairs, mine.wins, mine.losses) == (3, 2 / 3, 1 / 3)
-    assert mine.excess == pytest.approx(1 / 3 - 1 / 3)
+    family = self_preference(winners, ["first", "second", None, "tie", "second"], human)
+    assert (family.pairs, family.wins, family.losses) == (3, 2 / 3, 1 / 3)
+    assert family.excess == pytest.approx(1 / 3 - 1 / 3)
 
 
 def test_calibration_by_hand():
@@ -219,25 +219,25 @@ def test_the_example_of_the_documentation_runs(capsys):
     [
         (lambda: agreement([1], [1, 2]), "labels_a has 1, labels_b has 2 entries"),
         (lambda: agreement([], []), "labels_a has 0"),
-        (lambda: agreement([1, []], [1, 2]), "labels_a, row 2: a label of type list"),
+        (lambda: agreement([1, []], [1, 2]), "labels_a, row 2: the label is of type list"),
         (lambda: agreement([1], [1], bootstrap=Bootstrap(confidence=95)), "confidence between 0 and 1"),
-        (lambda: pairwise_report(["first", "A"], ["first"] * 2), "first_order, row 2: 'A' is no verdict"),
+        (lambda: pairwise_report(["first", "A"], ["first"] * 2), "first_order, row 2: 'A' is not a verdict"),
         (lambda: pairwise_report(["first"], ["first"] * 2), "first_order has 1, second_order has 2"),
         (lambda: pairwise_report(["first"], ["first"], ["win"]), "human, row 1"),
-        (lambda: rater_agreement({"a": [1]}), "there are 1: give the labels of at least two"),
-        (lambda: human_ceiling([1], {"a": [1]}), "a ceiling needs the labels of at least two"),
+        (lambda: rater_agreement({"a": [1]}), "raters has 1 entries. Give the labels of at least two"),
+        (lambda: human_ceiling([1], {"a": [1]}), "A ceiling needs the labels of at least two"),
         (lambda: verbosity_bias(["first"], [0]), "length_difference is 0 in every pair"),
         (lambda: verbosity_bias(["first"], [float("nan")]), "not finite"),
         (lambda: verbosity_bias(["first"], ["long"]), "not a list of numbers"),
         (lambda: verbosity_bias(["first"], [1, 2]), "winners has 1"),
-        (lambda: self_preference(["first"], [None]), "own names one response in no pair"),
+        (lambda: self_preference(["first"], [None]), "own: no pair has exactly one response of the family"),
         (lambda: calibration([1.5], [1]), "probabilities, row 1: 1.5 is not between 0 and 1"),
         (lambda: calibration([0.5, 0.5], [1, None]), "outcomes, row 2: None"),
-        (lambda: calibration([None], [1]), "every one is a failure"),
+        (lambda: calibration([None], [1]), "probabilities: all are failures"),
         (lambda: calibration([0.5], [1], bins=0), "bins is 0"),
     ],
 )
-def test_mistakes_are_told_in_a_sentence(call, words):
+def test_mistakes_are_refused_with_a_sentence(call, words):
     with pytest.raises(UserError) as error:
         call()
     assert words in str(error.value)
@@ -252,7 +252,7 @@ def test_a_good_judge_raises_no_warning():
 
 
 def test_judges_that_err_are_not_called_biased():
-    """Where humans prefer what is shorter, coin flips and noisy copies of humans look biased beside them."""
+    """Where humans prefer what is shorter, coin flips and noisy copies of humans look biased in comparison."""
     random = np.random.default_rng(0)
     longer = random.normal(size=400)
     human = ["second" if d > 0 else "first" for d in longer]
@@ -269,14 +269,14 @@ def test_judges_that_err_are_not_called_biased():
         "first" if d > 0 or (h == "first" and random.random() < 0.5) else "second"
         for d, h in zip(longer, human, strict=True)
     ]
-    told = " ".join(trust_warnings(report, verbosity=verbosity_bias(likes, longer, flips)))
-    assert "Verbosity bias: the longer response is favoured beyond what the human labels explain" in told
+    warnings = " ".join(trust_warnings(report, verbosity=verbosity_bias(likes, longer, flips)))
+    assert "Verbosity bias: the longer response is favoured beyond what the human labels explain" in warnings
 
 
 def test_labels_of_one_kind_say_nothing_of_luck():
     report = pairwise_report(["first"] * 50, ["second"] * 50, ["first"] * 50)
-    (told,) = trust_warnings(report)
-    assert told.startswith("Human labels: all are the same")
+    (warning,) = trust_warnings(report)
+    assert warning.startswith("Human labels: all are the same")
 
 
 def test_annotators_who_leave_items_out_do_not_disagree():
@@ -302,12 +302,12 @@ def test_warnings_name_each_fault():
     spots = blind_spots(["first"] * 180 + ["tie"] * 20, human, ["law"] * 180 + ["maths"] * 20)
     able = pairwise_report(human, ["second", "first"] * 100, human)
     sure = calibration([0.99] * 200, [1, 0] * 100)
-    told = trust_warnings(
+    warnings = trust_warnings(
         report, verbosity=longer, own=family, lead=(0.0, (-0.1, 0.1)), ceiling=ceiling, probabilities=sure
     ) + trust_warnings(able, spots=spots)
-    titles = [sentence.partition(":")[0] for sentence in told]
+    titles = [sentence.partition(":")[0] for sentence in warnings]
     assert titles == [
         "Consistency", "Position bias", "Failures", "Verbosity bias", "Self-preference", "Agreement", "Circularity",
         "Ceiling", "Calibration", "Blind spot on 'maths'", "Blind spot on 'law'",
     ]  # fmt: skip
-    assert all("nan" not in sentence for sentence in told)
+    assert all("nan" not in sentence for sentence in warnings)

@@ -52,8 +52,8 @@ def test_label_probabilities_are_those_of_the_plain_logits(judge, chat):
         tokenizer = byte_tokenizer()
         tokenizer.chat_template = None
     texts = ["short", "a rather longer question, this one", "why <|end|> not?"]
-    found = label_logps(model, params, tokenizer, [question(text) for text in texts], LABELS)
-    assert found.shape == (3, 3)
+    logps_of_labels = label_logps(model, params, tokenizer, [question(text) for text in texts], LABELS)
+    assert logps_of_labels.shape == (3, 3)
     encoder, plain = Encoder(tokenizer), jax.jit(model.logits)
     for i, text in enumerate(texts):
         if chat:
@@ -68,7 +68,7 @@ def test_label_probabilities_are_those_of_the_plain_logits(judge, chat):
             logits = plain(params, ids, np.arange(96)[None] < len(prompt + completion))[0]
             logps = jax.nn.log_softmax(logits)[len(prompt) - 1 : len(prompt + completion) - 1]
             expected = np.sum(logps[np.arange(len(completion)), np.array(completion)])
-            assert found[i, k] == pytest.approx(float(expected), abs=2e-3)
+            assert logps_of_labels[i, k] == pytest.approx(float(expected), abs=2e-3)
 
 
 def test_a_question_does_not_depend_on_its_neighbours(judge):
@@ -97,6 +97,6 @@ def test_expected_scores(judge):
     assert scores[0] != scores[1]
 
 
-def test_a_question_that_is_too_long_is_told(judge):
+def test_a_question_that_is_too_long_is_refused(judge):
     with pytest.raises(UserError, match=r"Row 2: the question has \d+ tokens, the model takes 2048"):
         label_logps(*judge, [question("x"), question("x" * 3000)], LABELS)

@@ -80,7 +80,7 @@ def test_the_audit_finds_what_was_planted(name):
     planted, seeds = JUDGES[name], 20
     expected = {**truth(**planted), "slope": planted["length"]}
     hits = dict.fromkeys(expected, 0)
-    found = {field: [] for field in expected}
+    estimates = {field: [] for field in expected}
     for seed in range(seeds):
         human, difference, one, two = simulate(np.random.default_rng(seed), 400, **planted)
         report = pairwise_report(one, two, human, bootstrap=Bootstrap(resamples=1000))
@@ -88,10 +88,10 @@ def test_the_audit_finds_what_was_planted(name):
         for field, value in expected.items():
             source = verbosity if field == "slope" else report
             hits[field] += int(inside(value, getattr(source, field + "_ci")))
-            found[field].append(getattr(source, field))
+            estimates[field].append(getattr(source, field))
     for field, value in expected.items():
-        error = np.std(found[field], ddof=1) / np.sqrt(seeds)
-        assert abs(np.mean(found[field]) - value) <= 3.5 * error, field
+        error = np.std(estimates[field], ddof=1) / np.sqrt(seeds)
+        assert abs(np.mean(estimates[field]) - value) <= 3.5 * error, field
     assert min(hits.values()) >= 16, hits
 
 
@@ -159,13 +159,13 @@ def test_noise_of_known_rate_gives_known_kappa():
 
 def test_calibration_finds_planted_overconfidence():
     rng = np.random.default_rng(3)
-    said = rng.uniform(0, 1, 4000)
-    fair = calibration(said, (rng.random(4000) < said).astype(float))
+    stated = rng.uniform(0, 1, 4000)
+    fair = calibration(stated, (rng.random(4000) < stated).astype(float))
     assert fair.ece < fair.ece_by_luck
     assert inside(0, fair.overconfidence_ci)
     assert inside(1 / 6, fair.brier_ci)  # ∫ p (1 - p) dp
-    real = 0.5 + (said - 0.5) / 2  # the truth is half as sure
-    proud = calibration(said, (rng.random(4000) < real).astype(float))
+    real = 0.5 + (stated - 0.5) / 2  # the truth is half as sure
+    proud = calibration(stated, (rng.random(4000) < real).astype(float))
     assert proud.ece > proud.ece_by_luck
     assert inside(1 / 8, proud.overconfidence_ci)  # E|p - ½| / 2
     assert abs(proud.ece - 1 / 8) < 0.02
@@ -178,5 +178,5 @@ def test_both_orders_cancel_a_position_bias_in_the_combined_verdict():
     combined = combine_orders(one, two)
     decided = [verdict for verdict in combined if verdict != "tie"]
     assert abs(decided.count("first") / len(decided) - 0.5) < 0.05
-    kept = [(a, b) for a, b in zip(combined, human, strict=True) if a != "tie"]
-    assert np.mean([a == b for a, b in kept]) > pairwise_report(one, two, human).accuracy_first + 0.1
+    untied = [(a, b) for a, b in zip(combined, human, strict=True) if a != "tie"]
+    assert np.mean([a == b for a, b in untied]) > pairwise_report(one, two, human).accuracy_first + 0.1

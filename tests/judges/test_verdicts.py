@@ -99,12 +99,12 @@ def test_templates_show_everything_once_and_nothing_twice():
     ("source", "words"),
     [
         ("{{ prompt", "line 1: not a template"),
-        ("{{ promt }}", "'promt' is undefined: the variables are prompt"),
+        ("{{ promt }}", "'promt' is undefined. The variables are prompt"),
         ("{{ prompt.__class__.__mro__ }}", "unsafe"),
         ("{{ 1 / 0 }}", "cannot be filled in"),
     ],
 )
-def test_a_broken_template_is_told(tmp_path, source, words):
+def test_a_broken_template_is_refused(tmp_path, source, words):
     file = tmp_path / "mine.txt"
     file.write_text(source)
     with pytest.raises(UserError) as error:
@@ -126,13 +126,13 @@ def test_an_edited_template_is_read_again(tmp_path):
 def test_a_constitution(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("- id: a\n  text: >\n    Be\n    kind.\n  weight: 3\n- {id: b, text: Be brief.}\n")
-    mine = load_constitution(file)
-    assert mine == (Principle("a", "Be kind.", 3.0), Principle("b", "Be brief.", 1.0))
-    drawn = [draw_principle(mine, f"prompt {i}").id for i in range(4000)]
+    principles = load_constitution(file)
+    assert principles == (Principle("a", "Be kind.", 3.0), Principle("b", "Be brief.", 1.0))
+    drawn = [draw_principle(principles, f"prompt {i}").id for i in range(4000)]
     assert abs(drawn.count("a") / 4000 - 0.75) < 0.025
-    again = [draw_principle(mine, f"prompt {i}").id for i in reversed(range(4000))]
+    again = [draw_principle(principles, f"prompt {i}").id for i in reversed(range(4000))]
     assert drawn == again[::-1]  # by the prompt, whatever came before
-    other = [draw_principle(mine, f"prompt {i}", seed=1).id for i in range(4000)]
+    other = [draw_principle(principles, f"prompt {i}", seed=1).id for i in range(4000)]
     assert abs(np.mean([x == y for x, y in zip(drawn, other, strict=True)]) - (0.75**2 + 0.25**2)) < 0.03
     never = (Principle("a", "x", 0.0), Principle("b", "y"))
     assert {draw_principle(never, str(i)).id for i in range(100)} == {"b"}
@@ -142,11 +142,11 @@ def test_a_constitution(tmp_path):
     ("source", "words"),
     [
         ("a: [", "not YAML"),
-        ("", "there are no principles"),
-        ("id: a", "there are no principles"),
-        ("- a", "principle 1: of type str"),
+        ("", "it contains no principles"),
+        ("id: a", "it contains no principles"),
+        ("- a", "principle 1: it is of type str"),
         ("- {id: a}", "principle 1: text is missing"),
-        ("- {id: 3, text: x}", "principle 1: id is missing or no text"),
+        ("- {id: 3, text: x}", "principle 1: id is missing or not a string"),
         ("- {id: a, text: x, wieght: 2}", "unknown key 'wieght'"),
         ("- {id: a, text: x, weight: -1}", "weight is -1"),
         ("- {id: a, text: x, weight: .nan}", "weight is nan"),
@@ -154,7 +154,7 @@ def test_a_constitution(tmp_path):
         ("- {id: a, text: x, weight: 0}", "every weight is 0"),
     ],
 )
-def test_a_broken_constitution_is_told(tmp_path, source, words):
+def test_a_broken_constitution_is_refused(tmp_path, source, words):
     file = tmp_path / "mine.yaml"
     file.write_text(source)
     with pytest.raises(UserError) as error:
@@ -208,7 +208,10 @@ def test_votes():
     assert panel_vote(panel, least_share=0) == ["second", "first", "tie", "tie"]
     assert panel_vote(panel, {"a": 2.5, "b": 1, "c": 1}) == ["first", "first", None, "tie"]
     assert panel_vote({"a": ["first"], "b": [None]}) == ["first"]  # half of the weight is enough
-    for weights, words in (({"a": 1}, "'b' has no weight"), ({"a": -1, "b": 1, "c": 1}, "'a' cannot be used")):
+    for weights, words in (
+        ({"a": 1}, "'b' has no weight"),
+        ({"a": -1, "b": 1, "c": 1}, "judge 'a' is -1"),
+    ):
         with pytest.raises(UserError, match=words):
             panel_vote(panel, weights)
     with pytest.raises(UserError, match="no judge"):
