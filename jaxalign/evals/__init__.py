@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from jaxalign.evals.exchange import Tax as Tax
     from jaxalign.evals.exchange import tax as tax
     from jaxalign.evals.items import Subject as Subject
-    from jaxalign.evals.likelihood import perplexity as perplexity
-    from jaxalign.evals.likelihood import tree_logps as tree_logps
     from jaxalign.evals.outcome import Difference as Difference
     from jaxalign.evals.outcome import Estimate as Estimate
     from jaxalign.evals.outcome import Good as Good
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from jaxalign.evals.text import distinct_n as distinct_n
     from jaxalign.evals.text import diversity as diversity
     from jaxalign.evals.text import ngram_entropy as ngram_entropy
+    from jaxalign.evals.text import perplexity as perplexity
     from jaxalign.evals.text import verbosity as verbosity
     from jaxalign.evals.wins import WinsReport as WinsReport
     from jaxalign.evals.wins import measure_wins as measure_wins
@@ -52,13 +51,12 @@ _NAMES = {
     "config": ("AnswerTask", "ChoiceTask", "SuiteSection", "TextTask"),
     "exchange": ("Exchange", "Tax", "tax"),
     "items": ("Subject",),
-    "likelihood": ("perplexity", "tree_logps"),
     "outcome": ("Difference", "Estimate", "Good", "NotFinite", "Outcome", "difference", "figure"),
     "preference": ("length_controlled_win_rate", "win_rate"),
     "refusal": ("is_refusal", "refusals"),
     "suite": ("SuiteReport", "TaskAnswers", "measure_suite"),
     "suite_tax": ("TaxReport", "measure_tax"),
-    "text": ("distinct_n", "diversity", "ngram_entropy", "verbosity"),
+    "text": ("distinct_n", "diversity", "ngram_entropy", "perplexity", "verbosity"),
     "wins": ("WinsReport", "measure_wins"),
 }
 _HOME = {name: f"jaxalign.evals.{module}" for module, names in _NAMES.items() for name in names}

@@ -12,8 +12,8 @@ from jaxalign.data.files import Problem
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.evals.config import TEMPLATE
-from jaxalign.evals.likelihood import tree_logps
 from jaxalign.evals.outcome import Outcome
+from jaxalign.methods.scoring import tree_logps
 from jaxalign.models.model import Model
 
 

@@ -12,11 +12,11 @@ from jaxalign.errors import UserError
 from jaxalign.evals.config import SuiteSection
 from jaxalign.evals.exchange import Tax, tax
 from jaxalign.evals.items import Subject
-from jaxalign.evals.likelihood import tree_logps
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, win_rate, wins_of_scores
 from jaxalign.evals.suite import TaskAnswers, answer_lengths, measure_suite, open_scorers
 from jaxalign.evals.suite_check import check_lengths
+from jaxalign.methods.scoring import tree_logps
 from jaxalign.reporting import Report, silent
 from jaxalign.stats import DEFAULT, Bootstrap
 

@@ -1,14 +1,33 @@
-"""Statistics of answers as texts: their length, and how much they repeat themselves and one another."""
+"""Statistics of texts: perplexity, length, and how much answers repeat themselves and one another."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from jaxalign.data.trees import Tree
 from jaxalign.evals.outcome import Outcome
+from jaxalign.methods.scoring import tree_logps
+from jaxalign.models.model import Model
+
+
+def perplexity(name: str, model: Model, params: Any, trees: Sequence[Tree]) -> list[Outcome]:
+    """Returns ``name/perplexity``, exp(-Σ log π / Σ tokens) over the tokens that count.
+
+    Args:
+        name: name of the task.
+        model: a language model.
+        params: its parameters.
+        trees: texts, each a tree of one completion.
+    """
+    logps = tree_logps(model, params, trees)
+    counts = np.array([sum(int(mask.sum()) for mask in tree.masks) for tree in trees], np.float64)
+    nats = -np.array([float(values.sum()) for values in logps])
+    return [Outcome(f"{name}/perplexity", nats, counts, "less", np.exp)]
 
 
 def verbosity(name: str, answers: Sequence[str]) -> list[Outcome]:

@@ -55,7 +55,7 @@ def verbosity_bias(
 ) -> Favour:
     """Computes the win rate of the longer response, and the slope b of logit P(first wins) = a + b·Δlength (+ c·human).
 
-    Ties and failures are in every denominator, but not in the slope: given that a pair does not tie, Davidson's model of
+    Ties and failures are in every denominator, but not in the slope: without a tie, Davidson's model of
     ties is this one. The intercept takes up position bias. Source: Dubois et al. 2024, arXiv:2404.04475, eq. 2 (a
     regression on length and quality); Davidson 1970, https://doi.org/10.1080/01621459.1970.10481082.
 

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem
 from jaxalign.data.records import Message
-from jaxalign.data.shapes import LENGTHS
-from jaxalign.data.trees import Tree, pack
+from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
 from jaxalign.judges.judge import check_same_number, make_question
 from jaxalign.judges.prompts import POINTWISE, Principle
-from jaxalign.masking import Rows, completion_sums
+from jaxalign.methods.scoring import tree_logps
 from jaxalign.models.model import Model
-
-# Questions that are packed together.
-CHUNK = 256
-# Columns T and target slots S of a row. Labels are short, so few slots are needed.
-SHAPES = [(length, length // part) for length in LENGTHS for part in (8, 4, 2, 1)]
 
 
 def label_logps(
@@ -57,24 +49,8 @@ def label_logps(
     if not questions:
         return np.zeros((0, len(labels)), np.float32)
     encoder = Encoder(tokenizer)
-    longest = min(LENGTHS[-1], model.config.max_position_embeddings)
-    trees = []
-    for i, question in enumerate(questions):
-        prompt, completions = _encode(encoder, question, labels, i)
-        tree = Tree.of(prompt, completions, index=np.full(len(labels), i, np.int32))
-        if len(prompt) + max(map(len, completions)) > longest or len(tree) > LENGTHS[-1]:
-            raise UserError(
-                f"Row {i + 1}: the question has {len(prompt)} tokens, the model takes {longest}. Shorten it."
-            )
-        trees.append(tree)
-    logps = np.full((len(trees), len(labels)), np.nan, np.float32)
-    for start in range(0, len(trees), CHUNK):
-        packed = pack(trees[start : start + CHUNK], shapes=SHAPES, num_completions=len(labels))
-        for m in range(packed.used):
-            rows = jax.tree.map(lambda x, m=m: x[m], packed.rows)
-            used = rows.example_mask
-            logps[rows.extras["index"][used][:, 0]] = np.asarray(_label_logps(model, params, rows))[used]
-    return logps
+    trees = [Tree.of(*_encode(encoder, question, labels, i)) for i, question in enumerate(questions)]
+    return np.stack(tree_logps(model, params, trees))
 
 
 def local_judge(
@@ -185,11 +161,6 @@ def expected_scores(
     scale = np.arange(1, 11)
     logps = label_logps(model, params, tokenizer, questions, [f"Score: {s}" for s in scale])
     return np.exp(logps - np.logaddexp.reduce(logps, axis=1, keepdims=True)) @ scale.astype(float)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _label_logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
-    return completion_sums(model.token_logps(params, rows), rows)
 
 
 def _encode(

@@ -13,11 +13,12 @@ import jaxalign
 from jaxalign import evals
 from jaxalign.cli import main
 from jaxalign.data.trees import Tree
-from jaxalign.evals import Subject, TaskAnswers, likelihood
+from jaxalign.evals import Subject, TaskAnswers
 from jaxalign.evals import suite as suite_module
 from jaxalign.evals.config import AnswerTask, SuiteSection
 from jaxalign.evals.suite import sample_answers
 from jaxalign.evals.suite_tax import compare_answers, wins_over
+from jaxalign.methods.scoring import tree_logps, tree_scores
 from jaxalign.models.weights import save_model
 from tests.cli.conftest import pair
 
@@ -154,7 +155,7 @@ def test_kl_is_that_of_the_tokens_sampled(tiny_model, other_model):
     task = AnswerTask("-", max_new_tokens=1)
     prompts = [[5, 9, 7]] * 400
     trees = sample_answers(after, prompts, task, seed=0)
-    logps = np.concatenate(evals.tree_logps(after.model, after.params, trees))
+    logps = np.concatenate(tree_logps(after.model, after.params, trees))
     answers = {"x": TaskAnswers(trees, [""] * 400, logps=logps)}
     suite = SuiteSection(answers={"x": task})
     _, outcomes = compare_answers(suite, before, answers, answers)
@@ -189,11 +190,11 @@ def test_scores_are_those_of_each_tree_alone(tiny_model, reward_model):
     trees = [Tree.of(text(), [text() for _ in range(1 + i % 3)]) for i in range(7)]
     model, params = jaxalign.load_model(tiny_model)
     scorer, weights = jaxalign.load_model(reward_model)
-    logps, scores = evals.tree_logps(model, params, trees), likelihood.tree_scores(scorer, weights, trees)
+    logps, scores = tree_logps(model, params, trees), tree_scores(scorer, weights, trees)
     for tree, logp, score in zip(trees, logps, scores, strict=True):
         for k, completion in enumerate(tree.completions):
             alone = Tree.of(tree.prompt, [completion])
-            assert likelihood.tree_scores(scorer, weights, [alone])[0][0] == pytest.approx(score[k], abs=1e-4)
+            assert tree_scores(scorer, weights, [alone])[0][0] == pytest.approx(score[k], abs=1e-4)
             length = len(tree.prompt) + len(completion)
             tokens = np.zeros((1, 24), np.int32)
             tokens[0, :length] = np.concatenate([tree.prompt, completion])

@@ -98,5 +98,5 @@ def test_expected_scores(judge):
 
 
 def test_a_question_that_is_too_long_is_refused(judge):
-    with pytest.raises(UserError, match=r"Row 2: the question has \d+ tokens, the model takes 2048"):
+    with pytest.raises(UserError, match=r"Example 2 has \d+ tokens, and the model takes 2048"):
         label_logps(*judge, [question("x"), question("x" * 3000)], LABELS)

