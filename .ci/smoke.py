@@ -42,7 +42,8 @@ def main_smoke(folder: Path) -> None:
     tokenizer = byte_tokenizer()
     size = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048}
-    model = jaxalign.Model(from_hf_config({"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 1e4, **size, **heads}))
+    config = from_hf_config({"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 1e4, **size, **heads})
+    model = jaxalign.Model(config)
     params = model.init(jax.random.key(0))
     rows = [{"prompt": f"What is {i} + {i}?", "chosen": f"{2 * i}.", "rejected": "I do not know."} for i in range(20)]
     config = dpo.load_config(overrides={"train.batch_size": 4, "train.steps": 2, "samples.max_new_tokens": 4})
