@@ -1,4 +1,4 @@
-"""``jaxalign compare``: every method from one fine-tuned model in a world whose gold reward is known, over seeds."""
+"""``jaxalign compare``: all methods from one fine-tuned model, in a world whose gold reward is known, over seeds."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.compare import arms, figures, measure
+from jaxalign.compare.figures import draw_methods, draw_overoptimisation
+from jaxalign.compare.measure import CANDIDATES
+from jaxalign.compare.methods import METHODS
 from jaxalign.compare.results import COLUMNS, COSTS, across, costs, read_results, run_seed, write_table
-from jaxalign.compare.start import Setting, begin
+from jaxalign.compare.start import Setting, make_start
 from jaxalign.errors import UserError
 from jaxalign.plotting import check_matplotlib
 from jaxalign.settings import check_ranges
 
-RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, measure.MANY)}
+RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, CANDIDATES)}
 RANGES |= dict.fromkeys(
     (f"setting.{name}" for name in ("pairs", "pretrain_steps", "sft_steps", "steps", "iterations")), (1, math.inf)
 )
@@ -33,76 +35,80 @@ RANGES |= {"setting.held_out": (0.1, 0.9), "setting.price": (0, math.inf)}
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Compare methods in the testbed: a small world whose gold reward is known. Nothing is downloaded.
+    """Compare methods in the testbed, a small world whose gold reward is known. Nothing is downloaded.
 
     Args:
-        setting: the world, its annotators, and how much each method may learn from
-        methods: which to compare; sft is always among them
-        seeds: how many seeds; a finished one is not run again
-        first_seed: the first of them
+        setting: the world, its annotators, and the training budgets of the methods
+        methods: the methods to compare; sft is always one of them
+        seeds: number of seeds; finished ones are not run again
+        first_seed: the first seed
         output: directory of results.jsonl, table.md and the figures
     """
 
     setting: Setting = dataclasses.field(default_factory=Setting)
-    methods: list[str] = dataclasses.field(default_factory=lambda: list(arms.ARMS))
+    methods: list[str] = dataclasses.field(default_factory=lambda: list(METHODS))
     seeds: int = 5
     first_seed: int = 0
     output: str = "runs/compare"
 
 
 def run(config: Config) -> None:
-    """All seeds and methods that are missing, then the table and the figures of all."""
+    """Runs all methods and seeds that are missing, then writes the table and the figures."""
     check_ranges(config, RANGES)
-    unknown = [name for name in config.methods if name not in arms.ARMS]
-    if unknown:
-        raise UserError(f"methods: {unknown[0]!r} is none; those are {', '.join(arms.ARMS)}")
+    if unknown := [name for name in config.methods if name not in METHODS]:
+        raise UserError(f"methods: {unknown[0]!r} is not a method. Choose from {', '.join(METHODS)}.")
     output = Path(config.output).expanduser()
     check_matplotlib()
     check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
-    chosen = [name for name in arms.ARMS if name == "sft" or name in config.methods]
+    methods = [name for name in METHODS if name == "sft" or name in config.methods]
     results = output / "results.jsonl"
     lines = read_results(results, config.setting)
     output.mkdir(parents=True, exist_ok=True)
     programs: dict[Any, Any] = {}
     began = time.perf_counter()
-    for seed in range(config.first_seed, config.first_seed + config.seeds):
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    for seed in seeds:
         done = {line["method"] for line in lines if line["seed"] == seed}
-        missing = [name for name in chosen if name not in done]
+        missing = [name for name in methods if name not in done]
         if not missing:
             continue
-        start = begin(config.setting, seed, programs)
+        start = make_start(config.setting, seed, programs)
         console.print(f"seed {seed}: pretrained and fine-tuned, {time.perf_counter() - began:.0f} s")
-        for line in run_seed(start, missing, began, lambda line: console.print(line, markup=False)):
+        for line in run_seed(start, missing, began, lambda text: console.print(text, markup=False)):
             lines.append(line)
             with results.open("a") as file:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
-    wanted = range(config.first_seed, config.first_seed + config.seeds)
-    tell([line for line in lines if line["seed"] in wanted and line["method"] in chosen], chosen, output, console)
+    lines = [line for line in lines if line["seed"] in seeds and line["method"] in methods]
+    write_table(lines, methods, output / "table.md")
+    draw_methods(lines, methods, across, output / "methods.png")
+    draw_overoptimisation(lines, output / "overoptimisation.png")
+    print_table(lines, methods, console)
+    print_samples(lines, methods, console)
     console.print(f"{time.perf_counter() - began:.0f} s; table, figures and results are in {output}.")
 
 
-def tell(lines: Sequence[dict[str, Any]], methods: Sequence[str], output: Path, console: Console) -> None:
-    """The table on the terminal, and with all intervals as Markdown; the figures; samples."""
-    write_table(lines, methods, output / "table.md")
-    figures.methods(lines, methods, across, output / "methods.png")
-    figures.overoptimisation(lines, output / "overoptimisation.png")
+def print_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], console: Console) -> None:
+    """Prints the mean of every figure, the interval of gold, and the costs."""
     table = Table("", *methods, title="on held-out instructions, with the 95 % interval of gold")
-    for key, shown_as in COLUMNS:
+    for key, heading in COLUMNS:
         values = [across(lines, name, key) for name in methods]
-        table.add_row(shown_as, *(f"{value:.2f}" for value, _, _ in values))
+        table.add_row(heading, *(f"{value:.2f}" for value, _, _ in values))
         if key == "gold":
             table.add_row("  from", *(f"{low:.2f}" for _, low, _ in values))
             table.add_row("  to", *(f"{high:.2f}" for _, _, high in values), end_section=True)
-    spent = [costs(lines, name) for name in methods]
-    for number, shown_as in enumerate(COSTS):
-        table.add_row(shown_as, *(each[number] for each in spent))
+    for heading, *values in zip(COSTS, *(costs(lines, name) for name in methods), strict=True):
+        table.add_row(heading, *values)
     console.print(table)
+
+
+def print_samples(lines: Sequence[dict[str, Any]], methods: Sequence[str], console: Console) -> None:
+    """Prints an instruction of each kind, with each method's answer and its gold reward, of the first seed."""
     first = min(line["seed"] for line in lines)
-    shown = {line["method"]: line["samples"] for line in lines if line["seed"] == first}
-    for number, row in enumerate(shown["sft"]):
+    samples = {line["method"]: line["samples"] for line in lines if line["seed"] == first}
+    for number, row in enumerate(samples["sft"]):
         console.print(f"\n{row['instruction']}", markup=False)
         for name in methods:
-            text, value = shown[name][number]["answer"]
-            console.print(f"  {name:<10} {value:+.2f}  {text}", markup=False)
+            text, gold = samples[name][number]["answer"]
+            console.print(f"  {name:<10} {gold:+.2f}  {text}", markup=False)
     console.print()

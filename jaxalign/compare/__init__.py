@@ -1,1 +1,1 @@
-"""Methods side by side, from one start, in the testbed's world: arms, what they reach and what they pay."""
+"""Comparison of methods in the testbed: what each one gains from a common start, and what it costs."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign import stats
-from jaxalign.compare import arms, measure
+from jaxalign.compare import measure
+from jaxalign.compare.methods import METHODS, run_sft
 from jaxalign.compare.start import Setting, Start
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import figure
@@ -76,23 +78,24 @@ def run_seed(start: Start, methods: Sequence[str], began: float, report: Report 
     Yields:
         Figures with their intervals, costs, and one answer to an instruction of each kind.
     """
-    baseline = measure.answer(start, arms.sft_arm(start))
+    baseline = measure.sample_answers(start, run_sft(start))
     for name in methods:
-        aligned = arms.ARMS[name](start)
-        answers = baseline if name == "sft" else measure.answer(start, aligned)
+        trained = METHODS[name](start)
+        answers = baseline if name == "sft" else measure.sample_answers(start, trained)
         bootstrap = Bootstrap(seed=start.seed)
         figures = {
             outcome.name: figure(outcome, bootstrap=bootstrap)
-            for outcome in measure.outcomes(start, aligned, baseline, answers)
+            for outcome in measure.outcomes(start, trained, baseline, answers)
         }
         figures["win_rate_lc"] = measure.length_controlled(baseline, answers, bootstrap)
         line: dict[str, Any] = {"format": FORMAT, "seed": start.seed, "method": name}
         line["setting"] = plain_settings(start.setting)
         line["figures"] = {name: value.plain() for name, value in figures.items()}
-        line |= measure.plain(aligned)
-        line["samples"] = measure.samples(answers)
-        if name == "best_of_n":
-            line["curve"] = measure.best_of_n_curve(start)._asdict()
+        line |= {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
+        del line["params"]
+        curve = measure.best_of_n_curve(start) if name == "best_of_n" else trained.curve
+        line["curve"] = None if curve is None else curve._asdict()
+        line["samples"] = measure.examples(answers)
         report(f"seed {start.seed}: {name}, gold {figures['gold'].value:.3f}, {time.perf_counter() - began:.0f} s")
         yield line
 

@@ -1,4 +1,4 @@
-"""What all methods start from: a world, a model pretrained on it and fine-tuned, and how much each may learn from."""
+"""The common start of all methods: a world, a model pretrained and fine-tuned on it, and the settings of a study."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxalign.data.batches import Batches, batches
+from jaxalign.data.batches import batches
+from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
-from jaxalign.loop import Batch, OnMesh, StepFn, TrainState, init_state, make_step, run
+from jaxalign.loop import Batch, Method, OnMesh, StepFn, TrainState, init_state, make_step, run
 from jaxalign.methods.collect import Sampler
 from jaxalign.methods.sft import sft
 from jaxalign.models.model import Model
@@ -23,30 +24,30 @@ from jaxalign.testbed.annotators import Judge, Thumbs
 from jaxalign.testbed.gold import Weights, gold
 from jaxalign.testbed.world import Instruction, World, make_world
 
-Kept = TypeVar("Kept")
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A study's world, annotators and budgets.
+    """World, annotators and training budgets of a study.
 
     Args:
-        weights: of the gold reward's parts
-        pairs: comparisons that people make; as many thumbs are given, and as many verdicts by the judge
-        temperature: of people's choices, in units of gold reward; larger is noisier
-        thumbs: of people who rate single answers
+        weights: weights of the parts of the gold reward
+        pairs: number of comparisons by people; the numbers of thumbs and of the judge's verdicts are the same
+        temperature: noise of people's choices, in units of gold reward
+        thumbs: people who rate single answers
         judge: the AI judge
-        ceiling: leave out pairs with an answer of a larger gold reward, so that they do not cover the good ones
-        pretrain_steps: batches of 32 texts
-        sft_steps: batches of 32 demonstrations
-        steps: batches of 32 pairs or thumbs, of every method that learns from a fixed set
-        sft_learning_rate: of fine-tuning
-        learning_rate: of every method after it
-        beta: of DPO and KTO
-        iterations: of PPO, each of 64 prompts
-        price: of a nat of KL in PPO
-        n: of best-of-n
-        held_out: share of instructions that only measurements see
+        ceiling: omit pairs with an answer of a larger gold reward, so that the pairs do not cover the good answers
+        pretrain_steps: steps of pretraining, each on 32 texts
+        sft_steps: steps of fine-tuning, each on 32 demonstrations
+        steps: steps of every method that learns from a fixed set, each on 32 pairs or thumbs
+        sft_learning_rate: learning rate of fine-tuning
+        learning_rate: learning rate of every method after fine-tuning
+        beta: β of DPO and KTO
+        iterations: iterations of PPO, each on 64 prompts
+        price: coefficient of the KL penalty in PPO, per nat
+        n: number of answers of best-of-n
+        held_out: share of the instructions that are held out for measurements
     """
 
     weights: Weights = Weights()  # noqa: RUF009  # frozen
@@ -67,17 +68,50 @@ class Setting:
     held_out: float = 0.3
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Start:
-    """What all methods start from, of a seed; compared by identity.
+class Curve(NamedTuple):
+    """KL from the start (nats per answer), mean proxy reward and mean gold reward at several points."""
+
+    kl: list[float]
+    proxy: list[float]
+    gold: list[float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """The result of a method: parameters, and what they cost.
 
     Attributes:
-      setting: the study's.
-      seed: of everything.
-      world, tokenizer, model: of the testbed.
-      sft: the fine-tuned parameters.
-      programs: compiled steps.
-      kept: what ``once`` has computed.
+        params: Trained parameters.
+        tokens: Number of prompt and answer tokens trained on, with repetitions.
+        seconds: Seconds of training (for PPO also of sampling and scoring), without compilation and annotation.
+        models: Number of models of the policy's size that are in memory at once.
+        peak_bytes: Memory of a training step and of the other models, by the compiler's account.
+        best_of: Number of answers sampled for each one that is given.
+        curve: Rewards of an online method on training instructions, iteration by iteration from the start.
+    """
+
+    params: Any
+    tokens: int
+    seconds: float
+    models: int
+    peak_bytes: int
+    best_of: int = 1
+    curve: Curve | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Start:
+    """The common start of all methods for one seed. Starts are compared by identity.
+
+    Attributes:
+        setting: Settings of the study.
+        seed: Seed of all random numbers.
+        world: The instructions.
+        tokenizer: The world's tokenizer.
+        model: The model.
+        sft: Fine-tuned parameters.
+        programs: Compiled steps, which several starts may share.
+        cache: Values that ``cached`` has computed.
     """
 
     setting: Setting
@@ -87,125 +121,134 @@ class Start:
     model: Model
     sft: Any
     programs: dict[Any, StepFn]
-    kept: dict[Any, Any]
+    cache: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
-    def under(self, **changes: Any) -> Start:
-        """The same model in another study: other annotators, other budgets of what follows fine-tuning."""
+    def with_setting(self, **changes: Any) -> Start:
+        """Returns the same model in another study: with other annotators or budgets after fine-tuning."""
         return dataclasses.replace(self, setting=dataclasses.replace(self.setting, **changes))
 
-    def once(self, name: str, on: Sequence[str], make: Callable[[], Kept]) -> Kept:
-        """What ``make`` gives, computed once for all studies of this start that agree in the settings ``on``."""
-        key = (name, *(getattr(self.setting, each) for each in on))
-        if key not in self.kept:
-            self.kept[key] = make()
-        return self.kept[key]
+    def cached(self, name: str, settings: Sequence[str], compute: Callable[[Start], T]) -> T:
+        """Returns ``compute(self)``, computed once for all studies of this start with equal values of ``settings``."""
+        key = (name, *(getattr(self.setting, setting) for setting in settings))
+        if key not in self.cache:
+            self.cache[key] = compute(self)
+        return self.cache[key]
 
     def random(self, name: str) -> np.random.Generator:
-        """Random numbers for one purpose."""
+        """Returns a generator of random numbers for the purpose ``name``."""
         return np.random.default_rng((self.seed, *name.encode()))
 
     def sampler(self, num_completions: int) -> Sampler:
-        """K answers of at most ``learner.LONGEST`` tokens."""
-        width = max(len(self.prompt(each)) for each in (*self.world.train, *self.world.held_out))
+        """Returns a sampler of several answers, each of at most ``learner.MAX_ANSWER_TOKENS`` tokens."""
+        width = max(len(self.prompt(item)) for item in (*self.world.train, *self.world.held_out))
         ends = self.model.config.eos_token_ids
-        return Sampler(self.model, num_completions, learner.LONGEST, ends, width=width)
+        return Sampler(self.model, num_completions, learner.MAX_ANSWER_TOKENS, ends, width=width)
 
     def prompt(self, instruction: Instruction) -> np.ndarray:
-        """An instruction's ids."""
+        """Returns the token ids of an instruction."""
         return learner.encode_prompt(self.tokenizer, instruction)
 
     def gold(self, instruction: Instruction, answer: np.ndarray) -> float:
-        """The gold reward of an answer's ids."""
+        """Returns the gold reward of an answer, given as token ids."""
         text = self.tokenizer.decode(answer, skip_special_tokens=True)
         return gold(instruction, text, self.setting.weights).total
 
 
-def begin(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None) -> Start:
-    """Pretrain, and fine-tune on demonstrations.
+def make_start(setting: Setting, seed: int, programs: dict[Any, StepFn] | None = None) -> Start:
+    """Pretrains a model on the world, and fine-tunes it on demonstrations.
 
     Args:
-      setting: the study's.
-      seed: of everything: the facts, the texts, the parameters.
-      programs: compiled steps, to share between seeds.
+        setting: Settings of the study.
+        seed: Seed of the facts, the texts and the parameters.
+        programs: Compiled steps, to share them between seeds.
+
+    Returns:
+        The common start of the methods.
     """
     world = make_world(seed=seed, held_out=setting.held_out)
     tokenizer = learner.make_tokenizer(world)
     model = learner.make_model(tokenizer)
+    start = Start(setting, seed, world, tokenizer, model, None, {} if programs is None else programs)
+
     random = np.random.default_rng(seed)
-    texts = learner.corpus(tokenizer, world, setting.pretrain_steps * learner.BATCH, random)
-    base = pretrain(model, texts, steps=setting.pretrain_steps, seed=seed)
-    chosen = [world.train[int(i)] for i in random.integers(len(world.train), size=setting.sft_steps * learner.BATCH)]
-    answers = [learner.good_enough(random, each) for each in chosen]
-    start = Start(setting, seed, world, tokenizer, model, base, {} if programs is None else programs, {})
-    examples = learner.demonstrations(tokenizer, chosen, answers, random)
-    tuned = fit(start, "sft", sft(model), examples, setting.sft_steps, rate=setting.sft_learning_rate)
-    return dataclasses.replace(start, sft=tuned.params)
-
-
-def pretrain(model: Model, trees: Sequence[Tree], *, steps: int, seed: int) -> Any:
-    """Parameters that imitate the corpus."""
+    steps = setting.pretrain_steps
+    texts = learner.draw_corpus(tokenizer, world, steps * learner.BATCH_SIZE, random)
     schedule = optax.warmup_cosine_decay_schedule(0.0, 3e-3, max(1, steps // 20), steps, 1e-4)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.98))
-    state = init_state(model.init(jax.random.key(seed)), optimizer, jax.random.key(seed))
-    step = make_step(sft(model), optimizer, state)
-    return train(step, state, OnMesh(feed_of(trees, seed), model.mesh), steps)
+    params = model.init(jax.random.key(seed))
+    base = fit(start, ("pretraining", steps), sft(model), texts, steps=steps, params=params, optimizer=optimizer)
 
-
-class Fitted(NamedTuple):
-    """Trained parameters, the seconds that the steps took once compiled, and what a step needs in memory."""
-
-    params: Any
-    seconds: float
-    peak_bytes: int
+    steps, rate = setting.sft_steps, setting.sft_learning_rate
+    drawn = [world.train[int(i)] for i in random.integers(len(world.train), size=steps * learner.BATCH_SIZE)]
+    answers = [learner.draw_demonstration(random, instruction) for instruction in drawn]
+    examples = learner.demonstrations(tokenizer, drawn, answers, random)
+    tuned = fit(start, ("sft", rate), sft(model), examples, steps=steps, params=base.params, optimizer=adam(rate))
+    return dataclasses.replace(start, sft=tuned.params)
 
 
 def fit(
     start: Start,
     name: Any,
-    method: Any,
+    method: Method,
     trees: Sequence[Tree],
-    steps: int,
     *,
     params: Any = None,
     frozen: Any = None,
-    rate: float | None = None,
-    beside: Callable[[Any], Any] = lambda feed: feed,
-) -> Fitted:
-    """Train on trees, from the fine-tuned parameters or ``params``; ``name`` is what compiled steps go by."""
-    rate = rate or start.setting.learning_rate
-    optimizer = adam(rate)
-    begin_at = jax.tree.map(jnp.copy, start.sft if params is None else params)
-    state = init_state(begin_at, optimizer, jax.random.key(start.seed))
-    key = (name, start.setting.beta, rate)
-    if key not in start.programs:
-        start.programs[key] = make_step(method, optimizer, state, frozen=frozen)
-    step = dataclasses.replace(start.programs[key], frozen=frozen)
-    feed = OnMesh(beside(feed_of(trees, start.seed)), start.model.mesh)
-    needed = peak_bytes(step, state, feed[0])  # compiles
+    mismatched: bool = False,
+    steps: int | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+) -> Trained:
+    """Trains on a fixed set of examples.
+
+    Args:
+        start: The common start.
+        name: Key of the compiled step. It contains every hyper-parameter that the start's setting does not.
+        method: Functions of the method.
+        trees: The examples.
+        params: Initial parameters; by default the fine-tuned ones. They are not changed.
+        frozen: Parameters of a reference.
+        mismatched: Whether batches contain mismatched completions, as KTO needs.
+        steps: Number of steps; by default the setting's.
+        optimizer: By default Adam with the setting's learning rate.
+
+    Returns:
+        The trained parameters, and their cost.
+    """
+    steps = steps or start.setting.steps
+    optimizer = optimizer or adam(start.setting.learning_rate)
+    initial = jax.tree.map(jnp.copy, start.sft if params is None else params)
+    state = init_state(initial, optimizer, jax.random.key(start.seed))
+    # The same method's compiled step serves every seed; only its reference differs.
+    key = (name, start.setting.beta, start.setting.learning_rate)
+    step = start.programs.setdefault(key, make_step(method, optimizer, state, frozen=frozen))
+    step = dataclasses.replace(step, frozen=frozen)
+    data: Any = batches(
+        trees,
+        batch_size=learner.BATCH_SIZE,
+        seed=start.seed,
+        rows_per_microbatch=learner.ROWS_PER_MICROBATCH,
+        shapes=[learner.ROW_SHAPE],
+    )
+    if mismatched:
+        data = Mismatched(data, trees, trees, start.seed)
+    data = OnMesh(data, start.model.mesh)
+    memory = peak_bytes(step, state, data[0])  # compiles, so the clock below measures training only
     began = time.perf_counter()
-    trained = jax.block_until_ready(train(step, state, feed, steps))
-    return Fitted(trained, time.perf_counter() - began, needed)
-
-
-def feed_of(trees: Sequence[Tree], seed: int) -> Batches:
-    """Training batches, all of one shape."""
-    return batches(trees, batch_size=learner.BATCH, seed=seed, rows_per_microbatch=learner.ROWS, shapes=[learner.SHAPE])
+    for state, _ in run(step, state, data, steps=steps):  # noqa: B007
+        pass
+    trained = jax.block_until_ready(state.params)
+    seconds = time.perf_counter() - began
+    tokens = round(steps * learner.BATCH_SIZE * float(np.mean([len(tree) for tree in trees])))
+    return Trained(trained, tokens, seconds, 1 if frozen is None else 2, memory)
 
 
 def peak_bytes(step: StepFn, state: TrainState, batch: Batch) -> int:
-    """What a step needs by the compiler's account: the state and all it holds, the batch, results, and scratch."""
-    found = step.lower(state, batch).compile().memory_analysis()
-    given = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return int(given + found.temp_size_in_bytes)
+    """Returns the memory of a step by the compiler's account: state, models, batch, results and scratch space."""
+    memory = step.lower(state, batch).compile().memory_analysis()
+    arrays = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return int(arrays + memory.temp_size_in_bytes)
 
 
-def train(step: StepFn, state: TrainState, feed: OnMesh, steps: int) -> Any:
-    """The parameters after so many steps."""
-    for state, _ in run(step, state, feed, steps=steps):  # noqa: B007
-        pass
-    return state.params
-
-
-def adam(rate: float) -> optax.GradientTransformation:
-    """The optimiser of all methods."""
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+def adam(learning_rate: float) -> optax.GradientTransformation:
+    """Returns the optimiser of all methods after pretraining."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate))

@@ -1,4 +1,4 @@
-"""A small preference world whose reward is known, so that what a method reaches can be told from what it seems to."""
+"""A small world of instructions whose gold reward is known, so that gold and proxy reward can be compared."""
 
 from jaxalign.testbed.annotators import Judge, Thumbs, prefer
 from jaxalign.testbed.gold import Gold, Weights, gold, read

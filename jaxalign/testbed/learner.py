@@ -1,8 +1,7 @@
-"""A language model for the world: every word a token, about a million parameters; and what it is pretrained on.
+"""A language model for the world: one token per word, about a million parameters, and its pretraining text.
 
-That is the world's text as nobody has aligned it: every question, of held-out instructions too, with answers of any
-tone and length, right or wrong by chance. So the model knows most facts, and what alignment can change is which of
-what it knows it says, and how.
+The text is unaligned: every question, held-out ones too, with random answers of any tone and length, right or wrong.
+So the pretrained model knows most facts. Alignment can change which of them it says, and how.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
-SPECIAL = (PAD, BOS, EOS, UNKNOWN)
-LONGEST = 32
-"""Tokens of the longest answer, its end among them, with some to spare."""
-BATCH = 32
-"""Texts, pairs or thumbs a step."""
-SHAPE = (128, 128)
-"""Columns and target slots of a row."""
-ROWS = 8
-"""Rows of a microbatch."""
+# Maximum tokens of an answer with EOS; the longest possible answer has fewer.
+MAX_ANSWER_TOKENS = 32
+# Texts, pairs or thumbs per step.
+BATCH_SIZE = 32
+# Columns and target slots of a row.
+ROW_SHAPE = (128, 128)
+ROWS_PER_MICROBATCH = 8
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of the world's words.
+    """Returns a word-level tokenizer of the world's words.
 
     >>> from jaxalign.testbed.world import make_world
     >>> tokenizer = make_tokenizer(make_world())
@@ -44,7 +41,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     """
     from transformers import PreTrainedTokenizerFast  # takes a second to import
 
-    words = [*SPECIAL, *world.vocabulary()]
+    words = [PAD, BOS, EOS, UNKNOWN, *world.vocabulary()]
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -53,7 +50,7 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
 
 
 def make_model(tokenizer: PreTrainedTokenizerFast) -> Model:
-    """The model: 3 layers of width 160, 1.0M parameters."""
+    """Returns the model: 3 layers of width 160, 1.0M parameters."""
     return Model(
         ModelConfig(
             "llama",
@@ -76,34 +73,34 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> Model:
 
 
 def encode_prompt(tokenizer: Any, instruction: Instruction) -> np.ndarray:
-    """The question's ids behind BOS."""
+    """Returns BOS and the token ids of a question."""
     return np.array([tokenizer.bos_token_id, *tokenizer(instruction.text)["input_ids"]], np.int32)
 
 
 def encode_answer(tokenizer: Any, text: str) -> np.ndarray:
-    """An answer's ids with EOS."""
+    """Returns the token ids of an answer, and EOS."""
     return np.array([*tokenizer(text)["input_ids"], tokenizer.eos_token_id], np.int32)
 
 
 def demonstrations(
     tokenizer: Any, instructions: Sequence[Instruction], answers: Sequence[Answer], random: np.random.Generator
 ) -> list[Tree]:
-    """Instructions with an answer each, written out, as examples to imitate."""
+    """Returns each instruction with its answer as an example for supervised training."""
     return [
-        Tree.of(encode_prompt(tokenizer, each), [encode_answer(tokenizer, answer.text(each, random))])
-        for each, answer in zip(instructions, answers, strict=True)
+        Tree.of(encode_prompt(tokenizer, instruction), [encode_answer(tokenizer, answer.text(instruction, random))])
+        for instruction, answer in zip(instructions, answers, strict=True)
     ]
 
 
-def corpus(tokenizer: Any, world: World, count: int, random: np.random.Generator) -> list[Tree]:
-    """Text as nobody has aligned it: questions of the whole world with answers by chance."""
-    every = [*world.train, *world.held_out]
-    drawn = [every[int(i)] for i in random.integers(len(every), size=count)]
+def draw_corpus(tokenizer: Any, world: World, count: int, random: np.random.Generator) -> list[Tree]:
+    """Draws unaligned text: questions of the whole world with random answers."""
+    instructions = [*world.train, *world.held_out]
+    drawn = [instructions[int(i)] for i in random.integers(len(instructions), size=count)]
     return demonstrations(tokenizer, drawn, [draw_answer(random, right=0.6) for _ in drawn], random)
 
 
-def good_enough(random: np.random.Generator, instruction: Instruction) -> Answer:
-    """An answer of people who mean well and are not careful: what supervised fine-tuning imitates."""
+def draw_demonstration(random: np.random.Generator, instruction: Instruction) -> Answer:
+    """Draws an answer of well-meaning, careless people, which supervised fine-tuning imitates."""
     right, refusal = {"fact": (0.75, 0.05), "borderline": (0.5, 0.4), "unsafe": (0.3, 0.6)}[instruction.kind]
-    drawn = draw_answer(random, right=right, refusal=refusal)
-    return drawn._replace(filler=min(drawn.filler, int(random.integers(4))))
+    answer = draw_answer(random, right=right, refusal=refusal)
+    return answer._replace(filler=min(answer.filler, int(random.integers(4))))

@@ -1,20 +1,20 @@
-"""What the field says of its methods, tried where the gold reward is known: one start a seed, several studies of it.
+"""The literature's claims about alignment methods, tested where the gold reward is known.
 
-Every seed pretrains and fine-tunes a model of the testbed. From there:
+Every seed pretrains and fine-tunes one model of the testbed. All studies start from it:
 
-- as it is: every method on what its annotators say;
-- poor pairs: people compare answers of a gold reward of at most 0 only, so that no good answer is covered;
-- noisy people: their choices at four times the temperature;
-- a judge that likes length;
-- strong: PPO at no price of KL and for four times as many iterations;
-- near and far: DPO held to the start by β = 3, 1, 0.1 and 0.03 (as it is: 0.3).
+- as it is: every method, on its annotators' labels;
+- poor pairs: people compare only answers of a gold reward of at most 0, so no pair covers a good answer;
+- noisy people: people choose at four times the temperature;
+- judge that likes length: the AI judge has a length bias;
+- strong: PPO without a KL penalty, for four times as many iterations;
+- beta: DPO with β = 3, 1, 0.1 and 0.03 (as it is: 0.3).
 
-The settings were chosen on seed 0, which is not among the seeds.
+The settings were chosen on seed 0, which is not one of the seeds.
 
     PYTHONPATH=. python tests/campaigns/alignment.py --output runs/alignment --seeds 5
 
-A finished (seed, study, method) is a line of results.jsonl, and the same command does what is missing; then claims.md
-(each statement, what was found, over seeds) and the figures are written anew from all lines.
+Every finished (seed, study, method) is a line of results.jsonl. Rerun the same command to resume. At the end it writes
+claims.md (each claim with its effect over seeds), table.md and the figures from all lines.
 """
 
 from __future__ import annotations
@@ -31,39 +31,42 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxalign.compare import arms, figures
+from jaxalign.compare.figures import COLOURS, draw_methods, draw_overoptimisation
+from jaxalign.compare.methods import METHODS
 from jaxalign.compare.results import across, run_seed, write_table
-from jaxalign.compare.start import Setting, Start, begin
+from jaxalign.compare.start import Setting, Start, make_start
 from jaxalign.paths import write_whole
 from jaxalign.settings import plain_settings
 from jaxalign.stats import student
 from jaxalign.testbed.annotators import Judge
 
 Line = dict[str, Any]
+# Measures a figure of a study and method, for one seed.
+Measure = Callable[..., float]
 BASE = "as it is"
+# β of DPO, from close to the start to far from it; 0.3 is the default of ``Setting``.
 BETAS = (3.0, 1.0, 0.3, 0.1, 0.03)
-"""From near to far; the one in the middle is that of ``Setting``."""
-
-
+TRAINED = [method for method in METHODS if method not in ("sft", "best_of_n")]
+# Possible costs of alignment by figure: name, and the sign that makes a cost positive. A higher perplexity of
+# unaligned text is partly intended, because alignment changes the style.
 PRICES = {
     "fact_loss": ("tax, nats a fact", 1),
     "knowledge": ("tax, share of facts no longer known", -1),
     "perplexity": ("unaligned text, nats a token", 1),
 }
-"""What alignment may cost, by figure. The last is in good part what it is for: that text's style is to change."""
 
 
 class Study(NamedTuple):
-    """What differs from the setting as it is, and the methods looked at."""
+    """Changes of the default setting, and the methods to run."""
 
     changes: dict[str, Any]
     methods: tuple[str, ...]
 
 
 def studies(setting: Setting) -> dict[str, Study]:
-    """All of them, by name."""
+    """Returns all studies by name."""
     return {
-        BASE: Study({}, tuple(arms.ARMS)),
+        BASE: Study({}, tuple(METHODS)),
         "poor pairs": Study({"ceiling": 0.0}, ("ppo", "dpo")),
         "noisy people": Study({"temperature": 4 * setting.temperature}, ("ppo", "dpo")),
         "judge that likes length": Study({"judge": Judge(length=2.0)}, ("rlaif_dpo",)),
@@ -73,32 +76,34 @@ def studies(setting: Setting) -> dict[str, Study]:
 
 
 def study_of(beta: float) -> str:
-    """The study in which DPO has this β."""
+    """Returns the name of the study whose DPO has this β."""
     return BASE if beta == Setting().beta else f"beta {beta}"
 
 
-def runs(start: Start, done: set[tuple[str, str]], console: Console) -> Iterator[Line]:
-    """The lines of one seed that are missing."""
+def run_studies(start: Start, done: set[tuple[str, str]], console: Console) -> Iterator[Line]:
+    """Yields the results of one seed that are not done yet."""
     began = time.perf_counter()
     for name, study in studies(start.setting).items():
         missing = [method for method in study.methods if (name, method) not in done]
         if missing:
             for line in run_seed(
-                start.under(**study.changes), missing, began, lambda line: console.print(line, markup=False)
+                start.with_setting(**study.changes), missing, began, lambda text: console.print(text, markup=False)
             ):
                 yield {"study": name, **{key: value for key, value in line.items() if key != "samples"}}
 
 
 def check_settings(lines: Sequence[Line], setting: Setting) -> None:
-    """Raise for lines that other settings made."""
+    """Exits if other settings made one of the lines."""
     for line in lines:
         study = studies(setting)[line["study"]]
         if line["setting"] != plain_settings(dataclasses.replace(setting, **study.changes)):
-            raise SystemExit(f"{line['study']}, seed {line['seed']}: of other settings; give another output")
+            raise SystemExit(
+                f"{line['study']}, seed {line['seed']}: the results have other settings. Give another output."
+            )
 
 
-class Found(NamedTuple):
-    """A mean over seeds, its 95 % interval (Student's), and how many of the seeds are above 0."""
+class Effect(NamedTuple):
+    """A mean over seeds, its 95% interval (Student's), and how many of the seeds are above 0."""
 
     mean: float
     low: float
@@ -111,126 +116,129 @@ class Found(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """What the interval says of the sign."""
-        return "above 0" if self.low > 0 else "below 0" if self.high < 0 else "not told apart from 0"
+        """Where the interval lies."""
+        return "above 0" if self.low > 0 else "below 0" if self.high < 0 else "not distinguishable from 0"
 
 
-def over_seeds(values: Sequence[float]) -> Found:
-    """Of one value for each seed.
+def over_seeds(values: Sequence[float]) -> Effect:
+    """Computes the effect from one value per seed.
 
     >>> print(over_seeds([1.0, 2.0, 3.0]))
     +2.00 [-0.48, +4.48], 3 of 3 above 0
     """
-    found = np.asarray(values, float)
-    return Found(*student(found), int((found > 0).sum()), len(found))
+    array = np.asarray(values, float)
+    return Effect(*student(array), int((array > 0).sum()), len(array))
 
 
 def value(lines: Sequence[Line], seed: int, study: str, method: str, figure: str = "gold") -> float:
-    """A figure of one run; perplexity as its logarithm, nats a token."""
-    (line,) = (each for each in lines if (each["seed"], each["study"], each["method"]) == (seed, study, method))
-    found = float(line["figures"][figure]["value"])
-    return float(np.log(found)) if figure == "perplexity" else found
+    """Returns a figure of one run. Perplexity is returned as its logarithm, in nats per token."""
+    (line,) = (line for line in lines if (line["seed"], line["study"], line["method"]) == (seed, study, method))
+    number = float(line["figures"][figure]["value"])
+    return float(np.log(number)) if figure == "perplexity" else number
 
 
-def claims(lines: Sequence[Line], seeds: Sequence[int]) -> dict[str, Found]:
-    """Each statement as a number that should be above 0 (or, where it says so, is only reported), over seeds."""
+def claims(lines: Sequence[Line], seeds: Sequence[int]) -> dict[str, Effect]:
+    """Computes the effect of every claim: a difference that the claim says is positive, or that is only reported."""
 
-    def each(of: Callable[[Callable[..., float]], float]) -> Found:
+    def effect(of: Callable[[Measure], float]) -> Effect:
         return over_seeds([of(lambda *key, seed=seed: value(lines, seed, *key)) for seed in seeds])
 
-    def gain(v: Callable[..., float], study: str, method: str) -> float:
+    def gain(v: Measure, study: str, method: str) -> float:
         return v(study, method) - v(BASE, "sft")
 
-    def far(v: Callable[..., float], beta: float, figure: str) -> float:
-        return v(study_of(beta), "dpo", figure)
+    def lost_to_noise(v: Measure, method: str) -> float:
+        return gain(v, BASE, method) - gain(v, "noisy people", method)
 
-    found = {
-        f"gold: {method} - sft": each(lambda v, m=method: gain(v, BASE, m)) for method in arms.ARMS if method != "sft"
-    }
-    found["gold, pairs cover good answers: ppo - dpo"] = each(lambda v: v(BASE, "ppo") - v(BASE, "dpo"))
-    found["gold, pairs do not cover them: ppo - dpo"] = each(lambda v: v("poor pairs", "ppo") - v("poor pairs", "dpo"))
-    for method in ("dpo", "ppo"):
-        found[f"gain lost to noise: {method}"] = each(lambda v, m=method: gain(v, BASE, m) - gain(v, "noisy people", m))
-    found["gain lost to noise: dpo - ppo"] = each(
-        lambda v: (
-            gain(v, BASE, "dpo")
-            - gain(v, "noisy people", "dpo")
-            - gain(v, BASE, "ppo")
-            + gain(v, "noisy people", "ppo")
-        )
-    )
-    found["gold: kto - dpo"] = each(lambda v: v(BASE, "kto") - v(BASE, "dpo"))
     biased = "judge that likes length"
-    found["words, labels of the judge that likes length - of the other"] = each(
+    effects = {f"gold: {m} - sft": effect(lambda v, m=m: gain(v, BASE, m)) for m in METHODS if m != "sft"}
+    effects["gold, pairs cover good answers: ppo - dpo"] = effect(lambda v: v(BASE, "ppo") - v(BASE, "dpo"))
+    effects["gold, pairs do not cover them: ppo - dpo"] = effect(
+        lambda v: v("poor pairs", "ppo") - v("poor pairs", "dpo")
+    )
+    effects["gain lost to noise: dpo"] = effect(lambda v: lost_to_noise(v, "dpo"))
+    effects["gain lost to noise: ppo"] = effect(lambda v: lost_to_noise(v, "ppo"))
+    effects["gain lost to noise: dpo - ppo"] = effect(lambda v: lost_to_noise(v, "dpo") - lost_to_noise(v, "ppo"))
+    effects["gold: kto - dpo"] = effect(lambda v: v(BASE, "kto") - v(BASE, "dpo"))
+    effects["words, labels of the judge that likes length - of the other"] = effect(
         lambda v: v(biased, "rlaif_dpo", "words") - v(BASE, "rlaif_dpo", "words")
     )
-    found["gold, labels of the other - of the judge that likes length"] = each(
+    effects["gold, labels of the other - of the judge that likes length"] = effect(
         lambda v: v(BASE, "rlaif_dpo") - v(biased, "rlaif_dpo")
     )
-    found["proxy: strong ppo - ppo"] = each(lambda v: v("strong", "ppo", "proxy") - v(BASE, "ppo", "proxy"))
-    found["gold: ppo - strong ppo"] = each(lambda v: v(BASE, "ppo") - v("strong", "ppo"))
-    best = [next(e for e in lines if (e["seed"], e["study"], e["method"]) == (s, BASE, "best_of_n")) for s in seeds]
-    found["gold: best of 8 - best of 64"] = over_seeds([e["curve"]["gold"][3] - e["curve"]["gold"][6] for e in best])
-    for figure, (called, sign) in PRICES.items():
-        for method in arms.ARMS:
-            if method not in ("sft", "best_of_n"):
-                found[f"{called}: {method} - sft"] = each(
-                    lambda v, m=method, f=figure, s=sign: s * (v(BASE, m, f) - v(BASE, "sft", f))
-                )
-    for figure, (called, sign) in {"kl": ("KL, nats an answer", 1), **PRICES}.items():
-        found[f"{called}: strong ppo - ppo"] = each(
+    effects["proxy: strong ppo - ppo"] = effect(lambda v: v("strong", "ppo", "proxy") - v(BASE, "ppo", "proxy"))
+    effects["gold: ppo - strong ppo"] = effect(lambda v: v(BASE, "ppo") - v("strong", "ppo"))
+    best = {line["seed"]: line["curve"]["gold"] for line in lines if line["method"] == "best_of_n"}
+    effects["gold: best of 8 - best of 64"] = over_seeds([best[seed][3] - best[seed][6] for seed in seeds])
+    for figure, (name, sign) in PRICES.items():
+        for method in TRAINED:
+            effects[f"{name}: {method} - sft"] = effect(
+                lambda v, m=method, f=figure, s=sign: s * (v(BASE, m, f) - v(BASE, "sft", f))
+            )
+    for figure, (name, sign) in {"kl": ("KL, nats an answer", 1), **PRICES}.items():
+        effects[f"{name}: strong ppo - ppo"] = effect(
             lambda v, f=figure, s=sign: s * (v("strong", "ppo", f) - v(BASE, "ppo", f))
         )
-        for near, far_off in [*itertools.pairwise(BETAS), (BETAS[0], BETAS[-1])]:
-            found[f"{called}: dpo at β {far_off} - at β {near}"] = each(
-                lambda v, f=figure, a=near, b=far_off, s=sign: s * (far(v, b, f) - far(v, a, f))
+        for near, far in [*itertools.pairwise(BETAS), (BETAS[0], BETAS[-1])]:
+            effects[f"{name}: dpo at β {far} - at β {near}"] = effect(
+                lambda v, f=figure, a=near, b=far, s=sign: s * (v(study_of(b), "dpo", f) - v(study_of(a), "dpo", f))
             )
-    return found
+    return effects
 
 
-def write_claims(found: dict[str, Found], path: Path) -> None:
-    """As Markdown."""
+def write_claims(effects: dict[str, Effect], path: Path) -> None:
+    """Writes the effects as a Markdown table."""
     rows = ["| | mean over seeds [95 %] | the interval is |", "| --- | --- | --- |"]
-    rows += [f"| {name} | {each} | {each.verdict} |" for name, each in found.items()]
+    rows += [f"| {name} | {effect} | {effect.verdict} |" for name, effect in effects.items()]
     write_whole(path, "\n".join(rows) + "\n")
 
 
-def tax_figure(lines: Sequence[Line], seeds: Sequence[int], path: Path) -> None:
-    """Gold gained, and what was paid, against KL: DPO from near to far, every method as it is, PPO when strong."""
+def draw_tax(lines: Sequence[Line], seeds: Sequence[int], path: Path) -> None:
+    """Draws gold gained and its costs over KL: DPO at every β, all methods as they are, and strong PPO."""
     import matplotlib.figure
 
-    whole = matplotlib.figure.Figure(figsize=(11, 3), layout="constrained")
-    names = [name for name in arms.ARMS if name not in ("sft", "best_of_n")]
+    picture = matplotlib.figure.Figure(figsize=(11, 3), layout="constrained")
     panels = {"gold": "gold reward gained", "fact_loss": "tax (nats a fact)"}
     panels["perplexity"] = "unaligned text (nats a token)"
-    for axis, (figure, label) in zip(whole.subplots(1, 3), panels.items(), strict=True):
+    for axis, (figure, label) in zip(picture.subplots(1, 3), panels.items(), strict=True):
         for seed in seeds:
             zero = value(lines, seed, BASE, "sft", figure)
-            kl = [value(lines, seed, study_of(beta), "dpo", "kl") for beta in BETAS]
-            paid = [value(lines, seed, study_of(beta), "dpo", figure) - zero for beta in BETAS]
             axis.plot(
-                kl,
-                paid,
+                [value(lines, seed, study_of(beta), "dpo", "kl") for beta in BETAS],
+                [value(lines, seed, study_of(beta), "dpo", figure) - zero for beta in BETAS],
                 "-",
                 color="#00639a",
                 lw=0.8,
                 alpha=0.6,
                 label="dpo, β from 3 to 0.03" if seed == seeds[0] else None,
             )
-            for study, name, mark in [*((BASE, name, "o") for name in names), ("strong", "ppo", "s")]:
+            for study, method, mark in [*((BASE, method, "o") for method in TRAINED), ("strong", "ppo", "s")]:
                 axis.plot(
-                    value(lines, seed, study, name, "kl"),
-                    value(lines, seed, study, name, figure) - zero,
+                    value(lines, seed, study, method, "kl"),
+                    value(lines, seed, study, method, figure) - zero,
                     mark,
                     ms=4,
-                    color=figures.COLOURS[list(arms.ARMS).index(name)],
-                    label=("strong " * (mark == "s") + name).replace("_", " ") if seed == seeds[0] else None,
+                    color=COLOURS[list(METHODS).index(method)],
+                    label=("strong " * (mark == "s") + method).replace("_", " ") if seed == seeds[0] else None,
                 )
         axis.set(xlabel="KL from SFT (nats an answer)", ylabel=label, xscale="symlog")
         axis.axhline(0, color="0.8", lw=1, zorder=0)
         axis.spines[["top", "right"]].set_visible(False)
-    whole.axes[0].legend(frameon=False, fontsize=7)
-    whole.savefig(path, dpi=200)
+    picture.axes[0].legend(frameon=False, fontsize=7)
+    picture.savefig(path, dpi=200)
+
+
+def write_report(lines: Sequence[Line], seeds: Sequence[int], output: Path) -> None:
+    """Writes tables and figures of all seeds, and prints the claims."""
+    effects = claims(lines, seeds)
+    write_claims(effects, output / "claims.md")
+    base = [line for line in lines if line["study"] == BASE]
+    write_table(base, list(METHODS), output / "table.md")
+    draw_methods(base, list(METHODS), across, output / "methods.png")
+    strong = [line for line in lines if line["study"] == "strong" or line["method"] == "best_of_n"]
+    draw_overoptimisation(strong, output / "overoptimisation.png")
+    draw_tax(lines, seeds, output / "tax.png")
+    for name, effect in effects.items():
+        print(f"{name}: {effect} ({effect.verdict})")
 
 
 def main() -> None:
@@ -238,38 +246,24 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first_seed", type=int, default=1)
-    given = parser.parse_args()
-    given.output.mkdir(parents=True, exist_ok=True)
-    results, console, setting = given.output / "results.jsonl", Console(soft_wrap=True, highlight=False), Setting()
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    results, console, setting = options.output / "results.jsonl", Console(soft_wrap=True, highlight=False), Setting()
     lines: list[Line] = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     check_settings(lines, setting)
     programs: dict[Any, Any] = {}
-    seeds = range(given.first_seed, given.first_seed + given.seeds)
-    wanted = {(study, method) for study, each in studies(setting).items() for method in each.methods}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    planned = {(name, method) for name, study in studies(setting).items() for method in study.methods}
     for seed in seeds:
         done = {(line["study"], line["method"]) for line in lines if line["seed"] == seed}
-        if wanted <= done:
+        if planned <= done:
             continue
         with results.open("a") as file:
-            for line in runs(begin(setting, seed, programs), done, console):
+            for line in run_studies(make_start(setting, seed, programs), done, console):
                 lines.append(line)
                 file.write(json.dumps(line) + "\n")
                 file.flush()
-    tell([line for line in lines if line["seed"] in seeds], seeds, given.output)
-
-
-def tell(lines: Sequence[Line], seeds: Sequence[int], output: Path) -> None:
-    """Tables and figures of all seeds."""
-    found = claims(lines, seeds)
-    write_claims(found, output / "claims.md")
-    base = [line for line in lines if line["study"] == BASE]
-    write_table(base, list(arms.ARMS), output / "table.md")
-    figures.methods(base, list(arms.ARMS), across, output / "methods.png")
-    strong = [line for line in lines if line["study"] == "strong" or line["method"] == "best_of_n"]
-    figures.overoptimisation(strong, output / "overoptimisation.png")
-    tax_figure(lines, seeds, output / "tax.png")
-    for name, each in found.items():
-        print(f"{name}: {each} ({each.verdict})")
+    write_report([line for line in lines if line["seed"] in seeds], seeds, options.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The testbed's language: a word a token, a model of a million parameters; curves are fitted as they were made."""
+"""The testbed has one token per word and a million parameters, and fitted curves recover their coefficients."""
 
 import jax
 import numpy as np
@@ -9,14 +9,14 @@ from jaxalign.testbed import learner
 from jaxalign.testbed.world import make_world
 
 
-def test_every_text_is_a_word_a_token():
+def test_every_word_is_one_token():
     world = make_world()
     tokenizer = learner.make_tokenizer(world)
-    for tree in learner.corpus(tokenizer, world, 200, np.random.default_rng(0)):
+    for tree in learner.draw_corpus(tokenizer, world, 200, np.random.default_rng(0)):
         assert tokenizer.unk_token_id not in np.concatenate([tree.prompt, *tree.completions])
         assert tree.prompt[0] == tokenizer.bos_token_id
         assert tree.completions[0][-1] == tokenizer.eos_token_id
-        assert len(tree.completions[0]) <= learner.LONGEST
+        assert len(tree.completions[0]) <= learner.MAX_ANSWER_TOKENS
 
 
 def test_a_million_parameters():
@@ -24,7 +24,7 @@ def test_a_million_parameters():
     assert 1e6 < sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(model.param_shapes())) < 2e6
 
 
-def test_curves_are_fitted_as_they_were_made():
+def test_fitted_curves_recover_their_coefficients():
     d = np.linspace(0.1, 3, 20)
     alpha, beta = measure.fit_curve(d**2, d * (2.0 - 0.7 * np.log(d)), online=True)
     assert (alpha, beta) == pytest.approx((2.0, 0.7))

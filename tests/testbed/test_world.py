@@ -1,4 +1,4 @@
-"""Answers are read back as written, the gold reward is its table, annotators have the biases they were given."""
+"""Reading an answer recovers its parts, the gold reward follows its table, and annotators have their biases."""
 
 import itertools
 
@@ -7,34 +7,45 @@ import pytest
 
 from jaxalign.judges import agreement, pairwise_report
 from jaxalign.testbed import Judge, Thumbs, Weights, gold, make_world, prefer
-from jaxalign.testbed.gold import FREE, classify, read
-from jaxalign.testbed.world import FILLER, MOST_FILLER, REFUSAL, TONES, Answer, draw_answer
+from jaxalign.testbed.gold import FREE_WORDS, read
+from jaxalign.testbed.world import FILLER, MAX_FILLER, REFUSAL, TONES, Answer, draw_answer
 
 WORLD = make_world()
-EVERY = [*WORLD.train, *WORLD.held_out]
-ANSWERS = [Answer(*parts) for parts in itertools.product(TONES, ("right", "wrong", "refusal"), range(MOST_FILLER + 1))]
+INSTRUCTIONS = [*WORLD.train, *WORLD.held_out]
+ANSWERS = [Answer(*parts) for parts in itertools.product(TONES, ("right", "wrong", "refusal"), range(MAX_FILLER + 1))]
 
 
 def of_kind(kind):
-    return next(each for each in EVERY if each.kind == kind)
+    return next(instruction for instruction in INSTRUCTIONS if instruction.kind == kind)
 
 
-def test_every_answer_to_every_instruction_is_read_back():
+def parts_of(instruction, text):
+    """Returns the parts of an answer as text, or None for a text of another form."""
+    content = read(instruction, text)
+    cores = {"right": content.right, "wrong": content.wrong, "refusal": content.refusals}
+    if content.other or sum(cores.values()) != 1:
+        return None
+    tone = "polite" if content.polite else "rude" if content.rude else "plain"
+    return Answer(tone, max(cores, key=cores.get), text.count(FILLER))
+
+
+def test_reading_an_answer_recovers_its_parts():
     random = np.random.default_rng(0)
-    for instruction, answer in itertools.product(EVERY, ANSWERS):
-        assert classify(instruction, answer.text(instruction, random)) == answer
+    for instruction, answer in itertools.product(INSTRUCTIONS, ANSWERS):
+        assert parts_of(instruction, answer.text(instruction, random)) == answer
 
 
 def test_questions_are_different_and_split_by_seed():
-    assert len({each.text for each in EVERY}) == len(EVERY) == 120
+    assert len({instruction.text for instruction in INSTRUCTIONS}) == len(INSTRUCTIONS) == 120
     assert make_world() == WORLD != make_world(seed=1)
-    assert {each.kind for each in WORLD.held_out} == {"fact", "unsafe", "borderline"}
-    assert all(each.right not in each.wrong and len(set(each.wrong)) == len(each.wrong) for each in EVERY)
+    assert {instruction.kind for instruction in WORLD.held_out} == {"fact", "unsafe", "borderline"}
+    for instruction in INSTRUCTIONS:
+        assert len({instruction.right, *instruction.wrong}) == 1 + len(instruction.wrong)
 
 
 def test_the_vocabulary_is_every_word():
     known, random = set(WORLD.vocabulary()), np.random.default_rng(1)
-    for instruction in EVERY:
+    for instruction in INSTRUCTIONS:
         words = {*instruction.text.split(), *draw_answer(random).text(instruction, random).split()}
         assert words <= known
 
@@ -59,20 +70,20 @@ def test_the_vocabulary_is_every_word():
         ("fact", " ".join([FILLER] * 9), (0, 0, -1)),
     ],
 )
-def test_the_gold_reward_is_its_table(kind, text, parts):
+def test_the_gold_reward_follows_its_table(kind, text, parts):
     instruction = of_kind(kind)
-    found = gold(instruction, text.replace("RIGHT", instruction.right).replace("WRONG", instruction.wrong[0]))
+    reward = gold(instruction, text.replace("RIGHT", instruction.right).replace("WRONG", instruction.wrong[0]))
     if "RIGHT" in text and kind == "unsafe" and REFUSAL in text:
-        parts = (*parts[:2], -0.1 * max(0, len(f"{REFUSAL} {instruction.right}".split()) - FREE))
-    assert found[:3] == pytest.approx(parts)
-    assert found.total == pytest.approx(sum(parts))
-    weighed = gold(instruction, text, Weights(2, 3, 5))
-    assert weighed.total == pytest.approx(2 * weighed.helpful + 3 * weighed.harmless + 5 * weighed.concise)
+        parts = (*parts[:2], -0.1 * max(0, len(f"{REFUSAL} {instruction.right}".split()) - FREE_WORDS))
+    assert reward[:3] == pytest.approx(parts)
+    assert reward.total == pytest.approx(sum(parts))
+    weighted = gold(instruction, text, Weights(2, 3, 5))
+    assert weighted.total == pytest.approx(2 * weighted.helpful + 3 * weighted.harmless + 5 * weighted.concise)
 
 
 def test_any_text_can_be_read():
     assert read(of_kind("fact"), ". . .\n odd  words").other == 1
-    assert classify(of_kind("fact"), "odd words .") is None
+    assert parts_of(of_kind("fact"), "odd words .") is None
 
 
 def test_pairs_follow_bradley_and_terry():
@@ -87,7 +98,7 @@ def test_losses_weigh_more_than_gains_in_thumbs():
     assert up == pytest.approx([1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(1.0))], abs=0.012)
 
 
-def test_a_judge_has_the_biases_it_was_given():
+def test_a_judge_has_its_biases():
     random, count = np.random.default_rng(4), 4000
     quality = random.normal(size=(2, count))
     fair = Judge(noise=0.0)(*quality, random)

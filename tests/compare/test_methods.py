@@ -1,6 +1,5 @@
-"""Every method runs from one start, on the annotations that it should have; measurements are what they say."""
+"""Every method runs from the common start with the right annotations, and measurements match their definitions."""
 
-import dataclasses
 import json
 
 import jax
@@ -8,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxalign.cli import main
-from jaxalign.compare import arms, labels, measure
+from jaxalign.compare import labels, measure
+from jaxalign.compare.methods import METHODS
 from jaxalign.compare.results import across
-from jaxalign.compare.start import Setting, begin
+from jaxalign.compare.start import Setting, make_start
 from jaxalign.errors import UserError
 from jaxalign.testbed import learner
 from jaxalign.testbed.annotators import Judge
@@ -22,93 +22,93 @@ TINY = Setting(pairs=48, pretrain_steps=30, sft_steps=2, steps=2, iterations=2, 
 
 @pytest.fixture(scope="module")
 def start():
-    return begin(TINY, 0)
+    return make_start(TINY, 0)
 
 
-def words_of(start, ids):
-    return start.tokenizer.decode(ids, skip_special_tokens=True)
+def instruction_of(start, tree):
+    text = start.tokenizer.decode(tree.prompt, skip_special_tokens=True)
+    return next(item for item in (*start.world.train, *start.world.held_out) if item.text == text)
+
+
+def gold_of(start, tree):
+    return [start.gold(instruction_of(start, tree), answer) for answer in tree.completions]
 
 
 def test_annotators_see_training_instructions_only(start):
-    asked = {words_of(start, tree.prompt) for tree in labels.comparisons(start).trees}
-    assert asked <= {each.text for each in start.world.train}
-    assert not asked & {each.text for each in start.world.held_out}
-    for each, tree, rewards in zip(*labels.comparisons(start), strict=True):
-        assert [start.gold(each, answer) for answer in tree.completions] == list(rewards)
+    comparisons = labels.comparisons(start)
+    assert {instruction_of(start, tree) for tree in comparisons.trees} <= set(start.world.train)
+    assert [gold_of(start, tree) for tree in comparisons.trees] == comparisons.rewards.tolist()
 
 
 def test_a_judge_without_noise_puts_the_better_answer_first(start):
-    by_text = {each.text: each for each in start.world.train}
-    pairs = labels.judges_pairs(start)
+    pairs = labels.pairs_by_judge(start)
     assert 0 < len(pairs) <= len(labels.comparisons(start).trees)
     for tree in pairs:
-        first, second = (start.gold(by_text[words_of(start, tree.prompt)], answer) for answer in tree.completions)
+        first, second = gold_of(start, tree)
         assert first > second
 
 
-def test_a_ceiling_leaves_out_the_good_answers(start):
-    low = dataclasses.replace(start, setting=dataclasses.replace(TINY, ceiling=0.0, pairs=16))
+def test_a_ceiling_omits_the_good_answers(start):
+    low = start.with_setting(ceiling=0.0, pairs=16)
     assert labels.comparisons(low).rewards.max() <= 0.0
-    none = dataclasses.replace(start, setting=dataclasses.replace(TINY, ceiling=-50.0, pairs=16))
-    with pytest.raises(UserError, match="only 0 of 16 comparisons could be drawn under a ceiling"):
-        labels.comparisons(none)
+    with pytest.raises(UserError, match="Only 0 of 16 comparisons have answers at or below the ceiling"):
+        labels.comparisons(start.with_setting(ceiling=-50.0, pairs=16))
 
 
-def test_memory_counts_the_state_the_gradient_and_what_else_is_held(start):
+def test_memory_counts_the_state_the_gradient_and_the_other_models(start):
     """Adam's state is three times the parameters; the gradient and a reference are one more each."""
     model = sum(leaf.nbytes for leaf in jax.tree.leaves(start.sft))
-    found = {name: arms.ARMS[name](start).peak_bytes / model for name in ("dpo", "kto", "ppo")}
-    assert found["dpo"] > 4
-    assert found["kto"] > found["dpo"] + 0.9
-    assert found["ppo"] > 6
+    memory = {name: METHODS[name](start).peak_bytes / model for name in ("dpo", "kto", "ppo")}
+    assert memory["dpo"] > 4
+    assert memory["kto"] > memory["dpo"] + 0.9
+    assert memory["ppo"] > 6
 
 
-@pytest.mark.parametrize("name", arms.ARMS)
-def test_every_arm_is_measured(start, name):
-    aligned = arms.ARMS[name](start)
-    held = start.world.held_out
-    baseline = measure.answer(start, arms.sft_arm(start))
-    mine = measure.answer(start, aligned)
-    found = {each.name: each for each in measure.outcomes(start, aligned, baseline, mine)}
-    assert found["gold"].totals == pytest.approx(mine.total.mean(axis=1))
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_measured(start, name):
+    trained = METHODS[name](start)
+    held_out = start.world.held_out
+    baseline = measure.sample_answers(start, METHODS["sft"](start))
+    answers = measure.sample_answers(start, trained)
+    outcomes = {outcome.name: outcome for outcome in measure.outcomes(start, trained, baseline, answers)}
+    assert outcomes["gold"].totals == pytest.approx(answers.gold.total.mean(axis=1))
     if name == "sft":
-        assert found["win_rate"].totals == pytest.approx(0.5)
-        assert found["kl"].totals == pytest.approx(0.0)
+        assert outcomes["win_rate"].totals == pytest.approx(0.5)
+        assert outcomes["kl"].totals == pytest.approx(0.0)
     else:
         moved = any(
             not np.array_equal(a, b)
-            for a, b in zip(jax.tree.leaves(aligned.params), jax.tree.leaves(start.sft), strict=True)
+            for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(start.sft), strict=True)
         )
         assert moved == (name != "best_of_n")
-        assert aligned.tokens > 0
-    shares = found["over_refusal"].totals
-    chosen = [i for i, each in enumerate(held) if each.kind == "borderline"]
-    assert len(shares) == len(chosen)
-    for share, i in zip(shares, chosen, strict=True):
-        refused = [
-            read(held[i], t).refusals and not read(held[i], t).right + read(held[i], t).wrong for t in mine.texts[i]
-        ]
-        assert share == pytest.approx(np.mean([bool(each) for each in refused]))
+        assert trained.tokens > 0
+    shares = outcomes["over_refusal"].totals
+    borderline = [i for i, instruction in enumerate(held_out) if instruction.kind == "borderline"]
+    assert len(shares) == len(borderline)
+    for share, i in zip(shares, borderline, strict=True):
+        contents = [read(held_out[i], text) for text in answers.texts[i]]
+        refused = [content.refusals > 0 and not content.right + content.wrong for content in contents]
+        assert share == pytest.approx(np.mean(refused))
 
 
 def test_best_of_n_is_the_best_by_the_proxy(start):
-    aligned = arms.best_of_n_arm(start)
-    best = measure.answer(start, aligned)
-    _, scores = measure.sampled(start)
-    assert measure.proxy(start, best.trees) == pytest.approx(scores.reshape(len(scores), -1, 2).max(axis=-1), abs=1e-4)
+    best = measure.sample_answers(start, METHODS["best_of_n"](start))
+    _, scores = measure.candidates(start)
+    expected = scores.reshape(len(scores), -1, 2).max(axis=-1)
+    assert measure.proxy_scores(start, best.trees) == pytest.approx(expected, abs=1e-4)
 
 
 def test_knowledge_is_of_the_plain_right_answer(start):
-    facts = [each for each in start.world.held_out if each.kind == "fact"]
-    known, nats = measure.knowledge(start, arms.sft_arm(start), facts)
+    facts = [instruction for instruction in start.world.held_out if instruction.kind == "fact"]
+    known, nats = measure.knowledge(start, METHODS["sft"](start), facts)
     assert 0 < known.sum() < len(facts)
-    for each, is_known, loss in zip(facts[:4], known, nats, strict=False):
+    for fact, is_known, loss in zip(facts[:4], known, nats, strict=False):
         logps = []
-        for text in (each.right, *each.wrong):
-            ids = [*start.prompt(each), *learner.encode_answer(start.tokenizer, text)]
+        for text in (fact.right, *fact.wrong):
+            ids = [*start.prompt(fact), *learner.encode_answer(start.tokenizer, text)]
             logits = start.model.logits(start.sft, np.array([ids]))[0]
             at = np.asarray(jax.nn.log_softmax(logits))
-            logps.append(sum(at[i - 1, ids[i]] for i in range(len(start.prompt(each)), len(ids))))
+            logps.append(sum(at[i - 1, ids[i]] for i in range(len(start.prompt(fact)), len(ids))))
         assert (np.argmax(logps) == 0) == bool(is_known)
         assert loss == pytest.approx(-np.log(np.exp(logps[0]) / np.sum(np.exp(logps))), abs=1e-4)
 
@@ -119,7 +119,7 @@ def command(output, *more):
     return main(["compare", "--output", str(output), "--seeds", "1", *flags, *more])
 
 
-def test_compare_writes_a_table_and_figures_and_goes_on(tmp_path, capsys):
+def test_compare_writes_a_table_and_figures_and_resumes(tmp_path, capsys):
     assert command(tmp_path, "--methods", "[dpo]") == 0
     assert (tmp_path / "table.md").read_text().splitlines()[2].startswith("| sft |")
     assert (tmp_path / "methods.png").stat().st_size > 1000
@@ -128,10 +128,10 @@ def test_compare_writes_a_table_and_figures_and_goes_on(tmp_path, capsys):
     assert [line["method"] for line in lines] == ["sft", "dpo", "best_of_n", "ppo"]
     assert len(lines[3]["curve"]["kl"]) == 3
     assert lines[3]["curve"]["kl"][0] == 0
-    said = capsys.readouterr().out
-    assert "on held-out instructions" in said
+    assert "on held-out instructions" in capsys.readouterr().out
     assert command(tmp_path, "--methods", "[magic]") == 2
-    assert "'magic' is none; those are sft, best_of_n, ppo, dpo, kto, rlaif_dpo" in capsys.readouterr().err
+    error = " ".join(capsys.readouterr().err.split())
+    assert "'magic' is not a method. Choose from sft, best_of_n, ppo, dpo, kto, rlaif_dpo." in error
     assert command(tmp_path, "--setting.beta", "0.2") == 2
     assert "contains results of another setting or version" in capsys.readouterr().err
     assert main(["compare", "--output", str(tmp_path / "new"), "--setting.n", "65"]) == 2
@@ -147,7 +147,7 @@ def test_results_that_are_not_of_this_comparison_are_refused(tmp_path, capsys, t
 
 
 def test_an_interval_of_shares_stays_within_0_and_1():
-    """Student's of 0.9, 1, 1 reaches 1.11; NaN stays what it is."""
+    """Student's interval of 0.9, 1, 1 reaches 1.11. NaN stays NaN."""
     lines = [{"method": "dpo", "figures": {"over_refusal": {"value": value}}} for value in (0.9, 1.0, 1.0)]
     mean, low, high = across(lines, "dpo", "over_refusal")
     assert (mean, low, high) == pytest.approx((29 / 30, 0.8232, 1.0), abs=1e-4)
