@@ -97,8 +97,8 @@ def print_table(lines: Sequence[dict[str, Any]], methods: Sequence[str], console
         if key == "gold":
             table.add_row("  from", *(f"{low:.2f}" for _, low, _ in values))
             table.add_row("  to", *(f"{high:.2f}" for _, _, high in values), end_section=True)
-    for heading, *values in zip(COSTS, *(costs(lines, name) for name in methods), strict=True):
-        table.add_row(heading, *values)
+    for heading, *entries in zip(COSTS, *(costs(lines, name) for name in methods), strict=True):
+        table.add_row(heading, *entries)
     console.print(table)
 
 

@@ -47,7 +47,7 @@ def draw_comparisons(start: Start) -> Comparisons:
         for instruction, tree in zip(drawn, sampled, strict=True):
             values = [start.gold(instruction, answer) for answer in tree.completions]
             is_covered = start.setting.ceiling is None or max(values) <= start.setting.ceiling
-            if is_covered and not np.array_equal(*tree.completions):
+            if is_covered and not np.array_equal(tree.completions[0], tree.completions[1]):
                 trees.append(Tree.of(tree.prompt, tree.completions))
                 rewards.append(values)
         if len(trees) >= count:
@@ -61,7 +61,7 @@ def draw_comparisons(start: Start) -> Comparisons:
 def pairs_by_people(start: Start) -> list[Tree]:
     """Returns the comparisons with the answer first that people prefer."""
     trees, rewards = comparisons(start)
-    wins = prefer(*rewards.T, start.random("people"), temperature=start.setting.temperature)
+    wins = prefer(rewards[:, 0], rewards[:, 1], start.random("people"), temperature=start.setting.temperature)
     return _preferred_first(trees, wins)
 
 

@@ -1,3 +1,3 @@
-"""Campaigns are scripts that take long: of this folder, only the small versions in ``test_*.py`` are collected."""
+"""Campaigns are long scripts; pytest collects only their small versions in ``test_*.py``."""
 
 collect_ignore = ["alignment.py", "kto_known_reward.py", "online.py", "rlaif.py"]

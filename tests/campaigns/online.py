@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python tests/campaigns/online.py runs/online_campaign.jsonl [method ...]
 
-A line is written for each (method, seed) when it is done, and those that are there are not run again; the summary says
-by how much each method raises the true reward over the model it starts from, with a 95 % t-interval over seeds, at
-which KL, and how near the adaptive controller comes to its target in the second half of the run.
+Every finished (method, seed) is a line of the file, and is not run again. The summary reports how much each method
+raises the true reward over the model it starts from, with a 95% t-interval over seeds, and its KL. For the adaptive
+controller, compare the KL in the second half of the run with the target.
 """
 
 from __future__ import annotations
@@ -20,24 +20,23 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
+from jaxalign.stats import student
 from tests.methods import online_task as task
 
 ITERATIONS, SEEDS, TARGET = 40, 5, 1.0
 METHODS = {name: (name, {}) for name in task.SETTINGS} | {"ppo_adaptive": ("ppo", {"target": TARGET})}
-T_4 = 2.776  # 97.5 % of Student's t with four degrees of freedom
 
 
-def one(method: str, seed: int, iterations: int = ITERATIONS) -> dict:
-    """A run, and what it came to."""
+def run_method(method: str, seed: int, iterations: int = ITERATIONS) -> dict:
+    """Runs a method, and returns the true reward before and after, and the KL."""
     name, options = METHODS[method]
     started = time.perf_counter()
     reference = task.MODEL.init(jax.random.key(seed))
-    kls, phases = [], []
-    for done in task.run(name, seed, iterations, **options):
-        kls.append(done.metrics.get("objective/kl", 0.0))
-        phases.append(done.seconds)
+    kls = []
+    for iteration in task.run(name, seed, iterations, **options):
+        kls.append(iteration.metrics.get("objective/kl", 0.0))
     before, _ = task.evaluate(reference, reference, seed)
-    after, kl = task.evaluate(task.policy_of(name, done.state.params), reference, seed)
+    after, kl = task.evaluate(task.policy_of(name, iteration.state.params), reference, seed)
     half = np.mean(kls[len(kls) // 2 :])
     return {
         "method": method,
@@ -50,23 +49,19 @@ def one(method: str, seed: int, iterations: int = ITERATIONS) -> dict:
     }
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95 % interval, of five values."""
-    return float(np.mean(values)), float(T_4 * np.std(values, ddof=1) / np.sqrt(len(values)))
-
-
 def summarise(lines: list[dict]) -> None:
+    """Prints the means over seeds of every method whose seeds are all done."""
     for method in METHODS:
-        mine = [line for line in lines if line["method"] == method]
-        if len(mine) < SEEDS:
+        runs = [line for line in lines if line["method"] == method]
+        if len(runs) < SEEDS:
             continue
-        gain, half = interval([line["after"] - line["before"] for line in mine])
-        kls = [line["kl"] for line in mine]
+        gain = student(np.array([line["after"] - line["before"] for line in runs]))
+        kls = [line["kl"] for line in runs]
         before, after, second, seconds = (
-            np.mean([line[name] for line in mine]) for name in ("before", "after", "kl_second_half", "seconds")
+            np.mean([line[name] for line in runs]) for name in ("before", "after", "kl_second_half", "seconds")
         )
         print(
-            f"{method:<13} reward {before:.3f} → {after:.3f}, gain {gain:.3f} ± {half:.3f}, "
+            f"{method:<13} reward {before:.3f} → {after:.3f}, gain {gain.mean:.3f} ± {gain.high - gain.mean:.3f}, "
             f"KL {min(kls):.2f} to {max(kls):.2f}, in the second half {second:.3f}, {seconds:.0f} s"
         )
 
@@ -79,7 +74,7 @@ def main(file: str, *methods: str) -> None:
     for method in methods or METHODS:
         for seed in range(SEEDS):
             if (method, seed) not in done:
-                lines.append(one(method, seed))
+                lines.append(run_method(method, seed))
                 with path.open("a") as out:
                     out.write(json.dumps(lines[-1]) + "\n")
                 print(json.dumps(lines[-1]), flush=True)

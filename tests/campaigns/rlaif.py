@@ -1,11 +1,12 @@
-"""RLAIF where the true reward is known: a good judge comes near human labels, a biased judge passes its bias on.
+"""RLAIF with a known reward: a good judge's labels come near human labels, and a biased judge passes its bias on.
 
-A tiny policy samples two answers to each prompt; humans, a good judge and a biased one label them; DPO trains on each
-set of labels from the same start; what counts is the known reward and the length of what the policies then write.
+A tiny policy samples two answers to each prompt. Humans, a good judge and a biased judge label them, and DPO trains on
+each set of labels from the same start. The results are the known reward and the length of the trained policies'
+answers.
 
     python -m tests.campaigns.rlaif --seeds 8 --output rlaif.jsonl
 
-Every line of the file is one finished run; the same command does what is missing.
+Every line of the file is a finished run. Rerun the same command to resume.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ LABELLERS = ("human", "good judge", "biased judge")
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much of it: prompts to label, prompts to evaluate on, optimiser steps, pairs a step."""
+    """Numbers of prompts to label, prompts to evaluate on, optimiser steps, and pairs per step."""
 
     prompts: int = 1024
     held: int = 512
@@ -61,17 +62,18 @@ CONFIG = ModelConfig(
 
 
 def gold(answer: np.ndarray) -> float:
-    """The known reward: the share of even tokens, end of sequence aside."""
-    said = answer[answer != EOS]
-    return float(np.mean(said % 2 == 0)) if len(said) else 0.5
+    """Returns the known reward: the share of even tokens, without the end of sequence."""
+    tokens = answer[answer != EOS]
+    return float(np.mean(tokens % 2 == 0)) if len(tokens) else 0.5
 
 
 def length(answer: np.ndarray) -> int:
+    """Returns the number of tokens, without the end of sequence."""
     return int(np.sum(answer != EOS))
 
 
 def sample(model: Model, params: Any, prompts: np.ndarray, number: int, key: jax.Array) -> list[list[np.ndarray]]:
-    """Answers to each prompt, end of sequence included."""
+    """Samples answers to each prompt, with the end of sequence."""
     out = jaxalign.generate(
         model,
         params,
@@ -88,15 +90,17 @@ def sample(model: Model, params: Any, prompts: np.ndarray, number: int, key: jax
 
 
 def text(ids: np.ndarray) -> str:
+    """Returns the token ids as words."""
     return " ".join(f"w{i}" for i in ids)
 
 
 def read(words: str) -> np.ndarray:
+    """Returns the token ids of a text."""
     return np.array([int(word[1:]) for word in words.split()], int)
 
 
 def judge(score: Callable[[np.ndarray], float], seed: int, *, lapses: float = 0.1) -> Callable[..., list[Reply]]:
-    """A judge that reads both answers and prefers the higher score, but for a share of lapses at random."""
+    """Makes a judge that prefers the answer of the higher score, except for a random share of lapses."""
 
     def ask(questions: Any) -> list[Reply]:
         replies = []
@@ -113,7 +117,7 @@ def judge(score: Callable[[np.ndarray], float], seed: int, *, lapses: float = 0.
 
 
 def judges(seed: int) -> dict[str, Callable[..., list[Reply]]]:
-    """The good one sees the known reward; the biased one the same, and the length beside it."""
+    """Makes both judges: the good one scores the known reward, and the biased one adds the length to it."""
     return {
         "good judge": judge(gold, seed),
         "biased judge": judge(lambda ids: gold(ids) + 0.15 * length(ids), seed),
@@ -121,6 +125,7 @@ def judges(seed: int) -> dict[str, Callable[..., list[Reply]]]:
 
 
 def human_label(pair: list[np.ndarray], seed: int, *, mistakes: float = 0.1) -> str:
+    """Returns which answer of a pair is better by the known reward, except for a random share of mistakes."""
     one, two = map(gold, pair)
     if one == two:
         return "tie"
@@ -129,7 +134,7 @@ def human_label(pair: list[np.ndarray], seed: int, *, mistakes: float = 0.1) -> 
 
 
 def label(who: str, prompts: np.ndarray, pairs: list[list[np.ndarray]], seed: int) -> tuple[list[Tree], dict[str, Any]]:
-    """Trees to train on, chosen answer first, and what the audit says of the labels."""
+    """Returns trees to train on, with the chosen answer first, and the audit of the labels."""
     human = [human_label(pair, seed) for pair in pairs]
     different = [i for i, (a, b) in enumerate(pairs) if length(a) and length(b) and not np.array_equal(a, b)]
     if who == "human":
@@ -153,7 +158,7 @@ def label(who: str, prompts: np.ndarray, pairs: list[list[np.ndarray]], seed: in
 
 
 def runs(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> Iterator[dict[str, Any]]:  # type: ignore[assignment]
-    """One result for each seed and labeller, ``"start"`` being the policy before training."""
+    """Yields one result for each seed and labeller. ``"start"`` is the policy before training."""
     model = Model(CONFIG)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(size.learning_rate, weight_decay=0.0))
     method, step = dpo.dpo(model, beta=0.1), None
@@ -172,8 +177,8 @@ def runs(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> 
             if who != "start":
                 trees, facts = label(who, prompts, pairs, seed)
                 facts["pairs"] = len(trees)
-                feed = OnMesh(evaluation_batches(trees, **options), model.mesh)
-                trees = attach(trees, ref_logps=dpo.reference_logps(model, params, feed))
+                data = OnMesh(evaluation_batches(trees, **options), model.mesh)
+                trees = attach(trees, ref_logps=dpo.reference_logps(model, params, data))
                 state = init_state(jax.tree.map(lambda leaf: leaf.copy(), params), optimizer, jax.random.key(seed))
                 step = step or make_step(method, optimizer, state)
                 train = OnMesh(batches(trees, seed=seed, **options), model.mesh)
@@ -186,36 +191,36 @@ def runs(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> 
 
 
 def summary(results: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Mean over the seeds and its standard error, of each measure, by labeller."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+    """Returns the mean over seeds and its standard error, for each measure and labeller."""
+    measures: dict[str, dict[str, tuple[float, float]]] = {}
     for who in ("start", *LABELLERS):
-        mine = [result for result in results if result["labels"] == who]
+        runs = [result for result in results if result["labels"] == who]
         for name in ("reward", "length"):
-            values = np.array([result[name] for result in mine])
+            values = np.array([result[name] for result in runs])
             error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-            found.setdefault(who, {})[name] = float(values.mean()), float(error)
-    return found
+            measures.setdefault(who, {})[name] = float(values.mean()), float(error)
+    return measures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("rlaif.jsonl"))
-    given = parser.parse_args()
-    content = given.output.read_text() if given.output.exists() else ""
+    options = parser.parse_args()
+    content = options.output.read_text() if options.output.exists() else ""
     whole = content[: content.rfind("\n") + 1]  # a kill may have cut the last line
     if whole != content:
-        given.output.write_text(whole)
+        options.output.write_text(whole)
     results = [json.loads(line) for line in whole.splitlines()]
     done = {(result["seed"], result["labels"]) for result in results}
-    for result in runs(range(given.seeds), Size(), done):
+    for result in runs(range(options.seeds), Size(), done):
         results.append(result)
-        with given.output.open("a") as file:
+        with options.output.open("a") as file:
             file.write(json.dumps(result) + "\n")
         print(json.dumps(result), flush=True)
     for who, measures in summary(results).items():
-        told = ", ".join(f"{name} {mean:.3f} ± {error:.3f}" for name, (mean, error) in measures.items())
-        print(f"{who:>13}: {told}")
+        shown = ", ".join(f"{name} {mean:.3f} ± {error:.3f}" for name, (mean, error) in measures.items())
+        print(f"{who:>13}: {shown}")
 
 
 if __name__ == "__main__":

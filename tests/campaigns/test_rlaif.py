@@ -1,4 +1,4 @@
-"""The campaign in small: the known reward goes up with a good judge as with humans, length with a biased one."""
+"""RLAIF in small: a good judge raises the known reward as humans do, and a biased judge raises the length."""
 
 import pytest
 
@@ -8,25 +8,25 @@ pytestmark = pytest.mark.learning
 
 
 @pytest.fixture(scope="module")
-def found():
+def results():
     return list(runs(range(3), Size(prompts=384, held=256, steps=40, learning_rate=4e-3)))
 
 
-def test_a_good_judge_comes_near_human_labels(found):
-    means = {who: measures["reward"][0] for who, measures in summary(found).items()}
+def test_a_good_judge_comes_near_human_labels(results):
+    means = {who: measures["reward"][0] for who, measures in summary(results).items()}
     assert means["human"] > means["start"] + 0.1
     assert means["good judge"] > means["start"] + 0.7 * (means["human"] - means["start"])
 
 
-def test_a_biased_judge_passes_its_bias_on(found):
+def test_a_biased_judge_passes_its_bias_on(results):
     for seed in range(3):
-        mine = {result["labels"]: result for result in found if result["seed"] == seed}
-        assert mine["biased judge"]["length"] > mine["human"]["length"] + 1
-        assert mine["biased judge"]["reward"] < mine["human"]["reward"]
+        runs = {result["labels"]: result for result in results if result["seed"] == seed}
+        assert runs["biased judge"]["length"] > runs["human"]["length"] + 1
+        assert runs["biased judge"]["reward"] < runs["human"]["reward"]
 
 
-def test_the_audit_would_have_told(found):
-    for result in found:
+def test_the_audit_detects_the_bias(results):
+    for result in results:
         if result["labels"] == "biased judge":
             assert result["verbosity_excess_ci"][0] > 0.2
         if result["labels"] == "good judge":
@@ -34,6 +34,6 @@ def test_the_audit_would_have_told(found):
             assert result["agreement"] > 0.6
 
 
-def test_what_is_done_is_not_done_again(found):
+def test_finished_runs_are_not_repeated():
     done = {(seed, who) for seed in range(3) for who in ("start", *LABELLERS)}
     assert list(runs(range(3), Size(), done)) == []
