@@ -1,3 +1,3 @@
-"""Benchmarks are run by hand: pytest, which looks for doctests in every file, leaves this folder alone."""
+"""Benchmarks are run by hand. Pytest, which looks for doctests in every file, ignores this directory."""
 
 collect_ignore_glob = ["*.py"]

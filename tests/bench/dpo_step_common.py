@@ -1,4 +1,4 @@
-"""What both sides of the DPO step benchmark share: the setting, the rows, and what a measurement is."""
+"""Shared by both sides of the DPO step benchmark: the settings, the rows, and the record of a measurement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 PAIRS = 4  # the batch: the first pairs of the file, in one optimiser step
-MAX_LENGTH = 512  # tokens of prompt and one answer; nothing may be cut
+MAX_LENGTH = 512  # tokens of prompt and one answer; nothing may be truncated
 BETA = 0.1
 STEPS = 4  # the first one, which compiles and allocates, is not counted
 ADAMW = {"learning_rate": 1e-6, "b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
@@ -26,15 +26,15 @@ Ids = tuple[list[int], list[int], list[int]]
 
 @dataclasses.dataclass
 class Measurement:
-    """What one side did.
+    """The measurement of one side.
 
     Attributes:
-        side: its name and versions.
-        seconds: wall time of each step, the warm-up step first.
-        cpu_seconds: processor time of each step, over all threads: next to ``seconds`` it shows who else was at work.
-        peak_bytes: largest resident memory of the process from its start through the last step.
-        positions: token positions, padding included, that one forward pass over the batch computes.
-        pairs: the token ids that reached the model: (prompt, chosen, rejected) of each pair.
+        side: Name and versions.
+        seconds: Wall time of each step, the warm-up step first.
+        cpu_seconds: Processor time of each step over all threads. Compare it with ``seconds`` to see other load.
+        peak_bytes: Largest resident memory of the process up to the last step.
+        positions: Token positions of one forward pass over the batch, with padding.
+        pairs: Token ids that reached the model: (prompt, chosen, rejected) of each pair.
         metrics: ``METRICS`` of each step, as this side reports them.
     """
 
@@ -48,7 +48,7 @@ class Measurement:
 
 
 class Stopwatch:
-    """Wall and processor time of each step, and the process's peak memory after the last one."""
+    """Measures wall and processor time of each step, and the process's peak memory after the last one."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -70,7 +70,7 @@ class Stopwatch:
 
 
 def read_texts(path: str | Path) -> list[Texts]:
-    """The first pairs of a file of Anthropic transcripts: the prompt is all through the last ``"\\n\\nAssistant:"``."""
+    """Returns the first pairs of Anthropic transcripts in a file. A prompt ends with the last ``"\\n\\nAssistant:"``."""
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in itertools.islice(lines, PAIRS)]
@@ -79,23 +79,23 @@ def read_texts(path: str | Path) -> list[Texts]:
         end = row["chosen"].rfind("\n\nAssistant:") + len("\n\nAssistant:")
         prompt = row["chosen"][:end]
         if row["rejected"][:end] != prompt:
-            sys.exit(f"{path}, row {number}: chosen and rejected answer different prompts")
+            sys.exit(f"{path}, row {number}: chosen and rejected have different prompts. Give pairs of answers to one.")
         texts.append((prompt, row["chosen"][end:], row["rejected"][end:]))
     return texts
 
 
 def longest(pairs: list[Ids]) -> int:
-    """Tokens of the longest prompt with one of its answers."""
+    """Returns the number of tokens of the longest prompt with one of its answers."""
     return max(len(prompt) + max(len(chosen), len(rejected)) for prompt, chosen, rejected in pairs)
 
 
 def distinct(pairs: list[Ids]) -> int:
-    """Tokens to compute if each prompt is computed once and nothing is padded."""
+    """Returns the number of tokens if each prompt counts once and padding does not count."""
     return sum(len(prompt) + len(chosen) + len(rejected) for prompt, chosen, rejected in pairs)
 
 
 def side_arguments() -> argparse.Namespace:
-    """The command line on which the driver starts a side."""
+    """Returns the arguments with which the driver starts a side."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gguf", required=True, help="path of the model's .gguf file")
     parser.add_argument("--data", required=True, help="file of Anthropic transcripts (.jsonl or .jsonl.gz)")

@@ -1,7 +1,7 @@
-"""jaxalign's side of the DPO step benchmark: the parts that `jaxalign dpo` puts together, timed around `step_fn`.
+"""jaxalign's side of the DPO step benchmark: the parts of `jaxalign dpo`, timed around `step_fn`.
 
-Started by dpo_step.py in a process of its own. Reading, tokenisation and packing are the package's own, with their
-defaults; transcripts are taken as they are written (no chat template), as TRL takes text.
+dpo_step.py starts it in its own process. Reading, tokenisation and packing use the package's defaults. Transcripts
+get no chat template, because TRL tokenises plain text too.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     data = batches(trees, batch_size=PAIRS)
 
     model, params = jaxalign.load_model(options.gguf)
-    reference = jax.tree.map(jnp.copy, params)  # the step reuses the buffers of the parameters it is given
+    reference = jax.tree.map(jnp.copy, params)  # the step donates its parameters
     optimizer, _ = optim.make_optimizer(optim.OptimConfig(schedule="constant", warmup_ratio=0.0, **ADAMW), STEPS)
     state = loop.init_state(params, optimizer, jax.random.key(0))
     del params

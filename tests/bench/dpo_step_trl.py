@@ -1,8 +1,8 @@
 """TRL's side of the DPO step benchmark: its DPOTrainer, as its users run it, on the same rows.
 
-Started by dpo_step.py in a process of its own. TRL reads prompt, chosen and rejected as text, appends EOS and
-tokenises by itself; what it computes in one optimiser step is timed between the trainer's own step callbacks, the
-forward passes of policy and reference, the backward pass, clipping and AdamW all inside.
+dpo_step.py starts it in its own process. TRL reads prompt, chosen and rejected as text, appends EOS and tokenises. The
+trainer's step callbacks measure the time of one optimiser step: forward passes of policy and reference, backward pass,
+clipping and AdamW.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dpo_step_common import (
 
 
 class TimeSteps(transformers.TrainerCallback):
-    """A stopwatch around each optimiser step."""
+    """Measures each optimiser step with a stopwatch."""
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self.stopwatch = stopwatch
@@ -47,13 +47,13 @@ class TimeSteps(transformers.TrainerCallback):
 
 
 class Inputs:
-    """A forward hook that keeps the last batch the policy was called with."""
+    """A forward hook that stores the policy's last batch."""
 
     def __call__(self, module: Any, args: Any, kwargs: dict[str, torch.Tensor]) -> None:
         self.ids, self.attended, self.labels = kwargs["input_ids"], kwargs["attention_mask"], kwargs["labels"]
 
     def pairs(self) -> list[Ids]:
-        """Rows are [chosen, rejected]; labels are -100 everywhere but on the answers."""
+        """Returns the token ids of the pairs. Rows are [chosen, rejected]; labels are -100 outside the answers."""
         rows = [ids[attended.bool()] for ids, attended in zip(self.ids, self.attended, strict=True)]
         split = [int((labels != -100).int().argmax()) for labels in self.labels]
         half = len(rows) // 2
@@ -73,7 +73,7 @@ def main() -> None:
         folder,
         gguf_file=file,
         dtype=torch.float32,
-        quantization_config=transformers.GgufConfig(dequantize=True),  # else the trainer takes it for a quantised model
+        quantization_config=transformers.GgufConfig(dequantize=True),  # otherwise the trainer treats it as quantised
     )
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=file)
     texts = read_texts(options.data)
@@ -112,7 +112,7 @@ def main() -> None:
             processing_class=tokenizer,
             callbacks=[TimeSteps(stopwatch)],
         )
-        trainer.remove_callback(transformers.PrinterCallback)  # the driver prints what was measured
+        trainer.remove_callback(transformers.PrinterCallback)  # the driver prints the measurement
         trainer.train()
         logs = [log for log in trainer.state.log_history if "loss" in log]
 
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def order(pair: Ids, tokenizer: Any, texts: list[Any]) -> int:
-    """Which row of the file a pair is: the trainer shuffles them within the batch."""
+    """Returns a pair's row in the file, because the trainer shuffles the batch."""
     return [prompt for prompt, _, _ in texts].index(tokenizer.decode(pair[0]))
 
 

