@@ -70,7 +70,7 @@ class Stopwatch:
 
 
 def read_texts(path: str | Path) -> list[Texts]:
-    """Returns the first pairs of Anthropic transcripts in a file. A prompt ends with the last ``"\\n\\nAssistant:"``."""
+    """Returns the first pairs of Anthropic transcripts in a file. Prompts end with the last ``"\\n\\nAssistant:"``."""
     opened = gzip.open if str(path).endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in itertools.islice(lines, PAIRS)]
