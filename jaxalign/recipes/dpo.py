@@ -17,24 +17,11 @@ from jaxalign.methods.wirings import Loss
 from jaxalign.models.model import Model
 from jaxalign.models.open import check_language_model, check_trees
 from jaxalign.models.params import Params
-from jaxalign.recipes import config_file
+from jaxalign.recipes import config_file, fit, steps
 from jaxalign.recipes.budget import check_budget
 from jaxalign.recipes.config import SAMPLES_RANGES, TRAIN_RANGES, PolicyConfig, check_best_metric, refuse_arguments
-from jaxalign.recipes.fit import Examples, fit, load_examples, make_batches, plan_steps, sample_prompts
 from jaxalign.recipes.preference import METHOD_RANGES, DpoSection, build_method, needs_reference
 from jaxalign.recipes.reference import with_reference
-from jaxalign.recipes.run import (
-    OnStep,
-    Result,
-    finish,
-    make_trainable,
-    open_checkpoints,
-    open_run,
-    open_starting_model,
-    open_tokenizer,
-    record_inputs,
-    sample_before,
-)
 from jaxalign.reporting import Report
 from jaxalign.settings import check_ranges
 
@@ -67,9 +54,9 @@ def train(
     loss: Loss | Mapping[Loss, float] | None = None,
     metrics: Callable[..., Any] | None = None,
     rewards: None = None,
-    on_step: OnStep | None = None,
+    on_step: steps.OnStep | None = None,
     report: Report | None = None,
-) -> Result:
+) -> steps.Result:
     """Aligns a model on preference pairs (see ``methods.dpo``).
 
     Args:
@@ -90,44 +77,33 @@ def train(
     """
     refuse_arguments("dpo", rewards=rewards)
     validate_config(config, loss)
-    run = open_run(config, model=model, on_step=on_step, report=report)
-    tokenizer = open_tokenizer(run, tokenizer)
-    examples = load_examples(run, Preference, tokenizer, rows, eval_rows)
+    run = steps.open_run(config, model=model, tokenizer=tokenizer, on_step=on_step, report=report)
+    examples = fit.load_examples(run, Preference, rows, eval_rows)
     check_soft_labels(config, examples)
-    plan = plan_steps(run, examples, "pairs")
+    plan = fit.plan_steps(run, examples, "pairs")
 
-    reference, params = open_starting_model(run, model)
+    reference, params = steps.open_starting_model(run, model)
     check_language_model(reference, config.model.path or "The model")
     check_trees(reference, [*examples.train, *examples.eval], config.data.max_length, "data.max_length")
-    prompts = sample_prompts(run, examples.eval or examples.train)
-    with open_checkpoints(run, evaluated=bool(examples.eval)) as checkpoints:
-        record_inputs(run, reference, params, tokenizer, examples[:2], checkpoints, loss=loss, metrics=metrics)
-        samples = sample_before(run, reference, params, tokenizer, prompts, checkpoints)
+    prompts = fit.sample_prompts(run, examples.eval or examples.train)
+    with steps.open_checkpoints(run, evaluated=bool(examples.eval)) as run:
+        steps.record_inputs(run, reference, params, examples[:2], loss=loss, metrics=metrics)
+        samples = steps.sample_before(run, reference, params, prompts)
         has_reference = needs_reference(config.method, loss)
         is_live = has_reference and config.method.reference == "live"
         if has_reference and not is_live:
-            examples = with_reference(
-                run, reference, params, examples, plan, checkpoints, ld_alpha=config.method.ld_alpha
-            )
+            examples = with_reference(run, reference, params, examples, plan, ld_alpha=config.method.ld_alpha)
         # The step donates what is trained: a copy, if the original is the reference or belongs to the caller.
-        policy = make_trainable(config.lora, reference, params, config.train.seed, copy=is_live or model is not None)
+        copy = is_live or model is not None
+        policy = steps.make_trainable(config.lora, reference, params, config.train.seed, copy=copy)
         frozen = params if is_live and policy.fixed is None else None
-        fitted = fit(
-            run,
-            build_method(config.method, policy.model, loss, metrics),
-            policy,
-            plan,
-            *make_batches(run, examples, plan),
-            checkpoints,
-            tokenizer=tokenizer,
-            frozen=frozen,
-            notes=examples.counts,
-        )
+        method, drawn = build_method(config.method, policy.model, loss, metrics), fit.make_batches(run, examples, plan)
+        fitted = fit.fit(run, method, policy, plan, *drawn, frozen=frozen, notes=examples.counts)
     policy = policy._replace(trained=fitted.params)
-    return finish(run, policy, tokenizer, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
+    return steps.finish(run, policy, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
 
 
-def check_soft_labels(config: Config, examples: Examples) -> None:
+def check_soft_labels(config: Config, examples: fit.Examples) -> None:
     """Raises UserError if a pair lacks the flip probability that ``method.soft_labels`` needs."""
     trees = [*examples.train, *examples.eval]
     if config.method.soft_labels and any("label_smoothing" not in tree.extras for tree in trees):

@@ -20,7 +20,7 @@ from jaxalign.models.weights import save_model
 from jaxalign.recipes import run_directory as runs
 from jaxalign.recipes.budget import WITHIN
 from jaxalign.recipes.config import LoraSection
-from jaxalign.recipes.run import MODEL_INPUT
+from jaxalign.recipes.steps import MODEL_INPUT
 from jaxalign.settings import ModelSection
 
 Choice = Literal["best", "latest"] | int

@@ -10,7 +10,6 @@ import jax
 import optax
 
 from jaxalign import loop, optim
-from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.batches import batches, evaluation_batches
 from jaxalign.data.kinds import Record
 from jaxalign.data.load import read_examples, tokenize_examples
@@ -21,7 +20,7 @@ from jaxalign.keys import stream
 from jaxalign.models.params import Params
 from jaxalign.recipes.config import DataSection, TrainSection
 from jaxalign.recipes.interrupt import Interrupt
-from jaxalign.recipes.run import Run, Trainable, is_resuming, open_budget
+from jaxalign.recipes.steps import Run, Trainable, open_budget
 from jaxalign.tracking import Tracker
 
 
@@ -49,13 +48,12 @@ class Fitted(NamedTuple):
     lines: list[dict[str, Any]]
 
 
-def load_examples(run: Run, kind: type[Record], tokenizer: Any, rows: Any = None, eval_rows: Any = None) -> Examples:
+def load_examples(run: Run, kind: type[Record], rows: Any = None, eval_rows: Any = None) -> Examples:
     """Reads, splits and tokenises the examples of a run.
 
     Args:
         run: The run; its sections ``data`` and ``train.seed`` say what to read and how.
         kind: The kind of record that the recipe learns from.
-        tokenizer: The model's tokenizer.
         rows: Rows in memory in place of ``data.path``.
         eval_rows: Rows in memory in place of ``data.eval_path``.
 
@@ -79,7 +77,7 @@ def load_examples(run: Run, kind: type[Record], tokenizer: Any, rows: Any = None
     (train, counts), (held_out, eval_counts) = (
         tokenize_examples(
             part,
-            tokenizer,
+            run.tokenizer,
             purpose,
             loss_on=getattr(data, "loss_on", "assistant"),
             max_length=data.max_length,
@@ -145,9 +143,7 @@ def fit(
     plan: Plan,
     train_batches: Any,
     eval_batches: Any,
-    checkpoints: Checkpoints | None,
     *,
-    tokenizer: Any = None,
     frozen: Any = None,
     notes: Mapping[str, float] | None = None,
     derive: Callable[[dict[str, float]], dict[str, float]] = lambda metrics: metrics,
@@ -161,8 +157,6 @@ def fit(
         plan: Steps and optimiser.
         train_batches: Packed batches, indexed by step.
         eval_batches: Packed batches to evaluate on, or None.
-        checkpoints: The run's checkpoints, or None.
-        tokenizer: The model's tokenizer, for a budget of capability.
         frozen: See ``loop.make_step``.
         notes: Values to record at step 0.
         derive: Adds metrics that follow from those of an evaluation.
@@ -170,8 +164,8 @@ def fit(
     Returns:
         The trained parameters, within the budget if one is set, and the metrics.
     """
-    train, steps, resuming = run.config.train, plan.steps, is_resuming(checkpoints)
-    state, resume_step = start_state(run, policy, plan, checkpoints, method.method_state)
+    train, steps, resuming = run.config.train, plan.steps, run.is_resuming
+    state, resume_step = start_state(run, policy, plan, method.method_state)
     step_fn = loop.make_step(
         method, plan.optimizer, state, frozen=frozen, fixed=policy.fixed, learning_rate=plan.schedule
     )
@@ -187,7 +181,7 @@ def fit(
             settings=run.settings,
             report=run.report,
         ) as tracker,
-        open_budget(run, policy, tokenizer, resuming=resuming) as budget,
+        open_budget(run, policy) as budget,
     ):
 
         def log_evaluation(step: int) -> dict[str, float]:
@@ -215,26 +209,24 @@ def fit(
                     break
             measured = log_evaluation(step) if is_due(train.eval_every, step, steps) else {}
             save_due = measured or interrupt.requested or is_due(train.checkpoint_every, step, steps)
-            if checkpoints is not None and save_due:
-                checkpoints.save(state, metrics=measured)
+            if run.checkpoints is not None and save_due:
+                run.checkpoints.save(state, metrics=measured)
             if interrupt.requested:
                 raise KeyboardInterrupt
     return Fitted(state.params, tracker.lines)
 
 
-def start_state(
-    run: Run, policy: Trainable, plan: Plan, checkpoints: Checkpoints | None, method_state: Any
-) -> tuple[loop.TrainState, int | None]:
+def start_state(run: Run, policy: Trainable, plan: Plan, method_state: Any) -> tuple[loop.TrainState, int | None]:
     """Returns the first state of a run, or its latest checkpoint and the step of it."""
     key = stream(run.config.train.seed, "loop")
     state = loop.init_state(policy.trained, plan.optimizer, key, method_state=method_state)
-    step = None if checkpoints is None else checkpoints.latest_step()
-    if checkpoints is None or step is None:
+    step = None if run.checkpoints is None else run.checkpoints.latest_step()
+    if run.checkpoints is None or step is None:
         return state, None
     like = jax.tree.map(abstract, state)
     # Two states may not fit into memory, and the caller still has a reference to this one.
     jax.tree.map(lambda leaf: leaf.delete(), (state.params, state.opt_state))
-    state, _ = checkpoints.restore(like)
+    state, _ = run.checkpoints.restore(like)
     run.report(f"resuming after step {step}")
     return state, step
 

@@ -23,7 +23,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.open import check_language_model, check_trees
 from jaxalign.models.params import Params, union
 from jaxalign.paths import write_whole
-from jaxalign.recipes import config_file
+from jaxalign.recipes import config_file, fit, steps
 from jaxalign.recipes.budget import check_budget
 from jaxalign.recipes.config import (
     SAMPLES_RANGES,
@@ -33,22 +33,7 @@ from jaxalign.recipes.config import (
     check_best_metric,
     refuse_arguments,
 )
-from jaxalign.recipes.fit import Examples, Plan, fit, load_examples, make_batches, plan_steps, sample_prompts
 from jaxalign.recipes.reference import with_reference
-from jaxalign.recipes.run import (
-    OnStep,
-    Result,
-    Run,
-    Trainable,
-    finish,
-    make_trainable,
-    open_checkpoints,
-    open_run,
-    open_starting_model,
-    open_tokenizer,
-    record_inputs,
-    sample_before,
-)
 from jaxalign.reporting import Report
 from jaxalign.settings import check_ranges
 from jaxalign.stats import Separation, separation
@@ -116,9 +101,9 @@ def train(
     loss: Callable[..., Any] | None = None,
     metrics: Callable[..., Any] | None = None,
     rewards: None = None,
-    on_step: OnStep | None = None,
+    on_step: steps.OnStep | None = None,
     report: Report | None = None,
-) -> Result:
+) -> steps.Result:
     """Aligns a model on single answers that were liked or not (see ``methods.kto``).
 
     Args:
@@ -138,54 +123,34 @@ def train(
     """
     refuse_arguments("kto", rewards=rewards)
     validate_config(config)
-    run = open_run(config, model=model, on_step=on_step, report=report)
+    run = steps.open_run(config, model=model, tokenizer=tokenizer, on_step=on_step, report=report)
     section, seed = config.method, config.train.seed
-    tokenizer = open_tokenizer(run, tokenizer)
-    examples = load_examples(run, UnpairedPreference, tokenizer, rows, eval_rows)
+    examples = fit.load_examples(run, UnpairedPreference, rows, eval_rows)
     weights = class_weights(section, examples.train)
     run.report(describe_classes(examples.train, weights))
-    plan = plan_steps(run, examples, "answers")
-    train_batches, eval_batches = make_kto_batches(run, examples, plan)  # refuses a single prompt before the work
+    plan = fit.plan_steps(run, examples, "answers")
+    drawn = make_kto_batches(run, examples, plan)  # refuses a single prompt before the work
 
-    reference, params = open_starting_model(run, model)
+    reference, params = steps.open_starting_model(run, model)
     check_language_model(reference, config.model.path or "The model")
     check_trees(reference, [*examples.train, *examples.eval], config.data.max_length, "data.max_length")
-    prompts = sample_prompts(run, first_of_each_prompt(examples.eval or examples.train))
-    with open_checkpoints(run, evaluated=bool(examples.eval)) as checkpoints:
-        record_inputs(run, reference, params, tokenizer, examples[:2], checkpoints, loss=loss, metrics=metrics)
-        samples = sample_before(run, reference, params, tokenizer, prompts, checkpoints)
+    prompts = fit.sample_prompts(run, first_of_each_prompt(examples.eval or examples.train))
+    with steps.open_checkpoints(run, evaluated=bool(examples.eval)) as run:
+        steps.record_inputs(run, reference, params, examples[:2], loss=loss, metrics=metrics)
+        samples = steps.sample_before(run, reference, params, prompts)
         if section.reference == "cached":
-            examples = with_reference(run, reference, params, examples, plan, checkpoints)
-            train_batches, eval_batches = make_kto_batches(run, examples, plan)
+            examples = with_reference(run, reference, params, examples, plan)
+            drawn = make_kto_batches(run, examples, plan)
         needs_reference = section.reference == "live" or section.loss == "kto"
         # The step donates what is trained: a copy, if the original is the reference or belongs to the caller.
-        policy = make_trainable(config.lora, reference, params, seed, copy=needs_reference or model is not None)
+        policy = steps.make_trainable(config.lora, reference, params, seed, copy=needs_reference or model is not None)
         frozen = params if needs_reference and policy.fixed is None else None
-        fitted = fit(
-            run,
-            build_method(section, policy.model, weights, loss, metrics),
-            policy,
-            plan,
-            train_batches,
-            eval_batches,
-            checkpoints,
-            tokenizer=tokenizer,
-            frozen=frozen,
-            notes=examples.counts,
-            derive=with_margins,
-        )
+        method, notes = build_method(section, policy.model, weights, loss, metrics), examples.counts
+        fitted = fit.fit(run, method, policy, plan, *drawn, frozen=frozen, notes=notes, derive=with_margins)
     policy = policy._replace(trained=fitted.params)
     figures = measure_separation(run, policy, examples.eval, plan, frozen) if examples.eval else {}
-    return finish(
-        run,
-        policy,
-        tokenizer,
-        fitted.lines,
-        prompts=prompts,
-        samples=samples,
-        num_eval=len(examples.eval),
-        figures=figures,
-    )
+    count = len(examples.eval)
+    return steps.finish(run, policy, fitted.lines, prompts=prompts, samples=samples, num_eval=count, figures=figures)
 
 
 def validate_config(config: Config) -> None:
@@ -245,13 +210,13 @@ def describe_classes(trees: Sequence[Tree], weights: tuple[float, float]) -> str
     )
 
 
-def make_kto_batches(run: Run, examples: Examples, plan: Plan) -> tuple[Any, Any]:
+def make_kto_batches(run: steps.Run, examples: fit.Examples, plan: fit.Plan) -> tuple[Any, Any]:
     """Returns training and evaluation batches; for kto each has completions of other prompts for its baseline.
 
     Raises:
         UserError: If kto has only one prompt.
     """
-    train_batches, eval_batches = make_batches(run, examples, plan)
+    train_batches, eval_batches = fit.make_batches(run, examples, plan)
     if run.config.method.loss != "kto":
         return train_batches, eval_batches
     if len({tree.prompt_key for tree in examples.train}) < 2:
@@ -281,7 +246,9 @@ def with_margins(metrics: dict[str, float]) -> dict[str, float]:
     return {**metrics, "rewards/margins": metrics["rewards/chosen"] - metrics["rewards/rejected"]}
 
 
-def measure_separation(run: Run, policy: Trainable, trees: Sequence[Tree], plan: Plan, frozen: Any) -> dict[str, Any]:
+def measure_separation(
+    run: steps.Run, policy: steps.Trainable, trees: Sequence[Tree], plan: fit.Plan, frozen: Any
+) -> dict[str, Any]:
     """Measures how well implicit rewards, and lengths alone, separate liked from other answers (AUC).
 
     The figures are reported, and written to separation.json if both kinds are there. Before training all implicit

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign import loop, losses, optim, rewards
-from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.kinds import Prompt
 from jaxalign.data.load import read_source
 from jaxalign.data.tokenize import tokenize_prompts
@@ -32,16 +31,8 @@ from jaxalign.recipes.budget import check_budget
 from jaxalign.recipes.fit import Fitted, abstract, is_due
 from jaxalign.recipes.interrupt import Interrupt
 from jaxalign.recipes.online_config import RANGES, OnlineConfig, PenaltySection, ReferenceSection
-from jaxalign.recipes.run import (
-    Run,
-    Trainable,
-    is_resuming,
-    open_budget,
-    open_starting_model,
-    record_inputs,
-    sample_before,
-)
 from jaxalign.recipes.scorers import make_scorers, size_of, to_bfloat16
+from jaxalign.recipes.steps import Run, Trainable, open_budget, open_starting_model, record_inputs, sample_before
 from jaxalign.rewards.functions import load_function
 from jaxalign.rollout import Sampling
 from jaxalign.rollout.text import end_ids
@@ -138,12 +129,11 @@ def validate_online_config(config: OnlineConfig, functions: Mapping[str, rewards
             raise UserError(f"The weight of {name} is {weight}. Give a finite number.")
 
 
-def load_prompts(run: Run, tokenizer: Any, rows: Any = None) -> Prompts:
+def load_prompts(run: Run, rows: Any = None) -> Prompts:
     """Reads and tokenises the prompts of a run.
 
     Args:
         run: The run; its section ``data`` says what to read and how.
-        tokenizer: The policy's tokenizer.
         rows: Rows in memory in place of ``data.path``.
 
     Raises:
@@ -154,7 +144,7 @@ def load_prompts(run: Run, tokenizer: Any, rows: Any = None) -> Prompts:
         raise UserError("The prompts are missing. Set data.path, or pass rows.")
     records, _ = read_source(Prompt, data.path if rows is None else rows, report=run.report, **data.reading)
     texts, result = tokenize_prompts(
-        records[: data.limit], tokenizer, max_length=data.max_length, template=data.template, on_error=data.on_error
+        records[: data.limit], run.tokenizer, max_length=data.max_length, template=data.template, on_error=data.on_error
     )
     run.report(f"prompts: {result}")
     return Prompts([np.asarray(ids, np.int32) for ids, _ in texts], [row for _, row in texts])
@@ -162,7 +152,6 @@ def load_prompts(run: Run, tokenizer: Any, rows: Any = None) -> Prompts:
 
 def start_online(
     run: Run,
-    tokenizer: Any,
     *,
     model: tuple[Model, Params] | None,
     rows: Any,
@@ -173,7 +162,6 @@ def start_online(
 
     Args:
         run: The run.
-        tokenizer: The policy's tokenizer.
         model: The policy, in place of the configured one.
         rows: Prompts in memory, in place of the configured ones.
         functions: Reward functions, in addition to the configured ones. One that ``reward.functions`` names has the
@@ -184,7 +172,7 @@ def start_online(
         UserError: For prompts, a policy or rewards that cannot be used.
     """
     config = run.config
-    prompts = load_prompts(run, tokenizer, rows)
+    prompts = load_prompts(run, rows)
     given, weights = dict(functions or {}), dict(config.reward.functions or {})
     scoring = {**{name: load_function(name) for name in weights if name not in given}, **given}
     base, params = open_starting_model(run, model)
@@ -198,18 +186,16 @@ def start_online(
     )
     section = dataclasses.replace(config.reward, functions={name: weights.get(name, 1.0) for name in scoring})
     scorers, roles = make_scorers(
-        section, scoring, tokenizer, base, params, packing, config.train.batch_size, run.report
+        section, scoring, run.tokenizer, base, params, packing, config.train.batch_size, run.report
     )
     return Start(base, params, prompts, packing, scorers, roles)
 
 
-def record_start(
-    run: Run, start: Start, tokenizer: Any, checkpoints: Checkpoints | None, **functions: Any
-) -> dict[str, list[str]]:
+def record_start(run: Run, start: Start, **functions: Any) -> dict[str, list[str]]:
     """Records the inputs of a run, and returns sampled answers of the untrained policy."""
     examples = [Tree.of(prompt, [prompt]) for prompt in start.prompts.ids]  # fingerprints are of trees
-    record_inputs(run, start.model, start.params, tokenizer, (examples,), checkpoints, **functions)
-    return sample_before(run, start.model, start.params, tokenizer, shown_prompts(run, start), checkpoints)
+    record_inputs(run, start.model, start.params, (examples,), **functions)
+    return sample_before(run, start.model, start.params, shown_prompts(run, start))
 
 
 def shown_prompts(run: Run, start: Start) -> list[np.ndarray]:
@@ -284,8 +270,6 @@ def compile_iteration(
     run: Run,
     start: Start,
     method: TrainableMethod,
-    tokenizer: Any,
-    checkpoints: Checkpoints | None,
     *,
     kl: PenaltySection,
     reference: Params | None,
@@ -296,8 +280,6 @@ def compile_iteration(
         run: The run.
         start: Its prompts, rewards and packing.
         method: The method; its trained parameters are donated to the first step.
-        tokenizer: The policy's tokenizer.
-        checkpoints: The run's checkpoints, or None.
         kl: The KL coefficient at the start.
         reference: A copy of the policy, or None if the method has no reference or adapters have their base.
     """
@@ -312,10 +294,10 @@ def compile_iteration(
     report_roles(run, {**{role: size_of(tree) for role, tree in roles.items()}, **method.roles, **start.roles})
     del roles
     position = None
-    if checkpoints is not None and is_resuming(checkpoints):
+    if run.checkpoints is not None and run.is_resuming:
         like = jax.tree.map(abstract, state)
         del state
-        state, position = checkpoints.restore(like)
+        state, position = run.checkpoints.restore(like)
         run.report(f"resuming after iteration {position}")
     prepare = rollouts.make_prepare(
         method.algorithm,
@@ -328,7 +310,7 @@ def compile_iteration(
     return Compiled(
         state,
         position,
-        make_collector(run, start, method, tokenizer),
+        make_collector(run, start, method),
         prepare,
         loop.make_step(method.algorithm.step, optimizer, state, fixed=fixed, learning_rate=schedule),
         start.packing,
@@ -336,14 +318,14 @@ def compile_iteration(
     )
 
 
-def make_collector(run: Run, start: Start, method: TrainableMethod, tokenizer: Any) -> Collector:
+def make_collector(run: Run, start: Start, method: TrainableMethod) -> Collector:
     """Returns the function that samples and scores the examples of an iteration."""
     rollout, train = run.config.rollout, run.config.train
     sampler = Sampler(
         method.trainable.model,
         start.packing.num_completions,
         rollout.max_new_tokens,
-        end_ids(start.model, tokenizer),
+        end_ids(start.model, run.tokenizer),
         width=start.prompts.longest,
         sampling=Sampling(temperature=rollout.temperature, top_p=rollout.top_p),
     )
@@ -364,9 +346,7 @@ def make_collector(run: Run, start: Start, method: TrainableMethod, tokenizer: A
     )
 
 
-def fit_online(
-    run: Run, method: TrainableMethod, parts: Compiled, tokenizer: Any, checkpoints: Checkpoints | None
-) -> Fitted:
+def fit_online(run: Run, method: TrainableMethod, parts: Compiled) -> Fitted:
     """Runs the iterations from where the state stands, with metrics, budget, guards and checkpoints.
 
     Returns:
@@ -391,9 +371,7 @@ def fit_online(
         if run.directory is not None:
             phases = stack.enter_context(contextlib.closing(Jsonl(run.directory / PHASES, resume_step=parts.position)))
         seconds = [] if phases is None else list(phases.lines)
-        budget = stack.enter_context(
-            open_budget(run, method.trainable, tokenizer, resuming=resuming, policy=method.policy, unit="iteration")
-        )
+        budget = stack.enter_context(open_budget(run, method.trainable, policy=method.policy, unit="iteration"))
         if budget is not None and not resuming:
             tracker.log_eval(0, budget.begin(state), prefix="budget/")
         for iteration in rollouts.iterate(
@@ -425,8 +403,8 @@ def fit_online(
                     run.report(f"{exceeded} The model of iteration {done} is the result.")
                     break
             checkpoint_due = is_due(train.checkpoint_every, done, train.iterations)
-            if checkpoints is not None and (interrupt.requested or checkpoint_due):
-                checkpoints.save(state, position=done)
+            if run.checkpoints is not None and (interrupt.requested or checkpoint_due):
+                run.checkpoints.save(state, position=done)
             max_kl = math.inf if train.stop_kl is None else train.stop_kl
             experience.guard(iteration.metrics, max_kl=max_kl, min_entropy=train.stop_entropy)
             if interrupt.requested:

@@ -12,20 +12,9 @@ from jaxalign.errors import UserError
 from jaxalign.methods.online_dpo import online_dpo
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
-from jaxalign.recipes import config_file, online
+from jaxalign.recipes import config_file, online, steps
 from jaxalign.recipes.config import refuse_arguments
 from jaxalign.recipes.online_config import OnlineConfig, PenaltySection
-from jaxalign.recipes.run import (
-    OnStep,
-    Result,
-    Run,
-    Trainable,
-    finish,
-    make_trainable,
-    open_checkpoints,
-    open_run,
-    open_tokenizer,
-)
 from jaxalign.reporting import Report
 from jaxalign.rewards import Reward
 from jaxalign.settings import check_ranges
@@ -70,9 +59,9 @@ def train(
     loss: None = None,
     metrics: None = None,
     rewards: Mapping[str, Reward] | None = None,
-    on_step: OnStep | None = None,
+    on_step: steps.OnStep | None = None,
     report: Report | None = None,
-) -> Result:
+) -> steps.Result:
     """Aligns a model with DPO on the best and the worst of its own answers (see ``methods.online_dpo``).
 
     Args:
@@ -92,24 +81,19 @@ def train(
     """
     refuse_arguments("online_dpo", eval_rows=eval_rows, loss=loss, metrics=metrics)
     validate_config(config, rewards)
-    run = open_run(config, model=model, on_step=on_step, report=report)
-    tokenizer = open_tokenizer(run, tokenizer)
-    start = online.start_online(
-        run, tokenizer, model=model, rows=rows, functions=rewards, num_completions=config.method.samples
-    )
-    with open_checkpoints(run) as checkpoints:
-        samples = online.record_start(run, start, tokenizer, checkpoints, rewards=rewards)
+    run = steps.open_run(config, model=model, tokenizer=tokenizer, on_step=on_step, report=report)
+    start = online.start_online(run, model=model, rows=rows, functions=rewards, num_completions=config.method.samples)
+    with steps.open_checkpoints(run) as run:
+        samples = online.record_start(run, start, rewards=rewards)
         reference = None if config.lora.rank else online.copy_reference(config.reference, start.params)
-        policy = make_trainable(config.lora, start.model, start.params, config.train.seed, copy=model is not None)
+        policy = steps.make_trainable(config.lora, start.model, start.params, config.train.seed, copy=model is not None)
         method = build_method(run, policy)
-        parts = online.compile_iteration(
-            run, start, method, tokenizer, checkpoints, kl=PenaltySection(beta=0.0), reference=reference
-        )
+        parts = online.compile_iteration(run, start, method, kl=PenaltySection(beta=0.0), reference=reference)
         del policy
-        fitted = online.fit_online(run, method, parts, tokenizer, checkpoints)
+        fitted = online.fit_online(run, method, parts)
     trained = online.trained_policy(method, fitted.params)
     prompts = online.shown_prompts(run, start)
-    return finish(run, trained, tokenizer, fitted.lines, prompts=prompts, samples=samples)
+    return steps.finish(run, trained, fitted.lines, prompts=prompts, samples=samples)
 
 
 def validate_config(config: Config, functions: Mapping[str, Reward] | None = None) -> None:
@@ -120,7 +104,7 @@ def validate_config(config: Config, functions: Mapping[str, Reward] | None = Non
     online.validate_online_config(config, functions)
 
 
-def build_method(run: Run, policy: Trainable) -> online.TrainableMethod:
+def build_method(run: steps.Run, policy: steps.Trainable) -> online.TrainableMethod:
     """Returns the method of the configuration and the parameters that it trains."""
     method = online_dpo(policy.model, beta=run.config.method.beta, shape=online.score_shaping(run))
     return online.TrainableMethod(method, policy)

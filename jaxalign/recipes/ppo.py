@@ -18,20 +18,9 @@ from jaxalign.models import lora
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params, partition, union
 from jaxalign.optim import OptimConfig
-from jaxalign.recipes import config_file, online
+from jaxalign.recipes import config_file, online, steps
 from jaxalign.recipes.config import refuse_arguments
 from jaxalign.recipes.online_config import OnlineConfig, OnlineTrainSection, PenaltySection
-from jaxalign.recipes.run import (
-    OnStep,
-    Result,
-    Run,
-    Trainable,
-    finish,
-    make_trainable,
-    open_checkpoints,
-    open_run,
-    open_tokenizer,
-)
 from jaxalign.reporting import Report
 from jaxalign.rewards import Reward
 from jaxalign.settings import check_ranges
@@ -93,9 +82,9 @@ def train(
     loss: None = None,
     metrics: None = None,
     rewards: Mapping[str, Reward] | None = None,
-    on_step: OnStep | None = None,
+    on_step: steps.OnStep | None = None,
     report: Report | None = None,
-) -> Result:
+) -> steps.Result:
     """Aligns a model with PPO (see ``methods.ppo``).
 
     Args:
@@ -115,20 +104,19 @@ def train(
     """
     refuse_arguments("ppo", eval_rows=eval_rows, loss=loss, metrics=metrics)
     validate_config(config, rewards)
-    run = open_run(config, model=model, on_step=on_step, report=report)
-    tokenizer = open_tokenizer(run, tokenizer)
-    start = online.start_online(run, tokenizer, model=model, rows=rows, functions=rewards, num_completions=1)
-    with open_checkpoints(run) as checkpoints:
-        samples = online.record_start(run, start, tokenizer, checkpoints, rewards=rewards)
+    run = steps.open_run(config, model=model, tokenizer=tokenizer, on_step=on_step, report=report)
+    start = online.start_online(run, model=model, rows=rows, functions=rewards, num_completions=1)
+    with steps.open_checkpoints(run) as run:
+        samples = online.record_start(run, start, rewards=rewards)
         reference = None if config.lora.rank else online.copy_reference(config.reference, start.params)
-        policy = make_trainable(config.lora, start.model, start.params, config.train.seed, copy=model is not None)
+        policy = steps.make_trainable(config.lora, start.model, start.params, config.train.seed, copy=model is not None)
         method = build_method(run, policy)
-        parts = online.compile_iteration(run, start, method, tokenizer, checkpoints, kl=config.kl, reference=reference)
+        parts = online.compile_iteration(run, start, method, kl=config.kl, reference=reference)
         del policy
-        fitted = online.fit_online(run, method, parts, tokenizer, checkpoints)
+        fitted = online.fit_online(run, method, parts)
     trained = online.trained_policy(method, fitted.params)
     prompts = online.shown_prompts(run, start)
-    return finish(run, trained, tokenizer, fitted.lines, prompts=prompts, samples=samples)
+    return steps.finish(run, trained, fitted.lines, prompts=prompts, samples=samples)
 
 
 def validate_config(config: Config, functions: Mapping[str, Reward] | None = None) -> None:
@@ -139,7 +127,7 @@ def validate_config(config: Config, functions: Mapping[str, Reward] | None = Non
     online.validate_online_config(config, functions)
 
 
-def build_method(run: Run, policy: Trainable) -> online.TrainableMethod:
+def build_method(run: steps.Run, policy: steps.Trainable) -> online.TrainableMethod:
     """Returns the method of the configuration. It trains a policy and a value model, under those names."""
     config, section = run.config, run.config.method
     value_model, value = make_value_model(run, policy)
@@ -159,15 +147,15 @@ def build_method(run: Run, policy: Trainable) -> online.TrainableMethod:
     fixed = None
     if policy.fixed is not None:
         fixed = {"policy": policy.fixed, **({} if value.fixed is None else {"value": value.fixed})}
-    trainable = Trainable(policy.model, {"policy": policy.trained, "value": value.trained}, fixed)
+    trainable = steps.Trainable(policy.model, {"policy": policy.trained, "value": value.trained}, fixed)
     roles = {"of trained: value model": online.size_of(value.trained)}
     return online.TrainableMethod(method, trainable, lambda params: params["policy"], roles)
 
 
-def make_value_model(run: Run, policy: Trainable) -> tuple[Model | None, Trainable]:
+def make_value_model(run: steps.Run, policy: steps.Trainable) -> tuple[Model | None, steps.Trainable]:
     """Returns the value model's trunk (None: a head on the policy's states) and its parameters."""
     if run.config.method.value == "head":
-        return None, Trainable(policy.model, ppo.value_head(policy.model), None)
+        return None, steps.Trainable(policy.model, ppo.value_head(policy.model), None)
     seed = run.config.train.seed
     # Copies: the step donates what is trained. The base of adapters serves both models.
     if policy.fixed is None:
@@ -177,7 +165,7 @@ def make_value_model(run: Run, policy: Trainable) -> tuple[Model | None, Trainab
     model, params = from_language_model(lora.base_model(policy.model), trunk, stream(seed, "value model"))
     params = {**params, "score": jax.tree.map(jnp.zeros_like, params["score"])}
     if policy.fixed is None:
-        return model, Trainable(model, params, None)
+        return model, steps.Trainable(model, params, None)
     model = dataclasses.replace(model, lora=policy.model.lora)
     adapters = lora.init(model, stream(seed, "adapters of the value model"))
-    return model, Trainable(model, *partition(union(adapters, params), lora.is_trained))
+    return model, steps.Trainable(model, *partition(union(adapters, params), lora.is_trained))

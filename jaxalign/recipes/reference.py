@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from jaxalign import loop
-from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.methods.dpo import reference_logps
@@ -20,19 +19,12 @@ from jaxalign.models.model import Model
 from jaxalign.paths import write_whole
 from jaxalign.recipes import run_directory
 from jaxalign.recipes.fit import Examples, Plan
-from jaxalign.recipes.run import Run, is_resuming
+from jaxalign.recipes.steps import Run
 from jaxalign.reporting import format_duration, progress
 
 
 def with_reference(
-    run: Run,
-    model: Model,
-    params: Any,
-    examples: Examples,
-    plan: Plan,
-    checkpoints: Checkpoints | None,
-    *,
-    ld_alpha: float | None = None,
+    run: Run, model: Model, params: Any, examples: Examples, plan: Plan, *, ld_alpha: float | None = None
 ) -> Examples:
     """Attaches the reference's log-probs [K], in nats, to all examples: those that the run stored, or new ones.
 
@@ -42,12 +34,11 @@ def with_reference(
         params: Its parameters.
         examples: The examples.
         plan: Steps and batches; examples that the run never draws are left out.
-        checkpoints: The run's checkpoints.
         ld_alpha: Weight of tokens beyond the shorter completion's length, as in ``methods.dpo``.
     """
     file = None if run.directory is None else run.directory / run_directory.REFERENCE
     logps = None
-    if file is not None and is_resuming(checkpoints):
+    if file is not None and run.is_resuming:
         logps = read_reference(file, len(examples.train), len(examples.eval))
         if logps is None:
             run.report(f"{file} is missing or damaged. It is computed again.")

@@ -25,21 +25,8 @@ from jaxalign.models.params import Params
 from jaxalign.models.weights import own_padding
 from jaxalign.optim import OptimConfig
 from jaxalign.paths import write_whole
-from jaxalign.recipes import config_file
+from jaxalign.recipes import config_file, fit, steps
 from jaxalign.recipes.config import TRAIN_RANGES, TrainingConfig, check_best_metric, refuse_arguments
-from jaxalign.recipes.fit import Plan, fit, load_examples, make_batches, plan_steps
-from jaxalign.recipes.run import (
-    OnStep,
-    Result,
-    Run,
-    finish,
-    make_trainable,
-    open_checkpoints,
-    open_run,
-    open_starting_model,
-    open_tokenizer,
-    record_inputs,
-)
 from jaxalign.reporting import Report
 from jaxalign.settings import check_ranges
 
@@ -95,9 +82,9 @@ def train(
     loss: None = None,
     metrics: Callable[..., Any] | None = None,
     rewards: None = None,
-    on_step: OnStep | None = None,
+    on_step: steps.OnStep | None = None,
     report: Report | None = None,
-) -> Result:
+) -> steps.Result:
     """Trains a reward model on pairs or rankings (see ``methods.reward``).
 
     Args:
@@ -117,29 +104,21 @@ def train(
     """
     refuse_arguments("reward", loss=loss, rewards=rewards)
     validate_config(config)
-    run = open_run(config, model=model, on_step=on_step, report=report)
+    run = steps.open_run(config, model=model, tokenizer=tokenizer, on_step=on_step, report=report)
     kind: type[Record] = Preference if config.method.learn == "pairs" else Ranking
-    tokenizer = open_tokenizer(run, tokenizer)
-    examples = load_examples(run, kind, tokenizer, rows, eval_rows)
-    plan = plan_steps(run, examples, config.method.learn)
+    examples = fit.load_examples(run, kind, rows, eval_rows)
+    plan = fit.plan_steps(run, examples, config.method.learn)
 
-    trunk, trunk_params = open_starting_model(run, model)
+    trunk, trunk_params = steps.open_starting_model(run, model)
     check_trees(trunk, [*examples.train, *examples.eval], config.data.max_length, "data.max_length")
     own_padding(trunk.config, tokenizer)  # raises now, and not when the trained model is saved
     scorer, params = with_heads(config, trunk, trunk_params)
-    with open_checkpoints(run, evaluated=bool(examples.eval)) as checkpoints:
-        record_inputs(run, scorer, trunk_params, tokenizer, examples[:2], checkpoints, metrics=metrics)
-        policy = make_trainable(config.lora, scorer, params, config.train.seed, copy=model is not None)
-        fitted = fit(
-            run,
-            build_method(config, policy.model, metrics),
-            policy,
-            plan,
-            *make_batches(run, examples, plan),
-            checkpoints,
-            notes=examples.counts,
-        )
-    result = finish(run, policy._replace(trained=fitted.params), tokenizer, fitted.lines, num_eval=len(examples.eval))
+    with steps.open_checkpoints(run, evaluated=bool(examples.eval)) as run:
+        steps.record_inputs(run, scorer, trunk_params, examples[:2], metrics=metrics)
+        policy = steps.make_trainable(config.lora, scorer, params, config.train.seed, copy=model is not None)
+        method, drawn = build_method(config, policy.model, metrics), fit.make_batches(run, examples, plan)
+        fitted = fit.fit(run, method, policy, plan, *drawn, notes=examples.counts)
+    result = steps.finish(run, policy._replace(trained=fitted.params), fitted.lines, num_eval=len(examples.eval))
     if not examples.eval or config.method.learn != "pairs":
         return result
     figures = measure_calibration(run, result.model, result.params, examples.eval, plan)
@@ -177,7 +156,9 @@ def build_method(config: Config, model: Model, metrics: Callable[..., Any] | Non
     return reward.rankings(model, bootstrap_seed=seed, **options)
 
 
-def measure_calibration(run: Run, model: Model, params: Params, trees: Sequence[Tree], plan: Plan) -> dict[str, Any]:
+def measure_calibration(
+    run: steps.Run, model: Model, params: Params, trees: Sequence[Tree], plan: fit.Plan
+) -> dict[str, Any]:
     """Measures whether σ(r_a - r_b) of held-out pairs is the frequency with which a is preferred.
 
     The chosen answer is a in every other pair, so that its place does not reveal it. The figures are reported, and

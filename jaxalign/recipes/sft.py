@@ -17,7 +17,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.open import check_language_model, check_trees
 from jaxalign.models.params import Params
 from jaxalign.optim import OptimConfig
-from jaxalign.recipes import config_file
+from jaxalign.recipes import config_file, fit, steps
 from jaxalign.recipes.budget import check_budget
 from jaxalign.recipes.config import (
     SAMPLES_RANGES,
@@ -26,19 +26,6 @@ from jaxalign.recipes.config import (
     SftDataSection,
     check_best_metric,
     refuse_arguments,
-)
-from jaxalign.recipes.fit import fit, load_examples, make_batches, plan_steps, sample_prompts
-from jaxalign.recipes.run import (
-    OnStep,
-    Result,
-    finish,
-    make_trainable,
-    open_checkpoints,
-    open_run,
-    open_starting_model,
-    open_tokenizer,
-    record_inputs,
-    sample_before,
 )
 from jaxalign.reporting import Report
 from jaxalign.settings import check_ranges
@@ -87,9 +74,9 @@ def train(
     loss: None = None,
     metrics: Any = None,
     rewards: None = None,
-    on_step: OnStep | None = None,
+    on_step: steps.OnStep | None = None,
     report: Report | None = None,
-) -> Result:
+) -> steps.Result:
     """Fine-tunes a model on demonstrations (see ``methods.sft``).
 
     Args:
@@ -109,34 +96,24 @@ def train(
     """
     refuse_arguments("sft", loss=loss, rewards=rewards)
     validate_config(config)
-    run = open_run(config, model=model, on_step=on_step, report=report)
-    tokenizer = open_tokenizer(run, tokenizer)
-    examples = load_examples(run, Demonstration, tokenizer, rows, eval_rows)
-    plan = plan_steps(run, examples, "demonstrations")
+    run = steps.open_run(config, model=model, tokenizer=tokenizer, on_step=on_step, report=report)
+    examples = fit.load_examples(run, Demonstration, rows, eval_rows)
+    plan = fit.plan_steps(run, examples, "demonstrations")
 
-    base, params = open_starting_model(run, model)
+    base, params = steps.open_starting_model(run, model)
     check_language_model(base, config.model.path or "The model")
     check_trees(base, [*examples.train, *examples.eval], config.data.max_length, "data.max_length")
     # Where whole texts are learned, a tree's prompt is only its first token: there is nothing to answer.
-    prompts = sample_prompts(run, examples.eval or examples.train) if config.data.loss_on == "assistant" else []
-    with open_checkpoints(run, evaluated=bool(examples.eval)) as checkpoints:
-        record_inputs(run, base, params, tokenizer, examples[:2], checkpoints, metrics=metrics)
-        samples = sample_before(run, base, params, tokenizer, prompts, checkpoints)
-        policy = make_trainable(config.lora, base, params, config.train.seed, copy=model is not None)
+    prompts = fit.sample_prompts(run, examples.eval or examples.train) if config.data.loss_on == "assistant" else []
+    with steps.open_checkpoints(run, evaluated=bool(examples.eval)) as run:
+        steps.record_inputs(run, base, params, examples[:2], metrics=metrics)
+        samples = steps.sample_before(run, base, params, prompts)
+        policy = steps.make_trainable(config.lora, base, params, config.train.seed, copy=model is not None)
         method = sft(policy.model, loss=LOSSES[config.method.loss], **({"metrics": metrics} if metrics else {}))
-        fitted = fit(
-            run,
-            method,
-            policy,
-            plan,
-            *make_batches(run, examples, plan),
-            checkpoints,
-            tokenizer=tokenizer,
-            notes=examples.counts,
-            derive=with_perplexity,
-        )
+        drawn = fit.make_batches(run, examples, plan)
+        fitted = fit.fit(run, method, policy, plan, *drawn, notes=examples.counts, derive=with_perplexity)
     policy = policy._replace(trained=fitted.params)
-    return finish(run, policy, tokenizer, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
+    return steps.finish(run, policy, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
 
 
 def validate_config(config: Config) -> None:

@@ -32,7 +32,7 @@ def side(path: str, rank: int) -> dict[str, float]:
     from jaxalign.data.tokenize import tokenize_sft
     from jaxalign.methods.sft import sft
     from jaxalign.recipes.config import LoraSection
-    from jaxalign.recipes.run import make_trainable
+    from jaxalign.recipes.steps import make_trainable
 
     records, _ = read_records(Demonstration, path)
     trees, _ = tokenize_sft(records[: BATCH * STEPS], jaxalign.load_tokenizer(GGUF))

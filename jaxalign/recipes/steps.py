@@ -50,16 +50,25 @@ class Run:
         settings: The same as plain values.
         directory: The output directory; None writes nothing.
         mesh: The devices.
+        tokenizer: The model's tokenizer.
         report: Receives a line of text.
         on_step: Called as ``on_step(step, state, metrics)`` after each step.
+        checkpoints: The run's checkpoints, within ``open_checkpoints`` and with a directory.
     """
 
     config: Any
     settings: dict[str, Any]
     directory: Path | None
     mesh: jax.sharding.Mesh
+    tokenizer: Any
     report: Report
     on_step: OnStep | None = None
+    checkpoints: Checkpoints | None = None
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.checkpoints is not None and self.checkpoints.latest_step() is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +108,15 @@ def open_run(
     config: Any,
     *,
     model: tuple[Model, Params] | None = None,
+    tokenizer: Any = None,
     on_step: OnStep | None = None,
     report: Report | None = None,
 ) -> Run:
-    """Checks everything that can be checked before data and model are read, and opens the run.
+    """Checks everything that can be checked before data and model are read, and opens the run with its tokenizer.
 
     Raises:
         UserError: For adapters that cannot be made, a dashboard that is not installed, an output that cannot be
-            written or contains another run, or a mesh that does not fit the machine.
+            written or contains another run, a mesh that does not fit the machine, or a tokenizer that is missing.
     """
     directory = None if config.output is None else Path(config.output).expanduser()
     settings = plain_settings(config)
@@ -119,20 +129,11 @@ def open_run(
     elif config.log.tensorboard or config.log.wandb is not None:
         raise UserError("log.tensorboard and log.wandb write into the output directory. Set output, or leave both out.")
     mesh = open_mesh(config.mesh) if model is None else model[0].mesh
-    return Run(config, settings, directory, mesh, report or silent, on_step)
-
-
-def open_tokenizer(run: Run, tokenizer: Any = None) -> Any:
-    """Returns the tokenizer that was passed, or loads the model's.
-
-    Raises:
-        UserError: If there is neither.
-    """
-    if tokenizer is not None:
-        return tokenizer
-    if not run.config.model.path:
-        raise UserError("The tokenizer is missing. Pass tokenizer=, or set model.path.")
-    return load_tokenizer(run.config.model.path)
+    if tokenizer is None:
+        if not config.model.path:
+            raise UserError("The tokenizer is missing. Pass tokenizer=, or set model.path.")
+        tokenizer = load_tokenizer(config.model.path)
+    return Run(config, settings, directory, mesh, tokenizer, report or silent, on_step)
 
 
 def open_starting_model(run: Run, model: tuple[Model, Params] | None = None) -> tuple[Model, Params]:
@@ -163,10 +164,10 @@ def make_trainable(section: LoraSection, model: Model, params: Params, seed: int
 
 
 @contextlib.contextmanager
-def open_checkpoints(run: Run, *, evaluated: bool = False) -> Iterator[Checkpoints | None]:
-    """Yields the run's checkpoints, or None without a directory. Ctrl-C within it names the step to resume from."""
+def open_checkpoints(run: Run, *, evaluated: bool = False) -> Iterator[Run]:
+    """Yields the run with its checkpoints, if it has a directory. Ctrl-C within it names the step to resume from."""
     if run.directory is None:
-        yield None
+        yield run
         return
     train = run.config.train
     options = {"best": train.best, "mode": train.best_mode} if evaluated else {}
@@ -174,32 +175,17 @@ def open_checkpoints(run: Run, *, evaluated: bool = False) -> Iterator[Checkpoin
         Checkpoints(run.directory / run_directory.CHECKPOINTS, keep=train.keep, **options) as checkpoints,
         describe_interrupt(checkpoints),
     ):
-        yield checkpoints
+        yield dataclasses.replace(run, checkpoints=checkpoints)
 
 
-def is_resuming(checkpoints: Checkpoints | None) -> bool:
-    """Returns whether there is a checkpoint to resume from."""
-    return checkpoints is not None and checkpoints.latest_step() is not None
-
-
-def record_inputs(
-    run: Run,
-    model: Model,
-    params: Params,
-    tokenizer: Any,
-    examples: Sequence[Sequence[Tree]],
-    checkpoints: Checkpoints | None,
-    **functions: Any,
-) -> None:
+def record_inputs(run: Run, model: Model, params: Params, examples: Sequence[Sequence[Tree]], **functions: Any) -> None:
     """Writes the run's settings, base model and fingerprints of its inputs, or checks that they are unchanged.
 
     Args:
         run: The run.
         model: The model to start from.
         params: Its parameters.
-        tokenizer: Its tokenizer.
         examples: Training and evaluation examples.
-        checkpoints: The run's checkpoints.
         **functions: Functions that were passed in place of configured ones; they are recorded by name.
 
     Raises:
@@ -212,9 +198,9 @@ def record_inputs(
         MODEL_INPUT: params_fingerprint(params),
     }
     inputs |= {f"the argument {name}": _name_of(value) for name, value in functions.items() if value is not None}
-    run_directory.check_inputs(run.directory, inputs, is_resuming(checkpoints))
+    run_directory.check_inputs(run.directory, inputs, run.is_resuming)
     run_directory.write_settings(run.directory, run.settings)
-    run_directory.write_base(run.directory, model.config, tokenizer)
+    run_directory.write_base(run.directory, model.config, run.tokenizer)
 
 
 def _name_of(value: Any) -> str:
@@ -223,13 +209,13 @@ def _name_of(value: Any) -> str:
     return f"{getattr(value, '__module__', '')}:{getattr(value, '__qualname__', type(value).__qualname__)}"
 
 
-def sample_answers(run: Run, model: Model, params: Params, tokenizer: Any, prompts: Sequence[np.ndarray]) -> list[str]:
+def sample_answers(run: Run, model: Model, params: Params, prompts: Sequence[np.ndarray]) -> list[str]:
     """Returns the model's answers to tokenised prompts, sampled as the section ``samples`` says."""
     section = run.config.samples
     return answers(
         model,
         params,
-        tokenizer,
+        run.tokenizer,
         prompts,
         max_new_tokens=section.max_new_tokens,
         temperature=section.temperature,
@@ -237,52 +223,34 @@ def sample_answers(run: Run, model: Model, params: Params, tokenizer: Any, promp
     )
 
 
-def sample_before(
-    run: Run,
-    model: Model,
-    params: Params,
-    tokenizer: Any,
-    prompts: Sequence[np.ndarray],
-    checkpoints: Checkpoints | None,
-) -> dict[str, list[str]]:
+def sample_before(run: Run, model: Model, params: Params, prompts: Sequence[np.ndarray]) -> dict[str, list[str]]:
     """Returns prompts and the untrained model's answers; a resumed run reads those that it stored."""
-    if run.directory is not None and is_resuming(checkpoints):
+    if run.directory is not None and run.is_resuming:
         samples = run_directory.read_samples(run.directory)
         if samples is not None:
             return samples
-    samples = {"prompt": [tokenizer.decode(prompt) for prompt in prompts]}
-    samples["before"] = sample_answers(run, model, params, tokenizer, prompts)
+    samples = {"prompt": [run.tokenizer.decode(prompt) for prompt in prompts]}
+    samples["before"] = sample_answers(run, model, params, prompts)
     if run.directory is not None:
         run_directory.write_samples(run.directory, samples)
     return samples
 
 
 @contextlib.contextmanager
-def open_budget(
-    run: Run, trainable: Trainable, tokenizer: Any, *, resuming: bool, **options: Any
-) -> Iterator[Budget | None]:
+def open_budget(run: Run, trainable: Trainable, **options: Any) -> Iterator[Budget | None]:
     """Yields the run's budget of capability, or None if none is set; ``options`` are those of ``Budget``."""
     section = getattr(run.config, "budget", None)
     if section is None or not section.max_tax:
         yield None
         return
-    seed = run.config.train.seed
-    budget = Budget(
-        section,
-        run.directory,
-        trainable.model,
-        trainable.fixed,
-        tokenizer,
-        seed,
-        run.report,
-        resuming=resuming,
-        **options,
-    )
+    model, fixed, seed = trainable.model, trainable.fixed, run.config.train.seed
+    options["resuming"] = run.is_resuming
+    budget = Budget(section, run.directory, model, fixed, run.tokenizer, seed, run.report, **options)
     with contextlib.closing(budget):
         yield budget
 
 
-def save_trained(run: Run, policy: Trainable, tokenizer: Any) -> tuple[Model, Params]:
+def save_trained(run: Run, policy: Trainable) -> tuple[Model, Params]:
     """Returns the trained model with adapters merged into it, after writing it, and the adapters, to the directory."""
     model, params = policy.model, union(policy.trained, policy.fixed)
     if model.lora is not None:
@@ -291,14 +259,13 @@ def save_trained(run: Run, policy: Trainable, tokenizer: Any) -> tuple[Model, Pa
             lora.save(adapter, model, policy.trained, run.config.model.path)
         model, params = lora.merge(model, params)
     if run.directory is not None:
-        save_model(run.directory / run_directory.MODEL, model, params, tokenizer)
+        save_model(run.directory / run_directory.MODEL, model, params, run.tokenizer)
     return model, params
 
 
 def finish(
     run: Run,
     policy: Trainable,
-    tokenizer: Any,
     lines: Sequence[Mapping[str, Any]],
     *,
     prompts: Sequence[np.ndarray] = (),
@@ -311,16 +278,15 @@ def finish(
     Args:
         run: The run.
         policy: The trained model in two parts.
-        tokenizer: Its tokenizer.
         lines: The lines of the metrics file.
         prompts: Prompts to answer.
         samples: The answers before training.
         num_eval: Number of evaluation examples, for the intervals of shares.
         figures: Further evaluation figures after training.
     """
-    model, params = save_trained(run, policy, tokenizer)
+    model, params = save_trained(run, policy)
     if samples is not None:
-        samples = {**samples, "after": sample_answers(run, model, params, tokenizer, prompts)}
+        samples = {**samples, "after": sample_answers(run, model, params, prompts)}
         if run.directory is not None:
             run_directory.write_samples(run.directory, samples)
     evaluations = [with_intervals(line, num_eval) for line in lines if any(name.startswith("eval/") for name in line)]
@@ -332,7 +298,7 @@ def finish(
     return Result(
         model,
         params,
-        tokenizer,
+        run.tokenizer,
         [dict(line) for line in lines if "loss" in line],
         evaluations[0] if evaluations else {},
         {**(evaluations[-1] if evaluations else {}), **(figures or {})},
