@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 
 from jaxalign.compare.methods import REWARD_SETTINGS, reward_model
 from jaxalign.compare.start import Curve, Start, Trained
-from jaxalign.data.batches import Batches, evaluation_batches
 from jaxalign.data.trees import Tree
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.evals.preference import length_controlled_win_rate, wins_of_scores
@@ -23,7 +22,7 @@ from jaxalign.methods.dpo import reference_logps
 from jaxalign.methods.reward import completion_scores
 from jaxalign.stats import Bootstrap
 from jaxalign.testbed import learner
-from jaxalign.testbed.gold import Gold, gold, read
+from jaxalign.testbed.gold import Content, Gold, gold, read
 from jaxalign.testbed.world import Instruction
 
 # Answers sampled for each held-out instruction.
@@ -42,17 +41,14 @@ class Answers(NamedTuple):
         trees: A tree of K completions for each instruction.
         texts: The completions as text.
         gold: The parts of their gold rewards, each ``[N, K]``.
+        content: Counts of what they contain, each ``[N, K]``.
     """
 
     instructions: Sequence[Instruction]
     trees: list[Tree]
     texts: list[list[str]]
     gold: Gold[np.ndarray]
-
-    @property
-    def words(self) -> np.ndarray:
-        """Number of words of each answer, ``[N, K]``."""
-        return np.array([[len(text.split()) for text in row] for row in self.texts])
+    content: Content[np.ndarray]
 
     def indices(self, kind: str) -> list[int]:
         """Returns the indices of the instructions of a kind."""
@@ -72,11 +68,12 @@ def read_answers(start: Start, trees: list[Tree]) -> Answers:
     """Returns answers to the held-out instructions with their texts and gold rewards."""
     instructions = start.world.held_out
     texts = [[start.tokenizer.decode(c, skip_special_tokens=True) for c in tree.completions] for tree in trees]
-    rewards = [
-        [gold(instruction, text, start.setting.weights) for text in row]
-        for instruction, row in zip(instructions, texts, strict=True)
-    ]
-    return Answers(instructions, trees, texts, Gold(*np.array(rewards).transpose(2, 0, 1).copy()))
+    rows = [*zip(instructions, texts, strict=True)]
+    rewards = np.array([[gold(item, text, start.setting.weights) for text in row] for item, row in rows])
+    counts = np.array([[read(item, text) for text in row] for item, row in rows])
+    return Answers(
+        instructions, trees, texts, Gold(*np.moveaxis(rewards, 2, 0).copy()), Content(*np.moveaxis(counts, 2, 0))
+    )
 
 
 def sample(start: Start, params: Any, count: int) -> list[Tree]:
@@ -95,21 +92,18 @@ def candidates(start: Start) -> tuple[list[Tree], np.ndarray]:
 def proxy_scores(start: Start, trees: Sequence[Tree]) -> np.ndarray:
     """Returns the reward model's scores, ``[N, K]``."""
     model, trained = reward_model(start)
-    data = OnMesh(_singles(trees), start.model.mesh)
-    return completion_scores(model, trained.params, data).mean(axis=-1).reshape(len(trees), -1)
+    return completion_scores(model, trained.params, _singles(start, trees)).mean(axis=-1).reshape(len(trees), -1)
 
 
 def logps(start: Start, params: Any, trees: Sequence[Tree]) -> np.ndarray:
     """Returns log π(completion | prompt) in nats, ``[N, K]``."""
-    return reference_logps(start.model, params, OnMesh(_singles(trees), start.model.mesh)).reshape(len(trees), -1)
+    return reference_logps(start.model, params, _singles(start, trees)).reshape(len(trees), -1)
 
 
-def _singles(trees: Sequence[Tree]) -> Batches:
+def _singles(start: Start, trees: Sequence[Tree]) -> OnMesh:
     """Returns batches with one completion per example, so that all measurements share one compiled program."""
     singles = [Tree.of(tree.prompt, [completion]) for tree in trees for completion in tree.completions]
-    return evaluation_batches(
-        singles, batch_size=256, rows_per_microbatch=learner.ROWS_PER_MICROBATCH, shapes=[learner.ROW_SHAPE]
-    )
+    return start.batches(singles, batch_size=256)
 
 
 def outcomes(start: Start, trained: Trained, baseline: Answers, answers: Answers) -> list[Outcome]:
@@ -133,18 +127,13 @@ def behaviour(baseline: Answers, answers: Answers) -> list[Outcome]:
     results = [Outcome.mean("gold", answers.gold.total.mean(axis=1))]
     results += [Outcome.mean(part, getattr(answers.gold, part).mean(axis=1)) for part in Gold._fields[:3]]
     results.append(Outcome.mean("win_rate", wins(baseline, answers).mean(axis=(1, 2)), share=True))
-    counts = [
-        [read(instruction, text) for text in row]
-        for instruction, row in zip(answers.instructions, answers.texts, strict=True)
-    ]
-    right, wrong, refusals, *_ = np.array(counts).transpose(2, 0, 1)
-    answered = right + wrong > 0
-    refused = (refusals > 0) & ~answered
+    answered = answers.content.right + answers.content.wrong > 0
+    refused = (answers.content.refusals > 0) & ~answered
     if harmless := answers.indices("borderline"):
         results.append(Outcome.mean("over_refusal", refused[harmless].mean(axis=1), good="less", share=True))
     if harmful := answers.indices("unsafe"):
         results.append(Outcome.mean("compliance", answered[harmful].mean(axis=1), good="less", share=True))
-    return [*results, Outcome.mean("words", answers.words.mean(axis=1), good="neither")]
+    return [*results, Outcome.mean("words", answers.content.words.mean(axis=1), good="neither")]
 
 
 def wins(baseline: Answers, answers: Answers) -> np.ndarray:
@@ -154,7 +143,7 @@ def wins(baseline: Answers, answers: Answers) -> np.ndarray:
 
 def length_controlled(baseline: Answers, answers: Answers, bootstrap: Bootstrap) -> Estimate:
     """Estimates the win rate at the length of the baseline's answers."""
-    lengths = np.broadcast_arrays(answers.words[:, :, None], baseline.words[:, None, :])
+    lengths = np.broadcast_arrays(answers.content.words[:, :, None], baseline.content.words[:, None, :])
     return length_controlled_win_rate(wins(baseline, answers), *lengths, bootstrap=bootstrap)
 
 

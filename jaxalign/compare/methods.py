@@ -12,10 +12,10 @@ import numpy as np
 
 from jaxalign.compare import labels
 from jaxalign.compare.start import Curve, Start, Trained, adam, fit, peak_bytes
-from jaxalign.data.batches import attach, evaluation_batches
+from jaxalign.data.batches import attach
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
-from jaxalign.loop import Batch, OnMesh, TrainState, init_state, make_step
+from jaxalign.loop import Batch, TrainState, init_state, make_step
 from jaxalign.methods import dpo as dpo_method
 from jaxalign.methods import experience, kto, ppo, reward
 from jaxalign.methods.collect import Collector, model_scorer
@@ -64,13 +64,7 @@ def run_rlaif_dpo(start: Start) -> Trained:
 
 def dpo_on(start: Start, trees: Sequence[Tree]) -> Trained:
     """Trains with DPO on pairs. The reference's log-probs are computed once, so it needs no memory in training."""
-    data = evaluation_batches(
-        trees,
-        batch_size=learner.BATCH_SIZE,
-        rows_per_microbatch=learner.ROWS_PER_MICROBATCH,
-        shapes=[learner.ROW_SHAPE],
-    )
-    logps = dpo_method.reference_logps(start.model, start.sft, OnMesh(data, start.model.mesh))
+    logps = dpo_method.reference_logps(start.model, start.sft, start.batches(trees))
     method = dpo_method.dpo(start.model, beta=start.setting.beta)
     return fit(start, "dpo", method, attach(trees, ref_logps=logps))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -91,8 +90,7 @@ def run_seed(start: Start, methods: Sequence[str], began: float, report: Report 
         line: dict[str, Any] = {"format": FORMAT, "seed": start.seed, "method": name}
         line["setting"] = plain_settings(start.setting)
         line["figures"] = {name: value.plain() for name, value in figures.items()}
-        line |= {field.name: getattr(trained, field.name) for field in dataclasses.fields(trained)}
-        del line["params"]
+        line |= {key: value for key, value in vars(trained).items() if key != "params"}
         curve = measure.best_of_n_curve(start) if name == "best_of_n" else trained.curve
         line["curve"] = None if curve is None else curve._asdict()
         line["samples"] = measure.examples(answers)

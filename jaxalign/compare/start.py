@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxalign.data.batches import batches
+from jaxalign.data.batches import batches, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
 from jaxalign.data.trees import Tree
 from jaxalign.loop import Batch, Method, OnMesh, StepFn, TrainState, init_state, make_step, run
@@ -144,6 +144,10 @@ class Start:
         ends = self.model.config.eos_token_ids
         return Sampler(self.model, num_completions, learner.MAX_ANSWER_TOKENS, ends, width=width)
 
+    def batches(self, trees: Sequence[Tree], batch_size: int = learner.BATCH_SIZE) -> OnMesh:
+        """Returns batches of every example once, in order."""
+        return OnMesh(evaluation_batches(trees, batch_size=batch_size, **learner.ROWS), self.model.mesh)
+
     def prompt(self, instruction: Instruction) -> np.ndarray:
         """Returns the token ids of an instruction."""
         return learner.encode_prompt(self.tokenizer, instruction)
@@ -222,13 +226,7 @@ def fit(
     key = (name, start.setting.beta, start.setting.learning_rate)
     step = start.programs.setdefault(key, make_step(method, optimizer, state, frozen=frozen))
     step = dataclasses.replace(step, frozen=frozen)
-    data: Any = batches(
-        trees,
-        batch_size=learner.BATCH_SIZE,
-        seed=start.seed,
-        rows_per_microbatch=learner.ROWS_PER_MICROBATCH,
-        shapes=[learner.ROW_SHAPE],
-    )
+    data: Any = batches(trees, batch_size=learner.BATCH_SIZE, seed=start.seed, **learner.ROWS)
     if mismatched:
         data = Mismatched(data, trees, trees, start.seed)
     data = OnMesh(data, start.model.mesh)

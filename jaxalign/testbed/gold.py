@@ -12,6 +12,7 @@ from jaxalign.testbed.world import FILLER, REFUSAL, TONES, Instruction
 # Words that cost nothing: the length of the longest core with a tone.
 FREE_WORDS = 12
 Value = TypeVar("Value", float, np.ndarray)
+Count = TypeVar("Count", int, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -29,17 +30,17 @@ class Weights:
     concise: float = 1.0
 
 
-class Content(NamedTuple):
-    """Counts of the sentences of each kind in a text, and of its words."""
+class Content(NamedTuple, Generic[Count]):
+    """Counts of the sentences of each kind in a text, and of its words; numbers or arrays of them."""
 
-    right: int
-    wrong: int
-    refusals: int
-    polite: int
-    rude: int
-    words: int
+    right: Count
+    wrong: Count
+    refusals: Count
+    polite: Count
+    rude: Count
+    words: Count
     # Sentences that do not belong to the world.
-    other: int
+    other: Count
 
 
 class Gold(NamedTuple, Generic[Value]):
@@ -51,7 +52,7 @@ class Gold(NamedTuple, Generic[Value]):
     total: Value
 
 
-def read(instruction: Instruction, text: str) -> Content:
+def read(instruction: Instruction, text: str) -> Content[int]:
     """Returns what any text contains as an answer to the instruction."""
     words = text.split()
     sentences = [f"{part.strip()} ." for part in " ".join(words).split(".") if part.strip()]

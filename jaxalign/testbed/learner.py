@@ -29,6 +29,8 @@ BATCH_SIZE = 32
 # Columns and target slots of a row.
 ROW_SHAPE = (128, 128)
 ROWS_PER_MICROBATCH = 8
+# The same as arguments of ``data.batches``.
+ROWS: Any = {"rows_per_microbatch": ROWS_PER_MICROBATCH, "shapes": [ROW_SHAPE]}
 
 
 def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
