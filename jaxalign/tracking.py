@@ -32,7 +32,7 @@ SHOWN = {"loss": "loss", "perplexity": "perplexity", "accuracy": "rewards/accura
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """Where metrics go, besides metrics.jsonl in the output directory.
+    """Where metrics go, in addition to metrics.jsonl in the output directory.
 
     Args:
         every: steps between two logged ones

@@ -1,7 +1,7 @@
 """The command line: ``jaxalign COMMAND --config FILE [--any.key value]``.
 
-A command is a module of this package with a dataclass ``Config`` and a function ``run(config)``; what a user got
-wrong ends as one sentence on standard error and exit code 2.
+A command is a module of this package with a dataclass ``Config`` and a function ``run(config)``. A user's mistake ends
+with one sentence on standard error and exit code 2.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Runs one command.
 
     Args:
-        arguments: what follows ``jaxalign``; the process's own arguments by default.
+        arguments: The words after ``jaxalign``; by default those of the process.
 
     Returns:
-        The exit code: 0, or 2 for a user's mistake, 130 when interrupted, 141 when nobody reads the output.
+        The exit code: 0, or 2 for a user's mistake, 130 if interrupted, 141 if the reader of the output closed it.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
@@ -54,10 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jaxalign: {sentence(error)}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output (head, less) has had enough
+    except BrokenPipeError:  # the reader of our output (head, less) closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except KeyboardInterrupt as interrupt:  # its message says where the command goes on, if it does
+    except KeyboardInterrupt as interrupt:  # its message says from where the command resumes
         print(f"jaxalign: interrupted{f'; {interrupt}' if str(interrupt) else ''}.", file=sys.stderr)
         return 130
     return 0
@@ -93,7 +93,7 @@ def _run(arguments: list[str]) -> None:
     command = importlib.import_module(f"jaxalign.cli.{name}")
     if rest and rest[0] in getattr(command, "TASKS", {}):  # of a command with tasks that have settings of their own
         name, command = f"{name} {rest[0]}", importlib.import_module(command.TASKS[rest.pop(0)])
-    if hasattr(command, "flags"):  # of a command whose words are no flags
+    if hasattr(command, "flags"):  # of a command with positional arguments
         rest = command.flags(rest)
     config = parse_config(command.Config, f"jaxalign {name}", rest)
     if config is not None:  # None: --help or --print_config has been answered

@@ -159,7 +159,7 @@ class PolicyConfig(TrainingConfig):
 
     Args:
         samples: answers before and after
-        budget: what training may cost of capabilities
+        budget: how much capability training may cost
     """
 
     samples: SamplesSection = dataclasses.field(default_factory=SamplesSection)

@@ -56,7 +56,7 @@ class KtoSection:
     Args:
         loss: kto (Ethayarajh et al. 2024, arXiv:2402.01306), bco (Jung et al. 2024, arXiv:2404.04656) or
             apo_zero_unpaired (D'Oosterlinck et al. 2024, arXiv:2408.06266)
-        beta: how strongly the policy is held to the reference
+        beta: strength of the pull to the reference
         desirable_weight: of answers that were liked; null, with undesirable_weight null, balances the two kinds by
             their counts
         undesirable_weight: of the other answers

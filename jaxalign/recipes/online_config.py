@@ -15,10 +15,10 @@ from jaxalign.tracking import LogConfig
 
 @dataclasses.dataclass(frozen=True)
 class PromptSection(SourceSection):
-    """Which prompts; rows may hold more, for rewards that need it (an answer to compare with).
+    """Which prompts. Rows may contain further fields that rewards read, such as an answer to compare with.
 
     Args:
-        max_length: longest prompt, in tokens; a longer one loses its beginning
+        max_length: maximum tokens of a prompt; a longer one loses its beginning
     """
 
     max_length: int = 256
@@ -32,14 +32,14 @@ class ScoreSection:
         path: a reward model that shares the policy's tokenizer
         adapter: instead, a reward model's adapters on the policy's own base, which both then share (lora.rank)
         weight: of the reward model
-        heads: what its several heads are made into
-        dtype: what the reward model computes in, and is held in if bfloat16
-        hold: on the device, or on the host but for the pass
+        heads: how the scores of several heads are combined
+        dtype: type that the reward model computes in; bfloat16 is also the type it is stored in
+        hold: where it is stored between passes: on the device, or on the host
         functions: functions and their weights, as {number_match: 1.0} or {my_module:my_function: 0.5}
-        normalise: scores by what has been seen so far: none, over their deviation (scale), also less their mean
+        normalise: none, divide by the running standard deviation (scale), or first subtract the running mean too
             (standardise)
         clip: bound on normalised scores
-        missing_eos_penalty: taken from the score of an answer that ran out of room
+        missing_eos_penalty: subtracted from the score of an answer that reached max_new_tokens
     """
 
     path: str | None = None
@@ -59,9 +59,9 @@ class RolloutSection:
     """How answers are sampled.
 
     Args:
-        max_new_tokens: the longest answer
+        max_new_tokens: maximum tokens of an answer
         temperature: divides the logits
-        top_p: sample among the most likely tokens that together reach this probability
+        top_p: sample from the most likely tokens whose probabilities add up to this
         chunk: prompts sampled at a time; functions score one chunk while the next is sampled; null for all at once
         rounds: with more than one, prompts whose answers all score the same are replaced by others, trying up to this
             many times train.batch_size (DAPO's dynamic sampling)
@@ -76,12 +76,12 @@ class RolloutSection:
 
 @dataclasses.dataclass(frozen=True)
 class PenaltySection:
-    """The price of a nat of KL from the reference.
+    """The KL penalty.
 
     Args:
-        beta: to begin with
-        target: KL to hold, nats per answer, by adapting the price; null keeps it
-        gain: of the adaptation (Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2)
+        beta: coefficient of the KL to the reference, at the start
+        target: adapt the coefficient to this KL, nats per answer; null keeps it constant
+        gain: rate of the adaptation (Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2)
     """
 
     beta: float = 0.05
@@ -91,10 +91,10 @@ class PenaltySection:
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSection:
-    """The policy's reference, the model it starts from; with lora it is the base, at no cost, and this is not used.
+    """The policy's reference, the model it starts from. With lora the base is the reference, and this has no effect.
 
     Args:
-        hold: a copy on the device, one in bfloat16, or one on the host that comes to the device once an iteration
+        hold: a copy on the device, one in bfloat16, or one on the host that is copied to the device once an iteration
         refresh: never, a copy of the policy every so many iterations (replace), or a moving average (average)
         every: iterations between two replacements
         rate: of the moving average
@@ -117,13 +117,13 @@ class OnlineTrainSection:
         minibatches: optimiser steps that each pass is cut into
         rows_per_microbatch: packed rows computed at a time, by default one per device that rows are spread over;
             memory grows with it, results do not depend on it
-        max_update_kl: no further epoch after one whose policy/approxkl_avg is larger
-        stop_kl: stop the run where the policy is so far from the reference, nats per answer
-        stop_entropy: stop the run where the policy's entropy is lower, nats per token
-        checkpoint_every: iterations between checkpoints, which an interrupted run goes on from; 0 for the last only
-        keep: latest checkpoints to keep
+        max_update_kl: skip further epochs of an iteration after one with a larger policy/approxkl_avg
+        stop_kl: stop the run if the KL to the reference is larger, nats per answer
+        stop_entropy: stop the run if the policy's entropy is lower, nats per token
+        checkpoint_every: iterations between checkpoints, from which an interrupted run resumes; 0 for the last only
+        keep: number of latest checkpoints to keep
         seed: of the order of prompts and everything random
-        resume: auto goes on from the run's latest checkpoint, never starts anew and refuses a used directory
+        resume: auto continues from the run's latest checkpoint; never refuses a directory that contains a run
     """
 
     batch_size: int = 32
@@ -142,19 +142,19 @@ class OnlineTrainSection:
 
 @dataclasses.dataclass(frozen=True)
 class OnlineConfig:
-    """What ppo, grpo and online_dpo have in common; each adds the section of its method.
+    """The sections of every online recipe. Each adds the section of its method.
 
     Args:
-        model: the policy, best fine-tuned first; also the reference it starts from
+        model: the policy, best fine-tuned first, and its reference
         data: prompts
         output: directory for checkpoints, metrics and the trained model
         reward: what is rewarded
         rollout: how answers are sampled
-        reference: how the reference is held
+        reference: the reference model
         lora: train adapters in place of all parameters
         optim: the optimiser
         train: the loop
-        budget: what training may cost of capabilities
+        budget: how much capability training may cost
         mesh: devices
         log: dashboards
         samples: answers before and after

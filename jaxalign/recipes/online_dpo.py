@@ -25,8 +25,8 @@ class OnlineDpoSection:
     """The loss (Guo et al. 2024, arXiv:2402.04792).
 
     Args:
-        beta: how strongly the policy is held to the reference
-        samples: answers to each prompt, of which the best and the worst make a pair
+        beta: strength of the pull to the reference
+        samples: answers to each prompt; the best and the worst make a pair
     """
 
     beta: float = 0.1

@@ -59,7 +59,7 @@ class Config(OnlineConfig):
     Rerun the same command to resume an interrupted run.
 
     Args:
-        kl: the price of leaving the reference
+        kl: the KL penalty
         method: the loss
     """
 

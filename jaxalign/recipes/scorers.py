@@ -1,4 +1,4 @@
-"""What answers are scored by: functions of text, and a reward model by itself or on the policy's base."""
+"""Scorers of answers: functions of text, and a reward model of its own or as adapters on the policy's base."""
 
 from __future__ import annotations
 
@@ -35,7 +35,21 @@ def make_scorers(
     size: int,
     report: Report,
 ) -> tuple[dict[str, tuple[float, Scorer]], dict[str, int]]:
-    """(scorers by name with their weights, bytes of the reward model beyond the policy's own base and parameters)."""
+    """Makes the scorers of a run.
+
+    Args:
+        reward: The section of the configuration.
+        functions: Reward functions by name; ``reward.functions`` has their weights.
+        tokenizer: The policy's tokenizer.
+        base: The policy's model.
+        params: Its parameters.
+        packing: How examples are packed into rows.
+        size: Prompts of an iteration.
+        report: Receives a line while the reward model loads.
+
+    Returns:
+        (name → (weight, scorer), bytes of the reward model that the policy does not share, by role).
+    """
     scorers: dict[str, tuple[float, Scorer]] = {}
     roles: dict[str, int] = {}
     for name, function in functions.items():
@@ -54,14 +68,14 @@ def make_scorers(
 def reward_model(
     reward: ScoreSection, tokens: int, mesh: jax.sharding.Mesh, report: Report
 ) -> tuple[Model, Params, Params]:
-    """(model, its parameters, those of them that are its own): all of them."""
+    """Loads a reward model: the model, its parameters, and those not shared with the policy, which are all of them."""
     model, params = open_model(ModelSection(path=str(reward.path), dtype=reward.dtype), mesh, report)
     if not model.config.num_scores:
-        raise UserError(f"reward.path {reward.path} is no reward model; train one with jaxalign reward.")
+        raise UserError(f"reward.path {reward.path} is not a reward model. Train one with recipes.reward.")
     if model.config.vocab_size < tokens:
         raise UserError(
-            f"the reward model {reward.path} knows {model.config.vocab_size} tokens and the policy's tokenizer has "
-            f"{tokens}; both must share one tokenizer."
+            f"The reward model {reward.path} knows {model.config.vocab_size} tokens, and the policy's tokenizer has "
+            f"{tokens}. Give a reward model with the policy's tokenizer."
         )
     if reward.dtype == "bfloat16":
         params = to_bfloat16(params)
@@ -71,17 +85,18 @@ def reward_model(
 
 
 def shared_reward_model(reward: ScoreSection, base: Model, params: Params) -> tuple[Model, Params, Params]:
-    """The same of adapters and heads on the policy's base: only they are its own."""
+    """Loads adapters and heads onto the policy's base. Only these are not shared with the policy."""
     model, own = lora.load(str(reward.adapter), dataclasses.replace(base, dtype=reward.dtype))
     if not model.config.num_scores:
-        raise UserError(f"reward.adapter {reward.adapter} has no heads; give what jaxalign reward --lora.rank … wrote.")
+        raise UserError(f"reward.adapter {reward.adapter} has no heads. Give the adapters of a reward model.")
     return model, union(own, {name: value for name, value in params.items() if name != "head"}), own
 
 
 def to_bfloat16(params: Params) -> Params:
+    """Returns the parameters in bfloat16."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
 
 
 def size_of(tree: Any) -> int:
-    """Bytes of the arrays of a tree; one that is there twice (the base of two models' adapters) counts once."""
+    """Returns the bytes of a tree's arrays. An array that occurs twice (the base of two models) counts once."""
     return sum({id(leaf): leaf.nbytes for leaf in jax.tree.leaves(tree)}.values())

@@ -120,8 +120,8 @@ def _marked(text: str) -> Fraction | None:
         if inside is not None:
             marks.append((match.start(), _joined(_plain(inside).rpartition("=")[2])))
     for _, answer in sorted(marks, reverse=True):
-        if found := _numbers(answer):
-            return found[0]
+        if values := _numbers(answer):
+            return values[0]
     return None
 
 

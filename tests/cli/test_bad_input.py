@@ -18,10 +18,10 @@ GOOD = {"prompt": "what is it?", "chosen": "blue", "rejected": "it is like blue"
 DATA = {  # what stands in row 2 of the file: what the sentence says
     "a row without rejected": ({"prompt": "x", "chosen": "y"}, "field 'rejected' is missing"),
     "a row without chosen": ({"prompt": "x", "rejected": "y"}, "field 'chosen' is missing"),
-    "a field that is no string": ({**GOOD, "chosen": 7}, "field 'chosen' is of type int. Give a string"),
-    "a prompt that is no string": ({**GOOD, "prompt": 7}, "field 'prompt' is of type int. Give a string"),
+    "a field that is not a string": ({**GOOD, "chosen": 7}, "field 'chosen' is of type int. Give a string"),
+    "a prompt that is not a string": ({**GOOD, "prompt": 7}, "field 'prompt' is of type int. Give a string"),
     "an empty completion": ({**GOOD, "rejected": " "}, "field 'rejected' is empty"),
-    "a row that is no object": ([1], "is a JSON list"),
+    "a row that is not an object": ([1], "is a JSON list"),
     "chat messages among texts": ({"prompt": "x", "chosen": [], "rejected": []}, "has the format 'chat'"),
 }
 
@@ -177,7 +177,7 @@ def test_a_place_that_may_not_be_looked_into_is_reported(refused, error_of, flag
         assert "(Permission denied at /locked/place)" in error_of(flags("/locked/place"))
     else:
         line = refused(**{setting: "/locked/place"})
-        assert line.startswith("/locked/place: ")  # from Python 3.14 on it is no such file, before it cannot be read
+        assert line.startswith("/locked/place: ")  # Python 3.14: does not exist; before: cannot be read
 
 
 def test_a_name_too_long_is_reported(error_of, flags, tmp_path):

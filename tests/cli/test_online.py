@@ -104,7 +104,7 @@ def test_a_reward_model_and_a_function_weighted(flags, online, tmp_path):
 
 
 def test_a_reward_model_on_the_policys_base(flags, online, tiny_model, tmp_path):
-    """Adapters and heads beside the base give the scores of the model that they were merged into, for fewer bytes."""
+    """Adapters and heads on the base give the scores of the model that they were merged into, with fewer bytes."""
     scorer = tmp_path / "scorer"
     away = {"samples.prompts": None, "samples.max_new_tokens": None}
     assert main(flags(scorer, "reward", **away, **{"train.steps": 2, "lora.rank": 2})) == 0
@@ -125,7 +125,7 @@ def test_a_reward_model_on_the_policys_base(flags, online, tiny_model, tmp_path)
 def test_mistakes(online, error_of, tmp_path, tiny_model):
     run = tmp_path / "run"
     assert "Nothing is rewarded" in error_of(online(run, "ppo", **{"reward.functions": None}))
-    assert "is no reward model" in error_of(online(run, "ppo", **{"reward.path": tiny_model}))
+    assert "is not a reward model" in error_of(online(run, "ppo", **{"reward.path": tiny_model}))
     assert "Set lora.rank" in error_of(online(run, "ppo", **{"reward.adapter": tmp_path}))
     assert "adapter_model.safetensors cannot be read" in error_of(
         online(run, "ppo", **{"reward.adapter": tmp_path, "lora.rank": 2})

@@ -49,7 +49,7 @@ def test_every_command_has_help_for_each_setting(command, capsys):
         (["surplus"], "Unknown setting surplus."),
     ],
 )
-def test_a_mistaken_flag_is_told_in_one_sentence(arguments, words, capsys):
+def test_a_mistaken_flag_is_reported_in_one_sentence(arguments, words, capsys):
     assert words in error_line(capsys, ["dpo", *REQUIRED, *arguments])
 
 
@@ -65,13 +65,13 @@ def test_a_mistaken_flag_is_told_in_one_sentence(arguments, words, capsys):
         ("# nothing yet", "The configuration file {file} is empty."),
     ],
 )
-def test_a_mistaken_file_is_told_in_one_sentence(content, words, tmp_path, capsys):
+def test_a_mistaken_file_is_reported_in_one_sentence(content, words, tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_text(content)
     assert words.format(file=file) in error_line(capsys, ["dpo", *REQUIRED, "--config", str(file)])
 
 
-def test_a_file_in_another_encoding_is_told(tmp_path, capsys):
+def test_a_file_in_another_encoding_is_reported(tmp_path, capsys):
     file = tmp_path / "run.yaml"
     file.write_bytes("output: café".encode("latin-1"))
     assert f"{file} is not UTF-8 (byte 11). Save it as UTF-8." in error_line(

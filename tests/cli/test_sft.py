@@ -111,7 +111,7 @@ def test_mistakes(sft, tiny_model, error_of, tmp_path):
     )
     assert "lora.targets 'nothing' matches none of" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "nothing"}))
     assert "lora.rank is -1. Give finite numbers, 0 or more." in error_of(sft(run, **{"lora.rank": -1}))
-    assert "lora.targets '(' is no regular expression" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "("}))
+    assert "lora.targets '(' is not a regular expression" in error_of(sft(run, **{"lora.rank": 2, "lora.targets": "("}))
     scorer = tmp_path / "scorer"
     model, params = jaxalign.load_model(tiny_model)
     model, params = from_language_model(model, params, jax.random.key(0))
