@@ -92,10 +92,8 @@ def read_feedback(
     columns: Mapping[str, str] | None = None,
     format: FormatOption = "auto",
     on_error: OnError = "stop",
-    split: str = "train",
-    name: str | None = None,
-    data_dir: str | None = None,
     rows_name: str = "rows",
+    **place: str | None,
 ) -> tuple[list[UnpairedPreference], ReadReport]:
     """Reads a log into unpaired preferences, one for every answer that was clearly liked or not.
 
@@ -105,12 +103,10 @@ def read_feedback(
         source: A log (a path, or rows in memory). Its rows contain ``prompt`` and ``completion``, or ``messages``.
         signals: The fields that say what was liked.
         columns: Names of fields in this source.
-        format: See :func:`jaxalign.data.records.read_records`, as for the remaining options.
+        format: See :func:`jaxalign.data.records.read_records`.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
-        split: The split of a folder or hub data set.
-        name: The configuration of a hub data set.
-        data_dir: A folder within a hub data set.
         rows_name: The name of rows in memory in error messages.
+        place: Which part of a folder or hub data set: ``split``, ``name`` and ``data_dir`` of ``read_rows``.
 
     Returns:
         The records, and a report on what was read, skipped and omitted.
@@ -127,7 +123,7 @@ def read_feedback(
             f"stars_liked={signals.stars_liked}. Give 1 vote or more, and liked ratings above disliked ones."
         )
     counts: Counter[str] = Counter()
-    rows = read_rows(source, split=split, name=name, data_dir=data_dir, rows_name=rows_name)
+    rows = read_rows(source, rows_name=rows_name, **place)  # type: ignore[arg-type]
     labelled = _labelled(rows, signals, columns or {}, counts)
     parsed = parse_rows(UnpairedPreference, labelled, columns=columns, format=format, on_error=on_error)
     records, report = collect(source_name(source, rows_name), parsed)

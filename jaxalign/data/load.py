@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from jaxalign.data.feedback import Signals, read_feedback
 from jaxalign.data.files import Source, source_name
 from jaxalign.data.kinds import Demonstration, Record
-from jaxalign.data.records import FormatOption, OnError, ReadReport, read_records, split_by_prompt
+from jaxalign.data.records import OnError, ReadReport, read_records, split_by_prompt
 from jaxalign.data.tokenize import LossOn, Template, tokenize_completions, tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
@@ -71,14 +71,9 @@ def read_source(
     source: Source,
     *,
     signals: Signals | None = None,
-    columns: Mapping[str, str] | None = None,
-    format: FormatOption = "auto",
-    on_error: OnError = "stop",
-    split: str = "train",
-    name: str | None = None,
-    data_dir: str | None = None,
     rows_name: str = "rows",
     report: Report = silent,
+    **options: Any,
 ) -> tuple[list[R], ReadReport]:
     """Reads the records of one source and reports a line about it.
 
@@ -87,14 +82,9 @@ def read_source(
         source: A path, or rows in memory.
         signals: Fields of a log that say whether an answer was liked, see
             :func:`jaxalign.data.feedback.read_feedback`. None, or signals without fields: rows have labels.
-        columns: See :func:`jaxalign.data.records.read_records`, as for the remaining options.
-        format: The format of the rows.
-        on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
-        split: The split of a folder or hub data set.
-        name: The configuration of a hub data set.
-        data_dir: A folder within a hub data set.
         rows_name: The name of rows in memory in reports and error messages.
         report: Receives the line.
+        options: Options of :func:`jaxalign.data.records.read_records`.
 
     Returns:
         The records, and a report on what was read and skipped.
@@ -102,13 +92,11 @@ def read_source(
     Raises:
         UserError: For a bad source or row.
     """
-    options: Any = {"columns": columns, "format": format, "on_error": on_error, "split": split}
-    options |= {"name": name, "data_dir": data_dir, "rows_name": rows_name}
     records: Any
     if signals is not None and signals.fields:
-        records, result = read_feedback(source, signals, **options)
+        records, result = read_feedback(source, signals, rows_name=rows_name, **options)
     else:
-        records, result = read_records(kind, source, **options)
+        records, result = read_records(kind, source, rows_name=rows_name, **options)
     report(f"{source_name(source, rows_name)}: {result}")
     return records, result
 

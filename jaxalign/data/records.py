@@ -7,34 +7,13 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from jaxalign.data import oasst
 from jaxalign.data.files import Problem, Row, Source, read_rows, source_name
 from jaxalign.data.formats import CONVERSATIONS, FORMATS, missing
-from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
-from jaxalign.data.messages import Message, transcript_messages
+from jaxalign.data.kinds import Prompt, Record
 from jaxalign.errors import UserError
-
-__all__ = [
-    "BadRow",
-    "Demonstration",
-    "Message",
-    "Preference",
-    "Prompt",
-    "Ranking",
-    "ReadReport",
-    "Record",
-    "UnpairedPreference",
-    "collect",
-    "is_held_out",
-    "parse_rows",
-    "read_preferences",
-    "read_records",
-    "split_by_prompt",
-    "stream_records",
-    "transcript_messages",
-]
 
 FormatOption: TypeAlias = Literal["auto", "text", "transcript", "chat", "instruction"]
 OnError: TypeAlias = Literal["stop", "skip"]
@@ -141,15 +120,6 @@ def read_records(
     rows = read_rows(source, split=split, name=name, data_dir=data_dir, rows_name=rows_name)
     parsed = parse_rows(kind, rows, columns=columns, format=format, on_error=on_error)
     return collect(source_name(source, rows_name), parsed)
-
-
-def read_preferences(source: Source, **options: Any) -> tuple[list[Preference], ReadReport]:
-    """Reads preferences: :func:`read_records` of the kind :class:`Preference`.
-
-    >>> str(read_preferences("jaxalign:assets/brief_pairs.jsonl")[1])
-    '160 of 160 rows kept'
-    """
-    return read_records(Preference, source, **options)
 
 
 def stream_records(

@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxalign.data.encode import Encoder, Ids
 from jaxalign.data.files import Problem
+from jaxalign.data.kinds import Demonstration, Prompt, Record
 from jaxalign.data.messages import Message, transcript_messages
-from jaxalign.data.records import BadRow, Demonstration, OnError, Prompt, Record, describe_skipped
+from jaxalign.data.records import BadRow, OnError, describe_skipped
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import prompt_only
-from jaxalign.data.records import Demonstration, read_records
+from jaxalign.data.kinds import Demonstration
+from jaxalign.data.records import read_records
 from jaxalign.data.tokenize import tokenize_sft
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from jaxalign.data.records import Demonstration, read_records
+from jaxalign.data.kinds import Demonstration
+from jaxalign.data.records import read_records
 from jaxalign.data.shapes import LENGTHS
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import check_template, choice_trees

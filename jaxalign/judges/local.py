@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem
-from jaxalign.data.records import Message
+from jaxalign.data.messages import Message
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply

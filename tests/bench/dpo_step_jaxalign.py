@@ -26,14 +26,15 @@ from dpo_step_common import (
 import jaxalign
 from jaxalign import loop, optim
 from jaxalign.data.batches import batches
-from jaxalign.data.records import read_preferences
+from jaxalign.data.kinds import Preference
+from jaxalign.data.records import read_records
 from jaxalign.data.tokenize import tokenize_preferences
 from jaxalign.methods.dpo import dpo
 
 
 def main() -> None:
     options = side_arguments()
-    records = read_preferences(options.data, on_error="skip")[0][:PAIRS]
+    records = read_records(Preference, options.data, on_error="skip")[0][:PAIRS]
     tokenizer = jaxalign.load_tokenizer(options.gguf)
     trees, report = tokenize_preferences(records, tokenizer, max_length=MAX_LENGTH, template="never")
     print(f"jaxalign: {report}", flush=True)

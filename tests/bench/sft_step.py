@@ -28,7 +28,8 @@ def side(path: str, rank: int) -> dict[str, float]:
     import jaxalign
     from jaxalign import loop, optim
     from jaxalign.data.batches import batches
-    from jaxalign.data.records import Demonstration, read_records
+    from jaxalign.data.kinds import Demonstration
+    from jaxalign.data.records import read_records
     from jaxalign.data.tokenize import tokenize_sft
     from jaxalign.methods.sft import sft
     from jaxalign.recipes.config import LoraSection

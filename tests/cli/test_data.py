@@ -6,8 +6,8 @@ import pytest
 
 from jaxalign.cli import main
 from jaxalign.data.inspect import tree_spans
+from jaxalign.data.kinds import Demonstration
 from jaxalign.data.messages import Message
-from jaxalign.data.records import Demonstration
 from jaxalign.data.tokenize import tokenize_sft
 
 from .conftest import byte_tokenizer

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from jaxalign.cli import main
-from jaxalign.data.records import Ranking, UnpairedPreference, read_preferences, read_records
+from jaxalign.data.kinds import Preference, Ranking, UnpairedPreference
+from jaxalign.data.records import read_records
 from tests.cli.conftest import names, pair
 from tests.judges.server import KEY, Server, status
 
@@ -250,16 +251,16 @@ def test_transcripts_and_chats_keep_their_format(tmp_path):
     opening = "\n\nHuman: Why?\n\nAssistant:"
     hh = [{"chosen": f"{opening} So.", "rejected": f"{opening} Because I say so."}]
     assert main(judge(write(tmp_path / "hh.jsonl", hh), tmp_path / "a", function="my_judges:longer")) == 0
-    (record,), _ = read_preferences(tmp_path / "a" / "preferences.jsonl")
+    (record,), _ = read_records(Preference, tmp_path / "a" / "preferences.jsonl")
     assert (record.format, record.prompt, record.chosen) == ("transcript", opening, " Because I say so.")
     chat = [{"role": "user", "content": "Why?"}]
     rows = [{"prompt": chat, "answer_a": "So.", "answer_b": "Because.", "human": "b"}]
     assert main(judge(write(tmp_path / "chat.jsonl", rows), tmp_path / "b")) == 0
-    (record,), _ = read_preferences(tmp_path / "b" / "preferences.jsonl")
+    (record,), _ = read_records(Preference, tmp_path / "b" / "preferences.jsonl")
     assert (record.format, record.chosen) == ("chat", "So.")
     generated = [{"prompt": opening, "answer": text} for text in ("So.", "Because.")]
     assert main(judge(write(tmp_path / "g.jsonl", generated), tmp_path / "c")) == 0
-    (record,), _ = read_preferences(tmp_path / "c" / "preferences.jsonl")
+    (record,), _ = read_records(Preference, tmp_path / "c" / "preferences.jsonl")
     assert (record.format, record.prompt, record.chosen) == ("transcript", opening, " So.")
 
 

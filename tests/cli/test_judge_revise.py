@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 
 from jaxalign.cli import main
-from jaxalign.data.records import Demonstration, read_records
+from jaxalign.data.kinds import Demonstration
+from jaxalign.data.records import read_records
 from tests.cli.test_judge import read_jsonl, write
 from tests.judges.server import Server, status
 

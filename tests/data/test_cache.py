@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxalign.data.cache import cached_trees
+from jaxalign.data.kinds import Demonstration, Preference, Ranking
 from jaxalign.data.messages import Message
-from jaxalign.data.records import Demonstration, Preference, Ranking
 from jaxalign.data.tokenize import tokenize_completions, tokenize_sft
 
 PAIRS = [Preference(f"Why {i}?", " Air." * i, " A lie.", "text", "a.jsonl", i, margin=i / 4) for i in range(1, 6)]

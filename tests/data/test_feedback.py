@@ -6,8 +6,9 @@ import json
 import pytest
 
 from jaxalign.data.feedback import Signals, read_feedback
+from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, UnpairedPreference
 from jaxalign.data.messages import Message
-from jaxalign.data.records import Demonstration, Preference, Prompt, Ranking, UnpairedPreference, read_records
+from jaxalign.data.records import read_records
 from jaxalign.errors import UserError
 
 

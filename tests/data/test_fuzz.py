@@ -11,15 +11,8 @@ from hypothesis import strategies as st
 from jaxalign.data.feedback import Signals, read_feedback
 from jaxalign.data.files import Row
 from jaxalign.data.inspect import count_findings, kind_of, measure_balance
-from jaxalign.data.records import (
-    BadRow,
-    Demonstration,
-    Preference,
-    Prompt,
-    Ranking,
-    UnpairedPreference,
-    parse_rows,
-)
+from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, UnpairedPreference
+from jaxalign.data.records import BadRow, parse_rows
 from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts, tokenize_sft
 from jaxalign.errors import UserError
 

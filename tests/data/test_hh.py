@@ -5,7 +5,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from jaxalign.data.batches import batches
-from jaxalign.data.records import read_preferences, split_by_prompt
+from jaxalign.data.kinds import Preference
+from jaxalign.data.records import read_records, split_by_prompt
 from jaxalign.data.tokenize import tokenize_preferences
 from jaxalign.data.trees import distinct_tokens, packing_report
 from jaxalign.errors import UserError
@@ -20,7 +21,7 @@ def hh(shared_data):
 
 @pytest.fixture(scope="module")
 def records(hh):
-    return read_preferences(hh, on_error="skip")[0]
+    return read_records(Preference, hh, on_error="skip")[0]
 
 
 @pytest.fixture(scope="module", params=["trained", "SmolLM2"])
@@ -41,8 +42,8 @@ def tokenizer(request, records):
 
 def test_bad_rows_stop_with_their_row_or_are_counted(hh):
     with pytest.raises(UserError, match=r"harmless-base\.jsonl\.gz, row 87: field 'chosen' is empty"):
-        read_preferences(hh)
-    records, report = read_preferences(hh, on_error="skip")
+        read_records(Preference, hh)
+    records, report = read_records(Preference, hh, on_error="skip")
     assert (report.rows, report.rows_kept) == (1800, 1794)
     assert report.counts == {"empty completion": 4, "unequal prompts": 2}
     assert {record.format for record in records} == {"transcript"}

@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 
 from jaxalign.data.inspect import count_findings, kind_of, measure_balance
+from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, UnpairedPreference
 from jaxalign.data.messages import Message
-from jaxalign.data.records import Demonstration, Preference, Prompt, Ranking, UnpairedPreference, read_records
+from jaxalign.data.records import read_records
 
 PAIR = Preference("Why is it blue?", " Air.", " A lie.", "text")
 

@@ -5,16 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, UnpairedPreference
 from jaxalign.data.messages import Message
-from jaxalign.data.records import (
-    Demonstration,
-    Preference,
-    Prompt,
-    Ranking,
-    UnpairedPreference,
-    read_records,
-    split_by_prompt,
-)
+from jaxalign.data.records import read_records, split_by_prompt
 from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import pack
 from jaxalign.errors import UserError

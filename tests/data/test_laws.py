@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxalign.data.kinds import Demonstration, Prompt, UnpairedPreference
 from jaxalign.data.messages import Message
-from jaxalign.data.records import Demonstration, Prompt, UnpairedPreference
 from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts, tokenize_sft
 from jaxalign.errors import UserError
 

@@ -8,7 +8,8 @@ import json
 
 import pytest
 
-from jaxalign.data.records import Demonstration, Preference, Prompt, Ranking, UnpairedPreference, read_records
+from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, UnpairedPreference
+from jaxalign.data.records import read_records
 from jaxalign.errors import UserError
 
 SYSTEM, USER, BLUE, BLACK = (

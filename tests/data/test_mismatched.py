@@ -3,8 +3,8 @@
 import numpy as np
 
 from jaxalign.data.batches import evaluation_batches
+from jaxalign.data.kinds import UnpairedPreference
 from jaxalign.data.mismatched import Mismatched
-from jaxalign.data.records import UnpairedPreference
 from jaxalign.data.tokenize import tokenize_completions
 
 

@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from jaxalign.data.records import Message, Preference, read_preferences, split_by_prompt, transcript_messages
+from jaxalign.data.kinds import Preference
+from jaxalign.data.messages import Message, transcript_messages
+from jaxalign.data.records import read_records, split_by_prompt
 from jaxalign.errors import UserError
 from jaxalign.paths import resolve_path
 
@@ -45,7 +47,7 @@ def test_containers(tmp_path, name):
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
     else:
         lines(path, *rows)
-    records, report = read_preferences(path)
+    records, report = read_records(Preference, path)
     assert [record.prompt for record in records] == [row["prompt"] for row in rows]
     assert [record.chosen for record in records] == [" Scattering."] * 2
     assert str(report) == "2 of 2 rows kept"
@@ -56,17 +58,17 @@ def test_containers(tmp_path, name):
 def test_folders_have_splits(tmp_path):
     lines(tmp_path / "train.jsonl.gz", TEXT)
     lines(tmp_path / "test.jsonl.gz", {**TEXT, "prompt": "held out"})
-    assert [record.prompt for record in read_preferences(tmp_path)[0]] == [TEXT["prompt"]]
-    assert [record.prompt for record in read_preferences(tmp_path, split="test")[0]] == ["held out"]
+    assert [record.prompt for record in read_records(Preference, tmp_path)[0]] == [TEXT["prompt"]]
+    assert [record.prompt for record in read_records(Preference, tmp_path, split="test")[0]] == ["held out"]
     with pytest.raises(UserError, match=r"files of split 'dev' do not exist\. Set split to train or test"):
-        read_preferences(tmp_path, split="dev")
+        read_records(Preference, tmp_path, split="dev")
 
 
 def test_a_saved_data_set_is_a_folder_too(tmp_path):
     import datasets
 
     datasets.Dataset.from_list([IMPLICIT_CHAT, IMPLICIT_CHAT]).save_to_disk(tmp_path / "saved")
-    records, _ = read_preferences(tmp_path / "saved")
+    records, _ = read_records(Preference, tmp_path / "saved")
     assert [(record.format, record.row) for record in records] == [("chat", 1), ("chat", 2)]
 
 
@@ -80,7 +82,7 @@ def test_a_data_set_on_the_hub(monkeypatch):
         return datasets.Dataset.from_list([TRANSCRIPT])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    records, _ = read_preferences("Anthropic/hh-rlhf", data_dir="harmless-base", split="test")
+    records, _ = read_records(Preference, "Anthropic/hh-rlhf", data_dir="harmless-base", split="test")
     options = {"data_dir": "harmless-base", "split": "test", "name": None, "streaming": False}
     assert asked == {"identifier": "Anthropic/hh-rlhf", **options}
     assert records[0].place == "Anthropic/hh-rlhf/harmless-base, row 1"
@@ -90,7 +92,7 @@ def test_a_file_inside_an_installed_package():
     assert resolve_path("jaxalign:errors.py").is_file()
     assert str(resolve_path("C:/data/a.jsonl")).startswith("C:")
     with pytest.raises(UserError, match="the package 'no_such_package' is not installed"):
-        read_preferences("no_such_package:data.jsonl")
+        read_records(Preference, "no_such_package:data.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -108,13 +110,13 @@ def test_a_file_inside_an_installed_package():
 def test_formats_are_recognised(tmp_path, row, format, prompt, chosen):
     path = lines(tmp_path / "a.jsonl", {**row, "score": 3, "unused": None})
     for named in ("auto", format):
-        (record,), _ = read_preferences(path, format=named)
+        (record,), _ = read_records(Preference, path, format=named)
         assert record == Preference(prompt, chosen, record.rejected, format, str(path), 1)
 
 
 def test_the_prompt_is_never_the_longest_common_beginning(tmp_path):
     row = {"chosen": "\n\nHuman: The\n\nAssistant: sky is", "rejected": "\n\nHuman: The\n\nAssistant: sky is blue"}
-    (record,), _ = read_preferences(lines(tmp_path / "a.jsonl", row))
+    (record,), _ = read_records(Preference, lines(tmp_path / "a.jsonl", row))
     assert (record.prompt, record.chosen, record.rejected) == (
         "\n\nHuman: The\n\nAssistant:",
         " sky is",
@@ -191,9 +193,9 @@ def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, n
     good = CHAT if name.startswith("chat") else TRANSCRIPT if name in whole_conversations else TEXT
     path = lines(tmp_path / f"a.{ending}", good, b"", bad, good)  # an empty line has a number, but is not a row
     with pytest.raises(UserError, match=f"a.{ending}, row 3: .*{text}.*on_error='skip'") as error:
-        read_preferences(path)
+        read_records(Preference, path)
     assert "\n" not in str(error.value)
-    records, report = read_preferences(path, on_error="skip")
+    records, report = read_records(Preference, path, on_error="skip")
     assert [record.row for record in records] == [1, 4]
     assert report.counts == {kind: 1}
     assert f"1 {kind} (row 3)" in str(report)
@@ -202,9 +204,9 @@ def test_a_bad_row_stops_with_its_sentence_or_is_skipped_and_counted(tmp_path, n
 def test_mixed_formats_are_an_error_of_the_later_row(tmp_path):
     path = lines(tmp_path / "a.jsonl", TEXT, CHAT)
     with pytest.raises(UserError, match=r"row 2: .*'chat' where 'text' is expected"):
-        read_preferences(path)
+        read_records(Preference, path)
     with pytest.raises(UserError, match=r"row 1: .*'text' where 'chat' is expected"):
-        read_preferences(path, format="chat")
+        read_records(Preference, path, format="chat")
 
 
 def test_broken_files(tmp_path):
@@ -241,14 +243,14 @@ def test_broken_files(tmp_path):
     }
     for name, sentence in sentences.items():
         with pytest.raises(UserError, match=f"{name}.*{sentence}") as error:
-            read_preferences(tmp_path / name)
+            read_records(Preference, tmp_path / name)
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"no row of 2 can be used\. .*all\.jsonl, row 1"):
-        read_preferences(tmp_path / "all.jsonl", on_error="skip")
+        read_records(Preference, tmp_path / "all.jsonl", on_error="skip")
     with pytest.raises(UserError, match=r"on_error is 'ignore'"):
-        read_preferences(tmp_path / "all.jsonl", on_error="ignore")
+        read_records(Preference, tmp_path / "all.jsonl", on_error="ignore")
     with pytest.raises(UserError, match="nobody/nothing: neither a local file nor a data set on the hub"):
-        read_preferences("nobody/nothing")  # the tests run with HF_HUB_OFFLINE=1
+        read_records(Preference, "nobody/nothing")  # the tests run with HF_HUB_OFFLINE=1
 
 
 @pytest.mark.parametrize("holdout", [20, 0.4])

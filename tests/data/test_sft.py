@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign.data.encode import Encoder
+from jaxalign.data.kinds import Demonstration, Prompt
 from jaxalign.data.messages import Message
-from jaxalign.data.records import Demonstration, Prompt, read_records
+from jaxalign.data.records import read_records
 from jaxalign.data.tokenize import tokenize_prompts, tokenize_sft
 from jaxalign.errors import UserError
 

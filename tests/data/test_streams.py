@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from jaxalign.data.records import Prompt, is_held_out, read_records, stream_records
+from jaxalign.data.kinds import Prompt
+from jaxalign.data.records import is_held_out, read_records, stream_records
 from jaxalign.errors import UserError
 
 

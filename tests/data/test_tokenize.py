@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxalign.data.encode import Encoder
-from jaxalign.data.records import Message, Preference
+from jaxalign.data.kinds import Preference
+from jaxalign.data.messages import Message
 from jaxalign.data.tokenize import tokenize_preferences, truncate
 from jaxalign.errors import UserError
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from jaxalign.data.records import read_preferences
+from jaxalign.data.kinds import Preference
+from jaxalign.data.records import read_records
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges import (
@@ -61,7 +62,7 @@ def test_rows_are_read_back_by_the_data_layer(tmp_path):
     assert counts == {"labelled": 2, "tied": 1, "failed": 1}
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    records, report = read_preferences(file)
+    records, report = read_records(Preference, file)
     assert [(r.prompt, r.chosen, r.rejected) for r in records] == [("p0", "long one", "short"), ("p1", "xyz", "x")]
     assert report.rows_kept == 2
     one, two = rows

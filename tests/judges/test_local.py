@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxalign.data.encode import Encoder
-from jaxalign.data.records import Message
+from jaxalign.data.messages import Message
 from jaxalign.errors import UserError
 from jaxalign.judges import judge_pairs
 from jaxalign.judges.local import label_logps, local_judge, local_scores

@@ -12,7 +12,7 @@ import pytest
 
 import jaxalign
 from jaxalign.data.encode import Encoder
-from jaxalign.data.records import Message
+from jaxalign.data.messages import Message
 from jaxalign.data.trees import pack, unpack
 from jaxalign.loop import microbatch
 from jaxalign.models.paths import resolve

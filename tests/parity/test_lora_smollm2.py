@@ -9,7 +9,8 @@ import optax
 import pytest
 
 import jaxalign
-from jaxalign.data.records import read_preferences
+from jaxalign.data.kinds import Preference
+from jaxalign.data.records import read_records
 from jaxalign.data.tokenize import tokenize_preferences
 from jaxalign.data.trees import pack
 from jaxalign.errors import UserError
@@ -27,7 +28,7 @@ def test_lora_dpo_starts_at_ln_2_and_leaves_the_base(shared_data):
     except UserError as error:
         pytest.skip(str(error))
     before = jax.tree.map(np.array, base)
-    records, _ = read_preferences(shared_data / "hh-rlhf" / "harmless-base.jsonl.gz", on_error="skip")
+    records, _ = read_records(Preference, shared_data / "hh-rlhf" / "harmless-base.jsonl.gz", on_error="skip")
     short = sorted(records[:100], key=lambda record: len(record.prompt) + len(record.chosen) + len(record.rejected))
     trees, _ = tokenize_preferences(short[:2], jaxalign.load_tokenizer(GGUF))
     model = dataclasses.replace(model, lora=LoraConfig(rank=16, alpha=32.0))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxalign import load_model, load_tokenizer
-from jaxalign.data.records import read_preferences
+from jaxalign.data.kinds import Preference
+from jaxalign.data.records import read_records
 from jaxalign.data.tokenize import tokenize_preferences
 from jaxalign.data.trees import pack
 from jaxalign.loop import microbatch
@@ -26,7 +27,9 @@ pytestmark = [
 def test_trees_equal_separate_rows():
     """Per token to 1e-4, the gradient of Σ w·logp to 1e-4 relative norm (float32)."""
     model, params = load_model(SMOLLM2)
-    records, _ = read_preferences(Path(os.environ["JAXALIGN_DATA"]) / "hh-rlhf/harmless-base.jsonl.gz", on_error="skip")
+    records, _ = read_records(
+        Preference, Path(os.environ["JAXALIGN_DATA"]) / "hh-rlhf/harmless-base.jsonl.gz", on_error="skip"
+    )
     short = sorted(records[:40], key=lambda r: len(r.prompt) + len(r.chosen) + len(r.rejected))[8:10]
     trees, _ = tokenize_preferences(short, load_tokenizer(SMOLLM2))
     packed = pack(trees, row_lengths=(512,))
