@@ -68,6 +68,10 @@ class Batch:
     used: Int[Array, ""]
     mismatched: Batch | None = None
 
+    def with_extras(self, **extras: Any) -> Batch:
+        """Returns the batch with further inputs in ``rows.extras``."""
+        return dataclasses.replace(self, rows=dataclasses.replace(self.rows, extras={**self.rows.extras, **extras}))
+
 
 class Steps(Protocol[T_co]):
     """A sequence indexed by step: a list, or an object that makes the batch of a step on demand."""

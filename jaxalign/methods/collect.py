@@ -1,4 +1,4 @@
-"""Completions sampled for an iteration's prompts, and scored: by reward models, functions, or both."""
+"""Samples completions of an iteration's prompts, and scores them with reward models, functions, or both."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from jaxalign.models.model import Model
 from jaxalign.models.params import union
 from jaxalign.rewards import ensemble
 from jaxalign.rollout import Sampling, generate, rollout_trees
-from jaxalign.rollout.generate import Stop
+from jaxalign.rollout.generate import Stop, pad_left
 
 Scores = Float[np.ndarray, "B K"]
 Row = Mapping[str, Any]
+# (trees, the rows that their prompts come from) -> one score per completion, or a future of them.
 Scorer = Callable[[Sequence[Tree], Sequence[Row]], "Scores | Future[Any]"]
-"""(trees, the rows that their prompts come from) -> one score per completion, or a future of them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """How completions are sampled: ``sampler(params, prompts, key, ids)`` gives a tree for each prompt.
+    """How completions are sampled: ``sampler(params, prompts, key, ids)`` returns a tree for each prompt.
 
     Attributes:
-      model: the policy.
-      num_completions: K.
-      max_new_tokens: C, the longest completion.
-      ends: ids that end one.
-      width: what prompts are padded to, so that all share a program; the longest of them by default.
-      sampling: temperature and filters. Log-probs are of the untempered, unfiltered policy, and a policy gradient is
-        unbiased only where that is also what is sampled from.
-      stop: ends completions by their text.
-      fixed: the part of the policy's parameters that is not trained.
+        model: the policy.
+        num_completions: K.
+        max_new_tokens: C, the maximum number of tokens of a completion.
+        ends: ids that end a completion.
+        width: length that prompts are padded to, so that all share a program; by default the longest one's.
+        sampling: temperature and filters. Log-probs are those of the untempered, unfiltered policy. Policy gradients
+            are unbiased only if completions are sampled from that policy too.
+        stop: ends completions by their text.
+        fixed: the part of the policy's parameters that is not trained.
     """
 
     model: Model
@@ -56,12 +56,7 @@ class Sampler:
     fixed: Any = None
 
     def __call__(self, params: Any, prompts: Sequence[np.ndarray], key: Array, ids: np.ndarray) -> list[Tree]:
-        width = self.width or max(map(len, prompts))
-        tokens = np.zeros((len(prompts), width), np.int32)
-        mask = np.zeros(tokens.shape, bool)
-        for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = True
+        tokens, mask = pad_left(prompts, self.width or max(map(len, prompts)), len(prompts))
         rollout = jax.device_get(
             generate(
                 self.model,
@@ -86,7 +81,7 @@ class Sampler:
 
 
 class Collected(NamedTuple):
-    """An iteration's examples, with ``scores`` and ``finished`` as extras; metrics; seconds of the phases."""
+    """An iteration's examples, with ``scores`` and ``finished`` as extras; its metrics; seconds per phase."""
 
     trees: list[Tree]
     metrics: dict[str, float]
@@ -95,21 +90,21 @@ class Collected(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Collector:
-    """``collector(params, iteration, key)``: sample and score the prompts of an iteration.
+    """Samples and scores the prompts of an iteration: ``collector(params, iteration, key)``.
 
     While the completions of one chunk of prompts are scored in threads, the device samples those of the next.
 
     Attributes:
-      sampler: (params, prompts, key, ids) -> trees.
-      scorers: by name, each with its weight; a completion's score is the weighted sum.
-      prompts: token ids.
-      rows: what stands beside each prompt in its file, for scorers.
-      batch_size: B, prompts an iteration.
-      seed: of the prompts' order.
-      chunk_size: prompts sampled at a time; all by default.
-      keep: which examples to learn from, by their scores [B, K] (``informative``: DAPO's dynamic sampling); all, if it
-        keeps none. Up to ``rounds`` times B prompts are tried for B examples.
-      rounds: see ``keep``.
+        sampler: (params, prompts, key, ids) -> trees.
+        scorers: (weight, scorer) by name; a completion's score is the weighted sum.
+        prompts: token ids.
+        rows: the row of each prompt in its file, for scorers.
+        batch_size: B, prompts per iteration.
+        seed: seed of the order of the prompts.
+        chunk_size: prompts sampled at a time; by default all.
+        keep: selects the examples to learn from by their scores [B, K] (``informative``: DAPO's dynamic sampling). If
+            it selects none, all are used.
+        rounds: with ``keep``, sample at most this many times B prompts to get B examples.
     """
 
     sampler: Callable[[Any, Sequence[np.ndarray], Array, np.ndarray], list[Tree]]
@@ -123,7 +118,7 @@ class Collector:
     rounds: int = 1
 
     def __call__(self, params: Any, iteration: int, key: Array) -> Collected:
-        kept: list[Tree] = []
+        selected: list[Tree] = []
         first: list[Tree] = []
         metrics: dict[str, list[float]] = {}
         seconds = {"generate": 0.0, "score": 0.0}
@@ -132,56 +127,56 @@ class Collector:
             for name, scores in components.items():
                 metrics.setdefault(f"rewards/{name}", []).append(float(np.mean(scores)))
             if self.keep is None:
-                kept = trees
+                selected = trees
                 break
             first = first or trees
             chosen = self.keep(np.stack([tree.extras["scores"] for tree in trees]))
             metrics.setdefault("rewards/kept", []).append(float(np.mean(chosen)))
-            kept += [tree for tree, good in zip(trees, chosen, strict=True) if good]
-            if len(kept) >= self.batch_size:
+            selected += [tree for tree, is_chosen in zip(trees, chosen, strict=True) if is_chosen]
+            if len(selected) >= self.batch_size:
                 break
-        found = {name: float(np.mean(values)) for name, values in metrics.items()}
-        return Collected((kept or first)[: self.batch_size], found, seconds)
+        means = {name: float(np.mean(values)) for name, values in metrics.items()}
+        return Collected((selected or first)[: self.batch_size], means, seconds)
 
     def _round(
-        self, params: Any, draw: int, number: int, key: Array, seconds: dict[str, float]
+        self, params: Any, position: int, number: int, key: Array, seconds: dict[str, float]
     ) -> tuple[list[Tree], dict[str, Scores]]:
-        """The trees of one draw of prompts, with their scores, and each scorer's."""
-        chosen = draw_prompts(len(self.prompts), self.batch_size, self.seed, draw)
+        """Samples and scores one set of B prompts; returns the trees with their scores, and the scores by scorer."""
+        chosen = prompt_indices(len(self.prompts), self.batch_size, self.seed, position)
         size = self.chunk_size or len(chosen)
         trees: list[Tree] = []
         pending: dict[str, list[Any]] = {name: [] for name in self.scorers}
         for start in range(0, len(chosen), size):
             part = chosen[start : start + size]
-            began = time.perf_counter()
+            started = time.perf_counter()
             ids = number * self.batch_size + np.arange(start, start + len(part))
             new = self.sampler(params, [np.asarray(self.prompts[i]) for i in part], key, ids)
-            seconds["generate"] += time.perf_counter() - began
-            began = time.perf_counter()
+            seconds["generate"] += time.perf_counter() - started
+            started = time.perf_counter()
             for name, (_, scorer) in self.scorers.items():
                 pending[name].append(scorer(new, [self.rows[i] for i in part]))
-            seconds["score"] += time.perf_counter() - began
+            seconds["score"] += time.perf_counter() - started
             trees += new
-        began = time.perf_counter()
+        started = time.perf_counter()
         components = {
-            name: np.concatenate([_resolve(each) for each in parts]).reshape(len(trees), -1)
+            name: np.concatenate([_resolve(part) for part in parts]).reshape(len(trees), -1)
             for name, parts in pending.items()
         }
-        seconds["score"] += time.perf_counter() - began
+        seconds["score"] += time.perf_counter() - started
         for name, scores in components.items():
             if not np.all(np.isfinite(scores)):
                 bad = int(np.argmin(np.isfinite(scores).all(axis=1)))
                 raise UserError(
-                    f"reward {name}: the score of prompt {int(chosen[bad]) + 1} is not finite: check the reward"
+                    f"Reward {name}: the score of prompt {int(chosen[bad]) + 1} is not finite. Check the reward."
                 )
         total = sum(weight * components[name] for name, (weight, _) in self.scorers.items())
         return attach(trees, scores=total), components
 
 
-def draw_prompts(count: int, batch_size: int, seed: int, iteration: int) -> np.ndarray:
-    """Which prompts an iteration has: epoch by epoch, each in a new order, a function of (seed, iteration).
+def prompt_indices(count: int, batch_size: int, seed: int, iteration: int) -> np.ndarray:
+    """Returns the indices of an iteration's prompts, a function of (seed, iteration). Each epoch has a new order.
 
-    >>> both = [draw_prompts(4, 2, 0, iteration) for iteration in (0, 1)]
+    >>> both = [prompt_indices(4, 2, 0, iteration) for iteration in (0, 1)]
     >>> sorted(int(i) for part in both for i in part)
     [0, 1, 2, 3]
     """
@@ -197,13 +192,14 @@ def model_scorer(
     size: int,
     heads: Callable[[Any], Any] = ensemble.mean,
 ) -> Scorer:
-    """Scores of a reward model that shares the policy's tokenizer.
+    """Returns a scorer that runs a reward model, which must share the policy's tokenizer.
 
     Args:
-      model, params: the reward model. Parameters in NumPy stay on the host but for the pass.
-      batch: packs trees, such as ``Packing.batch``.
-      size: the most trees at a time.
-      heads: makes one score of the model's M.
+        model: the reward model.
+        params: its parameters. NumPy arrays stay on the host except during the pass.
+        batch: packs trees, such as ``Packing.batch``.
+        size: maximum number of trees at a time.
+        heads: combines the model's M scores into one.
     """
 
     def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Scores:
@@ -217,9 +213,9 @@ def model_scorer(
 def text_scorer(
     reward: rewards.Reward, tokenizer: Any, *, name: str | None = None, executor: Executor | None = None
 ) -> Scorer:
-    """Scores of a function of texts (see ``jaxalign.rewards``), computed in threads while the device works.
+    """Returns a scorer that calls a function of texts (see ``jaxalign.rewards``) in threads while the device works.
 
-    Special tokens are left out of completions, and kept in prompts.
+    Special tokens are omitted from completions, but not from prompts.
     """
 
     def score(trees: Sequence[Tree], rows: Sequence[Row]) -> Future[Any]:
@@ -228,14 +224,16 @@ def text_scorer(
             for tree, row in zip(trees, rows, strict=True)
             for c in tree.completions
         ]
-        prompts, completions, beside = map(list, zip(*texts, strict=True))
-        return rewards.submit(reward, prompts, completions, beside, name=name, executor=executor)
+        prompts, completions, repeated_rows = map(list, zip(*texts, strict=True))
+        return rewards.submit(reward, prompts, completions, repeated_rows, name=name, executor=executor)
 
     return score
 
 
 def informative(scores: Scores) -> Bool[np.ndarray, " B"]:
-    """Which groups teach anything: those whose scores differ (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 11).
+    """Returns whether the scores of each group differ (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 11).
+
+    A group of equal scores has no advantage, and therefore no gradient.
 
     >>> informative(np.array([[0.0, 1.0], [1.0, 1.0]]))
     array([ True, False])
@@ -244,7 +242,9 @@ def informative(scores: Scores) -> Bool[np.ndarray, " B"]:
 
 
 def overlong_penalty(max_new_tokens: int, *, cache: int) -> Scorer:
-    """0 up to C - cache tokens, from there falling to -1 at C (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13).
+    """Returns a scorer that penalises long completions (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 13).
+
+    The score is 0 up to C - cache tokens, and falls linearly to -1 at C tokens.
 
     >>> penalty = overlong_penalty(8, cache=4)
     >>> penalty([Tree.of([1], [[2] * 4, [2] * 6, [2] * 8])], [{}])

@@ -1,25 +1,25 @@
-"""KTO and its relatives: trees of one completion (K = 1) whose extra ``label`` says whether it was liked."""
+"""KTO and its relatives: trees of one completion (K = 1), with an extra ``label`` that is True if it was liked."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jaxalign import losses
 from jaxalign.errors import UserError
-from jaxalign.loop import Batch, Method, Metrics, map_microbatches
+from jaxalign.loop import Batch, Method, Metrics
 from jaxalign.losses.metrics import sum_count
 from jaxalign.masking import Rows
-from jaxalign.methods.dpo import ExtraMetrics, completion_logps, delta_state, reference_of, running_delta
+from jaxalign.methods.dpo import ExtraMetrics, batch_logps, completion_logps, delta_state, reference_of, running_delta
 from jaxalign.methods.wirings import Loss, bind
 from jaxalign.models.model import Model
 
-Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]  # as prepare; gives a scalar and the new state
+# (params, frozen, method_state, batch) -> (a scalar, the new method state).
+Baseline = Callable[[Any, Any, Any, Batch], tuple[Array, Any]]
 
 
 def kto(
@@ -33,36 +33,36 @@ def kto(
 ) -> Method:
     """Returns the method of KTO (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7).
 
-    The mean over the batch of w_D (1 - σ(β(h - ẑ))) where liked, else w_U (1 - σ(β(ẑ - h))), h = log π - log π_ref.
-    The reference point ẑ = max(0, mean of h(y' | x)) is of completions y' of other prompts (``data.mismatched``, as
-    ``batch.mismatched``), over the whole batch, without gradient.
+    The loss is the mean over the batch of w_D (1 - σ(β(h - ẑ))) for liked completions and w_U (1 - σ(β(ẑ - h))) for
+    others, with h = log π - log π_ref. The reference point ẑ = max(0, mean of h(y' | x)) uses completions y' of other
+    prompts (``batch.mismatched``, from ``data.mismatched``). It covers the whole batch and has no gradient.
 
-    The reference is ``frozen``, or the base of the policy's adapters. ``ref_logps`` [R, E, 1] cached in the trees'
-    extras spare it all but the mismatched completions.
+    The reference is ``frozen``, or the base of the policy's adapters. With ``ref_logps`` [R, E, 1] cached in the trees'
+    extras, it only computes the mismatched completions.
 
     Args:
         model: policy and reference architecture.
         beta: strength of the pull to the reference.
         desirable_weight: w_D (λ_D), the weight of liked completions; see ``balanced_weights``.
         undesirable_weight: w_U (λ_U), the weight of the others.
-        loss: a function ``loss(policy_logps, reference_logps, desirable, kl) -> [B]`` in place of ``losses.kto``;
-            it is given ``beta`` if it has that keyword.
-        metrics: further metrics: a function of {argument of the loss: array [R, E]} with ``mask`` [R, E], True on the
-            completions in use, that returns {name: (sum, count)}.
+        loss: a function ``loss(policy_logps, reference_logps, desirable, kl) -> [B]`` to use instead of ``losses.kto``.
+            It receives ``beta`` if it has that keyword.
+        metrics: further metrics: a function of {argument of the loss: array [R, E]} and ``mask`` [R, E], True on the
+            completions in use. It returns {name: (sum, count)}.
 
     Returns:
-        The method, for ``loop.make_step``. Rewards are β h; ``kl`` is ẑ, in nats, of each batch (in evaluation too).
+        The method, for ``loop.make_step``. Rewards are β h. ``kl`` is ẑ of each batch in nats, also in evaluation.
 
     Raises:
-        UserError: for a loss that does not take four arrays; at the first step, for a batch without mismatched
-            completions, or without a reference.
+        UserError: for a loss that does not take four arrays. The first step raises it for a batch without mismatched
+            completions or without a reference.
     """
 
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
         if batch.mismatched is None:
             raise UserError("The batch has no mismatched completions. Draw batches with data.mismatched.Mismatched.")
-        policy = _logps(model, params, batch.mismatched).reshape(-1)
-        reference = _logps(*reference_of(model, params, frozen), batch.mismatched).reshape(-1)
+        policy = batch_logps(model, params, batch.mismatched).reshape(-1)
+        reference = batch_logps(*reference_of(model, params, frozen), batch.mismatched).reshape(-1)
         return losses.kto_kl(policy, reference, mask=batch.mismatched.rows.example_mask.reshape(-1)), state
 
     bound, names, _ = bind(loss, 4, {"beta": beta})
@@ -80,8 +80,14 @@ def apo_zero_unpaired(
 ) -> Method:
     """Returns the method of APO-zero on single completions (D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7).
 
-    It is KTO with ẑ = 0. The arguments are those of ``kto``. It needs no mismatched completions, and with cached
-    ``ref_logps`` no reference.
+    It is KTO with ẑ = 0. It does not need mismatched completions, nor a reference if ``ref_logps`` are cached.
+
+    Args:
+        model: as for ``kto``.
+        beta: as for ``kto``.
+        desirable_weight: as for ``kto``.
+        undesirable_weight: as for ``kto``.
+        metrics: as for ``kto``.
     """
 
     def loss(policy: Array, reference: Array, desirable: Array, _: Array) -> Array:
@@ -102,24 +108,24 @@ def bco(
     decay: float = 0.9,
     metrics: ExtraMetrics | None = None,
 ) -> Method:
-    """Returns the method of BCO (Jung et al. 2024, arXiv:2404.04656): -log σ(±(βh - δ)), + where liked.
+    """Returns the method of BCO (Jung et al. 2024, arXiv:2404.04656): -log σ(±(βh - δ)), + for liked completions.
 
-    δ = ½ (mean reward of liked + mean reward of other completions), each a running mean with ``decay`` over the batches
-    *before* this one: 0 at first, where policy and reference agree. Evaluation uses the δ that training reached. It is
-    the method state.
+    δ = ½ (mean reward of liked + mean reward of other completions). Both are running means with ``decay`` over the
+    batches *before* this one. δ starts at 0, because policy and reference agree at first. It is the method state, so
+    evaluation uses the value that training reached.
 
     Args:
         model: policy and reference architecture.
         beta: strength of the pull to the reference.
-        desirable_weight: as for ``kto``. No mismatched completions are needed.
+        desirable_weight: as for ``kto``. Mismatched completions are not needed.
         undesirable_weight: as for ``kto``.
-        decay: weight of the past after each batch; 1 for the mean of all of it.
+        decay: weight of earlier batches after each batch; 1 gives the mean over all of them.
         metrics: as for ``kto``; the baseline is ``delta``.
     """
 
     def baseline(params: Any, frozen: Any, state: Any, batch: Batch) -> tuple[Array, Any]:
         rows = batch.rows
-        rewards = beta * (_logps(model, params, batch) - rows.extras["ref_logps"])[..., 0]
+        rewards = beta * (batch_logps(model, params, batch) - rows.extras["ref_logps"])[..., 0]
         chosen, rejected = (sum_count(rewards, mask) for mask in (liked(rows), rows.example_mask & ~liked(rows)))
         return running_delta(state, chosen, rejected, decay)
 
@@ -132,26 +138,22 @@ bco_state = delta_state
 
 
 def balanced_weights(liked: int, others: int) -> tuple[float, float]:
-    """(w_D, w_U) by which w_D n_D / (w_U n_U) is in [1, 4/3] (Ethayarajh et al. 2024, eq. 8): the smaller class is
-    weighed up to the nearer end, the larger keeps 1; counts within the bound keep 1 and 1.
+    """Returns (w_D, w_U) for which w_D n_D / (w_U n_U) is in [1, 4/3] (Ethayarajh et al. 2024, eq. 8).
+
+    The smaller class gets the smallest weight that reaches the interval, and the larger class 1. If the counts are
+    already in the interval, both are 1.
 
     >>> balanced_weights(100, 900), balanced_weights(800, 200), balanced_weights(110, 100)
     ((9.0, 1.0), (1.0, 3.0), (1.0, 1.0))
     """
     if min(liked, others) < 1:
-        raise ValueError(f"{liked} completions are liked and {others} are not: there must be both.")
+        raise ValueError(f"{liked} completions are liked and {others} are not. There must be some of both.")
     return max(1.0, others / liked), max(1.0, 3 * liked / (4 * others))
 
 
 def liked(rows: Rows) -> Bool[Array, "*m R E"]:
-    """Which examples are there and were liked."""
+    """Returns True on example slots that are in use and whose completion was liked."""
     return rows.extras["label"][..., 0] & rows.example_mask
-
-
-def _logps(model: Model, params: Any, batch: Batch) -> Float[Array, "M R E 1"]:
-    if params is None:
-        raise UserError("The method needs a reference. Give its parameters as frozen, or cached ref_logps.")
-    return map_microbatches(lambda rows: completion_logps(model, params, rows), batch)
 
 
 def _method(
@@ -165,25 +167,31 @@ def _method(
     names: Sequence[str] = (),
     metrics: ExtraMetrics | None = None,
 ) -> Method:
-    """The weighted mean over the batch of ``loss(policy, reference, desirable, baseline)``.
+    """Returns the method of the weighted mean over the batch of ``loss(policy, reference, desirable, baseline)``.
 
-    ``weights`` are those of liked and of other completions, ``name`` is the metric of the baseline, ``names`` are those
-    that the loss has for its arguments.
+    Args:
+        model: policy and reference architecture.
+        loss: the loss, with its hyper-parameters bound.
+        baseline: computes the baseline of a batch.
+        beta: scale of the rewards.
+        weights: those of liked and of other completions.
+        name: the metric of the baseline; None for no metric.
+        names: the loss's own names of its arguments, for ``metrics``.
+        metrics: as for ``kto``.
     """
     arguments = ("policy_logps", "reference_logps", "desirable", name or "kl")
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
-        extras, used = dict(batch.rows.extras), batch.rows.example_mask
-        if "ref_logps" not in extras:
-            extras["ref_logps"] = _logps(*reference_of(model, params, frozen), batch)
-        batch = dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras))
+        used = batch.rows.example_mask
+        if "ref_logps" not in batch.rows.extras:
+            batch = batch.with_extras(ref_logps=batch_logps(*reference_of(model, params, frozen), batch))
         value, method_state = baseline(params, frozen, method_state, batch)
-        more = {"baseline": jnp.broadcast_to(value, used.shape), "weight": used / jnp.maximum(jnp.sum(used), 1)}
-        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras | more)), method_state
+        weight = used / jnp.maximum(jnp.sum(used), 1)
+        return batch.with_extras(baseline=jnp.broadcast_to(value, used.shape), weight=weight), method_state
 
     def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
         logps = completion_logps(model, params, rows)[..., 0]
-        ref_logps = jnp.where(rows.example_mask, rows.extras["ref_logps"][..., 0], 0)  # unused slots may hold NaN
+        ref_logps = jnp.where(rows.example_mask, rows.extras["ref_logps"][..., 0], 0)  # unused slots may be NaN
         arrays = logps, ref_logps, liked(rows), rows.extras["baseline"]
         values = jnp.where(liked(rows), *weights) * loss(*arrays)
         measured: Metrics = {} if name is None else {name: sum_count(rows.extras["baseline"], rows.example_mask)}

@@ -134,8 +134,7 @@ def _method(
             if "index" not in batch.rows.extras:
                 raise ValueError("An ensemble needs the index of its examples. Build the batches with data.batches.")
             weight = weight * bootstrap_weights(batch.rows.extras["index"][..., 0], heads, bootstrap_seed)
-        extras = {**batch.rows.extras, "weight": weight}
-        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
+        return batch.with_extras(weight=weight), method_state
 
     def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
         scores = model.scores(params, rows)

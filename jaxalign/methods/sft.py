@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -23,24 +22,25 @@ def sft(
 ) -> Method:
     """Returns the method of SFT: the mean of ``loss(log π(token | before))`` over the tokens of the batch that count.
 
-    L = Σ_i Σ_t m_it ℓ(log π(y_it | x_i, y_i<t)) / Σ_i Σ_t m_it, over the whole batch, so that a token weighs the same
-    in a short answer and a long one, however the batch is cut (a mean of microbatch means would not do that).
+        L = Σ_i Σ_t m_it ℓ(log π(y_it | x_i, y_i<t)) / Σ_i Σ_t m_it
+
+    The sums are over the whole batch. So a token has the same weight in short and long answers, and the result does not
+    depend on the microbatches, as a mean of their means would.
 
     Args:
         model: the language model to train.
-        loss: per token, of its log-prob in nats: ``losses.nll``, or ``losses.dft``.
+        loss: function of a token's log-prob in nats: ``losses.nll`` or ``losses.dft``.
         metrics: further metrics: a function of {"logps": [R, S], "mask": [R, S]} that returns {name: (sum, count)}.
 
     Returns:
-        The method, for ``loop.make_step``. ``loss`` and ``nll`` are averaged over tokens in evaluation too; e^nll is
+        The method, for ``loop.make_step``. ``loss`` and ``nll`` are averaged over tokens, in evaluation too. e^nll is
         the perplexity.
     """
 
     def prepare(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
         mask = batch.rows.mask
         weight = mask / jnp.maximum(jnp.sum(mask), 1)  # of the whole batch: microbatches add
-        extras = {**batch.rows.extras, "weight": weight}
-        return dataclasses.replace(batch, rows=dataclasses.replace(batch.rows, extras=extras)), method_state
+        return batch.with_extras(weight=weight), method_state
 
     def microbatch_loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
         logps = model.token_logps(params, rows)  # 0 where the mask is False

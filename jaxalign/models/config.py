@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -112,17 +113,7 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
 
     fields = _DEFAULTS[model_type] | dict(fields)
 
-    def integer(name: str, default: int | None = None) -> int:
-        value = default if fields.get(name) is None else fields[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{where}: {name} must be a positive whole number, not {value!r}.")
-        return value
-
-    def number(name: str) -> float:
-        if not isinstance(fields[name], int | float):
-            raise UserError(f"{where}: {name} must be a number, not {fields[name]!r}.")
-        return float(fields[name])
-
+    integer = functools.partial(_integer, where, fields)
     hidden_size, heads = integer("hidden_size"), integer("num_attention_heads")
     kv_heads = integer("num_key_value_heads", default=heads)
     head_dim = integer("head_dim", default=hidden_size // heads)
@@ -142,7 +133,7 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=number("rms_norm_eps"),
+        rms_norm_eps=_number(where, fields, "rms_norm_eps"),
         rope_theta=rope_theta,
         rope_scaling=rope_scaling,
         tie_word_embeddings=bool(fields["tie_word_embeddings"]),
@@ -153,7 +144,7 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
         bos_token_id=next(iter(token_ids(fields, "bos_token_id", where)), None),
         eos_token_ids=token_ids(fields, "eos_token_id", where),
         pad_token_id=next(iter(token_ids(fields, "pad_token_id", where)), None),
-        initializer_range=number("initializer_range"),
+        initializer_range=_number(where, fields, "initializer_range"),
         num_scores=_num_scores(fields, model_type, where),
     )
 
@@ -188,6 +179,21 @@ def token_ids(fields: Mapping[str, Any], name: str, where: str) -> tuple[int, ..
     if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
         raise UserError(f"{where}: {name} must be a token id, a list of them or null, not {value!r}.")
     return ids
+
+
+def _integer(where: str, fields: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    """Returns a field that must be a positive whole number; the default replaces null."""
+    value = default if fields.get(name) is None else fields[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{where}: {name} must be a positive whole number, not {value!r}.")
+    return value
+
+
+def _number(where: str, fields: Mapping[str, Any], name: str) -> float:
+    """Returns a field that must be a number."""
+    if not isinstance(fields.get(name), int | float):
+        raise UserError(f"{where}: {name} must be a number, not {fields.get(name)!r}.")
+    return float(fields[name])
 
 
 def _num_scores(fields: Mapping[str, Any], model_type: str, where: str) -> int:
@@ -229,16 +235,9 @@ def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[fl
     if rope_type == "default":
         return theta, None
 
-    def number(name: str) -> float:
-        if not isinstance(rope.get(name), int | float):
-            raise UserError(f"{where}: {key} of type {rope_type!r} needs a number {name}, not {rope.get(name)!r}.")
-        return float(rope[name])
-
+    number = functools.partial(_number, f"{where}: {key} of type {rope_type!r}", rope)
     if rope_type == "linear":
         return theta, RopeScaling("linear", number("factor"))
-    original = rope.get("original_max_position_embeddings") or max_positions
-    if not isinstance(original, int) or original < 1:
-        raise UserError(f"{where}: original_max_position_embeddings must be a positive whole number, not {original!r}.")
-    return theta, RopeScaling(
-        "llama3", number("factor"), number("low_freq_factor"), number("high_freq_factor"), original
-    )
+    original = _integer(where, rope, "original_max_position_embeddings", default=max_positions)
+    numbers = (number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    return theta, RopeScaling("llama3", *numbers, original)

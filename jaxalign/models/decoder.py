@@ -115,24 +115,21 @@ class Attention(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
         self.config, self.mesh = config, mesh
-        width, query, key = (
-            config.hidden_size,
-            config.num_attention_heads * config.head_dim,
-            config.num_key_value_heads * config.head_dim,
-        )
+        width, head_dim = config.hidden_size, config.head_dim
+        query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
         shared: dict[str, Any] = {"config": config, "dtype": dtype, "lora": lora, "rngs": rngs}
-        shared["use_bias"] = config.attention_bias
-        self.q = Linear("attention.q", (width, query), **shared)
-        self.k = Linear("attention.k", (width, key), **shared)
-        self.v = Linear("attention.v", (width, key), **shared)
-        self.o = Linear("attention.o", (query, width), **shared)
+        linear = functools.partial(Linear, use_bias=config.attention_bias, **shared)
+        self.q = linear("attention.q", (width, query))
+        self.k = linear("attention.k", (width, key))
+        self.v = linear("attention.v", (width, key))
+        self.o = linear("attention.o", (query, width))
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.config.head_dim)  # noqa: E731
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
-        q = _pin(self, rotate(q, angles), "batch", None, "heads", None)
-        k = _pin(self, rotate(k, angles), "batch", None, "kv_heads", None)
-        v = _pin(self, v, "batch", None, "kv_heads", None)
+        q = constrain(rotate(q, angles), self.mesh, "batch", None, "heads", None)
+        k = constrain(rotate(k, angles), self.mesh, "batch", None, "kv_heads", None)
+        v = constrain(v, self.mesh, "batch", None, "kv_heads", None)
         out, extra = attend(q, k, v)
         return self.o(out.reshape(*x.shape[:-1], -1)), extra
 
@@ -141,7 +138,7 @@ class MLP(nnx.Module):
     """The gated layer down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
-        self.config, self.mesh = config, mesh
+        self.mesh = mesh
         width, inner = config.hidden_size, config.intermediate_size
         shared: dict[str, Any] = {"config": config, "dtype": dtype, "lora": lora, "rngs": rngs}
         shared["use_bias"] = config.mlp_bias
@@ -153,14 +150,14 @@ class MLP(nnx.Module):
         self.down = Linear("mlp.down", (inner, width), **shared)
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
-        return self.down(_pin(self, jax.nn.silu(self.gate(x)) * self.up(x), "batch", None, "mlp"))
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), self.mesh, "batch", None, "mlp"))
 
 
 class Block(nnx.Module):
     """One pre-norm layer."""
 
     def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
-        self.config, self.mesh = config, mesh
+        self.mesh = mesh
         self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
         self.attention = Attention(config, dtype, mesh, lora, rngs=rngs)
         self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
@@ -168,8 +165,8 @@ class Block(nnx.Module):
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
         attended, extra = self.attention(self.attention_norm(x), angles, attend)
-        x = _pin(self, x + attended, "batch", None, None)
-        return _pin(self, x + self.mlp(self.mlp_norm(x)), "batch", None, None), extra
+        x = constrain(x + attended, self.mesh, "batch", None, None)
+        return constrain(x + self.mlp(self.mlp_norm(x)), self.mesh, "batch", None, None), extra
 
 
 class Decoder(nnx.Module):
@@ -185,16 +182,13 @@ class Decoder(nnx.Module):
         stack = nnx.vmap(lambda keys: Block(config, dtype, mesh, lora, rngs=keys))
         self.layers = stack(rngs.split(config.num_hidden_layers))
         self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        output = functools.partial(nnx.Linear, config.hidden_size, use_bias=False, dtype=dtype, rngs=rngs)
         if config.num_scores:
             # As in the summarisation reward models (Stiennon et al. 2020, arXiv:2009.01325): std 1/√(width + 1).
             score_init = nnx.initializers.normal((config.hidden_size + 1) ** -0.5)
-            self.score = nnx.Linear(
-                config.hidden_size, config.num_scores, use_bias=False, dtype=dtype, kernel_init=score_init, rngs=rngs
-            )
+            self.score = output(config.num_scores, kernel_init=score_init)
         elif not config.tie_word_embeddings:
-            self.head = nnx.Linear(
-                config.hidden_size, config.vocab_size, use_bias=False, dtype=dtype, kernel_init=init, rngs=rngs
-            )
+            self.head = output(config.vocab_size, kernel_init=init)
 
     def __call__(
         self,
@@ -212,8 +206,8 @@ class Decoder(nnx.Module):
         ``per_layer`` and the extra values are tuples with one tree per layer.
         """
         # The table is gathered along fsdp while in use. Otherwise the lookup would split the states along their width.
-        table = _pin(self, self.embed.embedding[...].astype(self.dtype), "vocab", None)
-        x = _pin(self, jnp.take(table, tokens, axis=0, mode="clip"), "batch", None, None)
+        table = constrain(self.embed.embedding[...].astype(self.dtype), self.mesh, "vocab", None)
+        x = constrain(jnp.take(table, tokens, axis=0, mode="clip"), self.mesh, "batch", None, None)
         angles = rotary_angles(self.config, position, self.dtype)
         graphdef, stacked = nnx.split(self.layers)
 
@@ -231,7 +225,3 @@ class Decoder(nnx.Module):
             x, extra = layer(x, slices)
             extras.append(extra)
         return self.norm(x), tuple(extras)
-
-
-def _pin(module: Any, x: Array, *logical: str | None) -> Array:
-    return constrain(x, module.mesh, *logical)

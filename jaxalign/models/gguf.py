@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
-from jaxalign.models.config import ModelConfig, from_hf_config
+from jaxalign.models.config import ModelConfig, RopeScaling, from_hf_config
+from jaxalign.models.decoder import inverse_frequencies
 
 # llama.cpp's names → Hugging Face's.
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -107,11 +109,12 @@ def _halves(values: np.ndarray, heads: int) -> np.ndarray:
 def _config(
     path: Path, fields: dict[str, Any], shapes: dict[str, tuple[int, ...]], rope_factors: np.ndarray | None
 ) -> ModelConfig:
+    """Returns the architecture that a file's metadata and tensors describe."""
     model_type = fields.get("general.architecture")
     get = lambda name: fields.get(f"{model_type}.{name}")  # noqa: E731
     token = lambda name: fields.get(f"tokenizer.ggml.{name}_token_id")  # noqa: E731
     ends = dict.fromkeys(i for i in (token("eos"), token("eot")) if i is not None)
-    return from_hf_config(
+    config = from_hf_config(
         {
             "model_type": model_type,
             "vocab_size": shapes.get("model.embed_tokens.weight", (None,))[0],
@@ -123,7 +126,7 @@ def _config(
             "head_dim": get("attention.key_length") or get("rope.dimension_count"),
             "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
             "rope_theta": get("rope.freq_base"),
-            "rope_scaling": _rope_scaling(path, get, rope_factors),
+            "rope_scaling": _rope_scaling(get, rope_factors),
             "tie_word_embeddings": "lm_head.weight" not in shapes,
             "max_position_embeddings": get("context_length"),
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in shapes,
@@ -135,25 +138,22 @@ def _config(
         },
         where=str(path),
     )
+    if rope_factors is not None:
+        factors = inverse_frequencies(dataclasses.replace(config, rope_scaling=None)) / inverse_frequencies(config)
+        if factors.shape != rope_factors.shape or not np.allclose(factors, rope_factors, rtol=1e-4):
+            raise UserError(
+                f"{path}: tensor {_ROPE_FACTORS} is not Llama 3's rotary scaling. Others are not supported."
+            )
+    return config
 
 
-def _rope_scaling(path: Path, get: Any, factors: np.ndarray | None) -> dict[str, Any] | None:
+def _rope_scaling(get: Any, factors: np.ndarray | None) -> dict[str, Any] | None:
     """Returns the rotary scaling in the form of ``config.json``.
 
     llama.cpp stores Llama 3.1's scaling not as its four numbers but as a factor for each frequency. The largest is
-    ``factor``. The other three numbers are assumed to be Llama 3's own, and checked against the factors.
-
-    Raises:
-        UserError: if the factors differ from Llama 3's.
+    ``factor``. The other three numbers are assumed to be Llama 3's own; the caller checks them against the factors.
     """
     if factors is None:
         kind = get("rope.scaling.type")
         return None if kind in (None, "none") else {"rope_type": kind, "factor": get("rope.scaling.factor")}
-    scaling: dict[str, Any] = {"factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    scaling |= {"rope_type": "llama3", "original_max_position_embeddings": 8192}
-    dimension = 2 * factors.size
-    frequencies = get("rope.freq_base") ** -(np.arange(0, dimension, 2) / dimension)
-    blend = np.clip((8192 * frequencies / (2 * np.pi) - 1) / (4 - 1), 0, 1)
-    if not np.allclose(1 / ((1 - blend) / scaling["factor"] + blend), factors, rtol=1e-4):
-        raise UserError(f"{path}: tensor {_ROPE_FACTORS} is not Llama 3's rotary scaling. Others are not supported.")
-    return scaling
+    return dataclasses.asdict(RopeScaling("llama3", float(factors.max())))

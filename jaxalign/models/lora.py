@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array
 
 from jaxalign.errors import UserError
@@ -152,11 +153,9 @@ def save(directory: str | Path, model: Model, adapters: Params, base_path: str =
     tensors = {}
     if model.config.num_scores:
         tensors[HEADS] = np.ascontiguousarray(np.asarray(adapters["score"]["kernel"]).T)
+    matrices = flatten_dict(adapters)
     for (path, layer), name in _tensor_names(model).items():
-        value = adapters
-        for part in path:
-            value = value[part]
-        tensors[name] = np.ascontiguousarray(np.asarray(value[layer]).T)  # PyTorch stores [out, in]
+        tensors[name] = np.ascontiguousarray(np.asarray(matrices[path][layer]).T)  # PyTorch stores [out, in]
     write_whole(directory / WEIGHTS, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     write_whole(directory / CONFIG, json.dumps(fields, indent=2) + "\n")
 
@@ -202,14 +201,14 @@ def load(directory: str | Path, model: Model) -> tuple[Model, Params]:
     def read(path: Any, shape: jax.ShapeDtypeStruct, place: Any) -> jax.Array:
         keys = tuple(entry.key for entry in path)
         if keys[0] == "score":
-            kernel = tensors[HEADS].T.astype(np.float32)
-            return jax.make_array_from_callback(kernel.shape, place, lambda index: kernel[index])
-        stack = np.stack([tensors[names[keys, layer]].T for layer in range(shape.shape[0])]).astype(np.float32)
-        if stack.shape != shape.shape:
+            value = tensors[HEADS].T
+        else:
+            value = np.stack([tensors[names[keys, layer]].T for layer in range(shape.shape[0])])
+        if value.shape != shape.shape:
             raise UserError(
-                f"{directory / WEIGHTS}: {'.'.join(keys)} has shape {stack.shape}, the model's {shape.shape}."
+                f"{directory / WEIGHTS}: {'.'.join(keys)} has shape {value.shape}, the model's {shape.shape}."
             )
-        return jax.make_array_from_callback(stack.shape, place, lambda index: stack[index])
+        return jax.make_array_from_callback(value.shape, place, lambda index: value[index].astype(np.float32))
 
     return model, jax.tree_util.tree_map_with_path(read, shapes, places)
 

@@ -56,6 +56,11 @@ class Model:
         if self.remat not in ("none", *REMAT_POLICIES):
             raise UserError(f"remat is {self.remat!r}. Give one of none, {', '.join(REMAT_POLICIES)}.")
 
+    @property
+    def wide_dtype(self) -> Any:
+        """Type of logits, log-probs and scores: float32 or wider."""
+        return jnp.promote_types(self.dtype, jnp.float32)
+
     def init(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Returns new parameters (normal, std ``config.initializer_range``), sharded over the mesh."""
         return jax.jit(lambda key: self.init_in_jit(key, dtype), out_shardings=self.param_shardings())(key)
@@ -89,11 +94,17 @@ class Model:
     def encode(self, params: Params, rows: Rows) -> Float[Array, "R T D"]:
         """Returns the final-normed states of packed prompt trees (``rows`` without a microbatch axis)."""
         seen = visible(rows.branch, rows.position, rows.example, self.config.sliding_window)
+        return self._states(params, rows.tokens, rows.position, seen)
+
+    def _states(
+        self, params: Params, tokens: Int[Array, "R T"], position: Int[Array, "R T"], seen: Bool[Array, "R T T"]
+    ) -> Float[Array, "R T D"]:
+        """Returns the final-normed states of tokens that attend to each other as ``seen`` says."""
 
         def attend(_: None, q: Array, k: Array, v: Array) -> tuple[Array, None]:
             return attention(q, k, v, seen), None
 
-        return self.apply(params, rows.tokens, rows.position, attend)[0]
+        return self.apply(params, tokens, position, attend)[0]
 
     def predictors(self, params: Params, rows: Rows) -> Float[Array, "R S D"]:
         """Returns the state that predicts each target slot's token, for ``token_statistics`` and ``values``."""
@@ -117,42 +128,31 @@ class Model:
         ``params["score"]["kernel"]`` [D, 1] is the head. It belongs to a model with one score, or is a separate head on
         another model's states.
         """
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        kernel = params["score"]["kernel"].astype(self.dtype)
-        return jnp.matmul(states, kernel, preferred_element_type=wide)[..., 0]
+        return self._score(params, states)[..., 0]
 
     def scores(self, params: Params, rows: Rows) -> Float[Array, "R E K M"]:
         """Returns a reward model's M scores of each completion, in float32 or wider; 0 in unused slots.
 
         They are computed from the state of the completion's last token.
         """
-        hidden = self.encode(params, rows)
-        states = gather_columns(hidden, rows.last.reshape(rows.last.shape[0], -1))
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        kernel = params["score"]["kernel"].astype(self.dtype)
-        scores = jnp.matmul(states, kernel, preferred_element_type=wide).reshape(*rows.last.shape, -1)
+        states = gather_columns(self.encode(params, rows), rows.last.reshape(rows.last.shape[0], -1))
+        scores = self._score(params, states).reshape(*rows.last.shape, -1)
         return jnp.where(rows.example_mask[..., None, None], scores, 0)
+
+    def _score(self, params: Params, states: Float[Array, "*B D"]) -> Float[Array, "*B M"]:
+        """Applies the scalar heads to states."""
+        kernel = params["score"]["kernel"].astype(self.dtype)
+        return jnp.matmul(states, kernel, preferred_element_type=self.wide_dtype)
 
     def logits(
         self, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T V"]:
         """Returns the next-token logits of plain rows; ``mask`` is False on padding, which may be on either side."""
         mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask, bool)
-        empty = jnp.zeros((tokens.shape[0], 0), jnp.int32)
-        rows = Rows(
-            tokens=tokens,
-            branch=jnp.zeros_like(tokens),
-            position=jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0),
-            example=jnp.where(mask, 0, -1),
-            source=empty,
-            target=empty,
-            owner=empty,
-            mask=empty.astype(bool),
-            last=empty,
-            example_mask=empty.astype(bool),
-        )
-        wide = jnp.promote_types(self.dtype, jnp.float32)
-        return jnp.matmul(self.encode(params, rows), self.head(params), preferred_element_type=wide)
+        position = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
+        seen = visible(jnp.zeros_like(tokens), position, jnp.where(mask, 0, -1), self.config.sliding_window)
+        states = self._states(params, tokens, position, seen)
+        return jnp.matmul(states, self.head(params), preferred_element_type=self.wide_dtype)
 
     def apply(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Params = Any  # a nested dict of jax.Arrays
 
@@ -23,12 +24,10 @@ def union(first: Params, second: Params) -> Params:
     """
     if first is None or second is None:
         return second if first is None else first
-    joined = dict(first)
-    for name, value in second.items():
-        if name in joined and not (isinstance(value, Mapping) and isinstance(joined[name], Mapping)):
-            raise ValueError(f"Parameter {name!r} is in both trees.")
-        joined[name] = union(joined[name], value) if name in joined else value
-    return joined
+    leaves, others = flatten_dict(first), flatten_dict(second)
+    if both := leaves.keys() & others.keys():
+        raise ValueError(f"Parameter {'.'.join(min(both))!r} is in both trees.")
+    return unflatten_dict(leaves | others)
 
 
 def average_params(a: Params, b: Params, weight: float | jax.Array, dtype: Any = None) -> Params:
@@ -97,21 +96,10 @@ def partition(params: Params, is_selected: Callable[[tuple[str, ...]], bool]) ->
     >>> partition({"q": {"kernel": 1, "lora_a": 2}, "norm": 3}, lambda path: path[-1] == "lora_a")
     ({'q': {'lora_a': 2}}, {'q': {'kernel': 1}, 'norm': 3})
     """
-
-    def split(tree: Params, path: tuple[str, ...]) -> tuple[Params, Params]:
-        halves: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-        for name, value in tree.items():
-            here = (*path, name)
-            if isinstance(value, Mapping):
-                parts = split(value, here)
-            else:
-                parts = (value, {}) if is_selected(here) else ({}, value)
-            for half, part in zip(halves, parts, strict=True):
-                if not (isinstance(part, Mapping) and not part):
-                    half[name] = part
-        return halves
-
-    return split(params, ())
+    halves: tuple[dict[tuple[str, ...], Any], ...] = {}, {}
+    for path, leaf in flatten_dict(params).items():
+        halves[0 if is_selected(path) else 1][path] = leaf
+    return unflatten_dict(halves[0]), unflatten_dict(halves[1])
 
 
 def fingerprint(params: Params) -> str:

@@ -29,22 +29,17 @@ RULES: dict[str | None, str | tuple[str, ...] | None] = {
     None: None,
 }
 
-# Logical axes of each parameter, by the last two names of its path; stacked layers add a leading axis of None.
-_AXES: dict[tuple[str, str], tuple[str | None, ...]] = {
-    ("embed", "embedding"): ("vocab", "embed"),
-    ("head", "kernel"): ("embed", "vocab"),
-    ("q", "kernel"): ("embed", "heads"),
-    ("k", "kernel"): ("embed", "kv_heads"),
-    ("v", "kernel"): ("embed", "kv_heads"),
-    ("o", "kernel"): ("heads", "embed"),
-    ("gate", "kernel"): ("embed", "mlp"),
-    ("up", "kernel"): ("embed", "mlp"),
-    ("down", "kernel"): ("mlp", "embed"),
-    ("q", "bias"): ("heads",),
-    ("k", "bias"): ("kv_heads",),
-    ("v", "bias"): ("kv_heads",),
-    ("gate", "bias"): ("mlp",),
-    ("up", "bias"): ("mlp",),
+# Logical axes of each matrix, by the name of its module. Other parameters (norms, scalar heads) are replicated.
+_AXES: dict[str, tuple[str | None, str | None]] = {
+    "embed": ("vocab", "embed"),
+    "head": ("embed", "vocab"),
+    "q": ("embed", "heads"),
+    "k": ("embed", "kv_heads"),
+    "v": ("embed", "kv_heads"),
+    "o": ("heads", "embed"),
+    "gate": ("embed", "mlp"),
+    "up": ("embed", "mlp"),
+    "down": ("mlp", "embed"),
 }
 
 
@@ -69,33 +64,20 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices: Any = None
     return Mesh(np.asarray(devices[:size]).reshape(shape), MESH_AXES)
 
 
-def _divides(config: ModelConfig, mesh: Mesh, logical: str) -> bool:
-    """Returns whether the mesh axis of a logical axis divides it; a head is never split."""
+def replicated_axes(config: ModelConfig, mesh: Mesh) -> dict[str, str]:
+    """Returns the logical axes that are replicated because the mesh does not divide them, each with the reason."""
     sizes = {
         "embed": config.hidden_size,
-        "heads": config.num_attention_heads,
+        "heads": config.num_attention_heads,  # a head is never split
         "kv_heads": config.num_key_value_heads,
         "mlp": config.intermediate_size,
         "vocab": config.vocab_size,
     }
-    return sizes[logical] % mesh.shape[RULES[logical]] == 0
-
-
-def replicated_axes(config: ModelConfig, mesh: Mesh) -> dict[str, str]:
-    """Returns the logical axes that are replicated because the mesh does not divide them, each with the reason."""
-    reasons = {}
-    for logical in ("embed", "heads", "kv_heads", "mlp", "vocab"):
-        if not _divides(config, mesh, logical):
-            axis = RULES[logical]
-            reasons[logical] = f"{logical} is replicated: mesh axis {axis}={mesh.shape[axis]} does not divide it"
-    return reasons
-
-
-def spec(config: ModelConfig, mesh: Mesh, *logical: str | None) -> PartitionSpec:
-    """Returns the PartitionSpec of a parameter with the given logical axes."""
-    return PartitionSpec(
-        *(RULES[name] if name is not None and _divides(config, mesh, name) else None for name in logical)
-    )
+    return {
+        logical: f"{logical} is replicated: mesh axis {RULES[logical]}={mesh.shape[RULES[logical]]} does not divide it"
+        for logical, size in sizes.items()
+        if size % mesh.shape[RULES[logical]]
+    }
 
 
 def constrain(x: jax.Array, mesh: Mesh, *logical: str | None) -> jax.Array:
@@ -108,15 +90,18 @@ def constrain(x: jax.Array, mesh: Mesh, *logical: str | None) -> jax.Array:
 
 def param_shardings(config: ModelConfig, mesh: Mesh, shapes: Any) -> Any:
     """Returns the NamedSharding of every parameter in a tree of shapes."""
+    indivisible = replicated_axes(config, mesh)
 
     def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        names = tuple(entry.key for entry in path)
-        axes = _AXES.get(names[-2:], (None,) * leaf.ndim)
-        if names[-1] in ("lora_a", "lora_b"):  # the two factors of a kernel [in, out]: [in, r] and [r, out]
-            into, out = _AXES[names[-2], "kernel"]
-            axes = (into, None) if names[-1] == "lora_a" else (None, out)
-        axes = (None,) * (leaf.ndim - len(axes)) + axes
-        return NamedSharding(mesh, spec(config, mesh, *axes))
+        module, kind = path[-2].key, path[-1].key
+        first, second = _AXES.get(module, (None, None))
+        # An adapter's factors are [in, r] and [r, out]. Biases are added to states, whose width is not split.
+        bias = None if second == "embed" else second
+        axes = {"bias": (bias,), "scale": (None,), "lora_a": (first, None), "lora_b": (None, second)}
+        logical = axes.get(kind, (first, second))
+        stack = (None,) * (leaf.ndim - len(logical))  # the leading axis of stacked layers
+        mesh_axes = (None if name in indivisible else RULES[name] for name in (*stack, *logical))
+        return NamedSharding(mesh, PartitionSpec(*mesh_axes))
 
     return jax.tree_util.tree_map_with_path(sharding, shapes)
 

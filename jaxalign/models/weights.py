@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,16 +81,12 @@ def load_model(
     Raises:
         UserError: for files that are missing, broken, of an unsupported model, or that do not fit their configuration.
     """
-    checkpoint = open_checkpoint(resolve(path_or_hub_id))
+    path = resolve(path_or_hub_id)
+    checkpoint: Checkpoint = SafetensorsCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
     model = Model(checkpoint.config, mesh, dtype, remat)  # type: ignore[arg-type]
     leaves = param_leaves(model)
     _check_tensors(checkpoint, leaves)
     return model, jax.tree.map(functools.partial(_read_leaf, checkpoint), leaves, model.param_shardings())
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Opens a directory or a .gguf file without reading its tensors."""
-    return SafetensorsCheckpoint(path) if path.is_dir() else GGUFCheckpoint(path)
 
 
 def read_config(path: Path) -> ModelConfig:
@@ -232,25 +228,32 @@ def save_model(directory: str | Path, model: Model, params: Params, tokenizer: A
 
 
 def _write(staging: Path, model: Model, params: Params, tokenizer: Any) -> None:
+    """Writes all files of a model into an existing directory."""
     dtype = jax.tree.leaves(params)[0].dtype
-    config = model.config
-    _write_json(staging / "config.json", to_hf_config(config) | {"dtype": str(dtype)})
-    eos = list(config.eos_token_ids) if len(config.eos_token_ids) > 1 else next(iter(config.eos_token_ids), None)
-    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": eos, "pad_token_id": config.pad_token_id}
-    _write_json(staging / "generation_config.json", {name: value for name, value in ids.items() if value is not None})
+    fields = to_hf_config(model.config) | {"dtype": str(dtype)}
+    _write_json(staging / "config.json", fields)
+    ids = {name: fields[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if fields[name] is not None}
+    _write_json(staging / "generation_config.json", ids)
     if tokenizer is not None:
         tokenizer.save_pretrained(staging)
-    shards = list(_shards(model, params, SHARD_BYTES))
-    weight_map: dict[str, str] = {}
-    for number, names in enumerate(shards, 1):
-        file = _WEIGHTS if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: _tensor(*place) for name, place in names.items()}
+    # Each tensor as (parameter, its leaf, layer), so that only those of one file are copied to the host at a time.
+    places = {
+        name: (value, leaf, layer)
+        for leaf, value in zip(jax.tree.leaves(param_leaves(model)), jax.tree.leaves(params), strict=True)
+        for layer, name in enumerate(leaf.names)
+    }
+    split = huggingface_hub.split_state_dict_into_shards_factory(
+        places,
+        get_storage_size=lambda place: place[0].nbytes // len(place[1].names),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        tensors = {name: _tensor(*places[name]) for name in names}
         safetensors.numpy.save_file(tensors, staging / file, metadata={"format": "pt"})
         shutil.copymode(staging / "config.json", staging / file)  # safetensors makes it readable only by its owner
-        weight_map |= dict.fromkeys(names, file)
-    if len(shards) > 1:
-        total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-        _write_json(staging / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    if split.is_sharded:
+        _write_json(staging / _INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
 
 
 def own_padding(config: ModelConfig, tokenizer: Any) -> tuple[ModelConfig, Any]:
@@ -276,21 +279,6 @@ def own_padding(config: ModelConfig, tokenizer: Any) -> tuple[ModelConfig, Any]:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = tokenizer.convert_ids_to_tokens(free[0])
     return dataclasses.replace(config, pad_token_id=free[0]), tokenizer
-
-
-def _shards(model: Model, params: Params, limit: int) -> Iterator[dict[str, tuple[jax.Array, Leaf, int]]]:
-    """Yields the tensors of each file: name → (parameter, its leaf, layer)."""
-    shard: dict[str, tuple[jax.Array, Leaf, int]] = {}
-    size = 0
-    for leaf, value in zip(jax.tree.leaves(param_leaves(model)), jax.tree.leaves(params), strict=True):
-        nbytes = value.nbytes // len(leaf.names)
-        for layer, name in enumerate(leaf.names):
-            if shard and size + nbytes > limit:
-                yield shard
-                shard, size = {}, 0
-            shard[name] = (value, leaf, layer)
-            size += nbytes
-    yield shard
 
 
 _layer = jax.jit(lambda stack, layer: stack[layer])

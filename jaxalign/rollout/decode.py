@@ -1,6 +1,6 @@
-"""The jitted programs of generation: prefill the prompts once, decode a segment of tokens, keep the rows still running.
+"""The jitted programs of generation: prefill the prompts, decode a segment of tokens, select the unfinished rows.
 
-All are blind to which other rows they compute: a completion depends on its prompt and its keys alone.
+Rows are computed independently: a completion depends only on its prompt and its keys.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from jaxalign.models.model import Model
 from jaxalign.models.sharding import replicated
 from jaxalign.rollout.sample import Sampling, sample
 
-SEGMENT = 32  # tokens a program decodes at most before the host looks at them
+# Maximum number of tokens that a program decodes before the host reads them.
+SEGMENT = 32
 _static = ("model", "sampling", "ends")
 
 
 class Cache(NamedTuple):
-    """Keys and values of some rows, laid out so that neither product of a decode step transposes them.
+    """Keys and values of rows, in the layouts that the two products of a decode step need without a transposition.
 
-    The arrays of all layers are stacked in front (``*L``), or there is a tuple of one ``Cache`` a layer, where
-    ``Model.for_decoding`` took the layers apart.
+    Either the layers are stacked on a leading axis (``*L``), or there is a tuple with one ``Cache`` per layer. The
+    latter goes with parameters that ``Model.for_decoding`` unstacked.
     """
 
     keys: Float[Array, "*L N G h C"]
@@ -37,16 +38,16 @@ Caches = Cache | tuple[Cache, ...]
 
 
 class State(NamedTuple):
-    """Where N = B·K completions of B prompts stand, those of a prompt next to each other.
+    """State of N = B·K completions of B prompts. The completions of a prompt are adjacent.
 
     Attributes:
-        token: the last token drawn.
-        alive: whether the completion goes on.
+        token: the last sampled token.
+        alive: whether the completion is unfinished.
         keys: random key of each completion.
         start: position of its first token.
-        t: tokens drawn so far.
+        t: number of tokens sampled so far.
         own: cache of the completions, without the last token.
-        prompt: cache of the prompts, which their completions share.
+        prompt: cache of the prompts, shared by their completions.
         prompt_mask: True on prompt tokens.
     """
 
@@ -60,7 +61,7 @@ class State(NamedTuple):
     prompt_mask: Bool[Array, "B P"]
 
 
-@functools.partial(jax.jit, static_argnames=(*_static, "count", "slots", "apart"))
+@functools.partial(jax.jit, static_argnames=(*_static, "count", "slots", "unstacked"))
 def prefill(
     model: Model,
     params: Any,
@@ -73,9 +74,13 @@ def prefill(
     ends: tuple[int, ...],
     count: int,
     slots: int,
-    apart: bool,
+    unstacked: bool,
 ) -> tuple[State, Float[Array, " N"]]:
-    """Run the prompts, draw the first token of ``count`` completions of each: the state, and the tokens' log-probs."""
+    """Runs the prompts and samples the first token of ``count`` completions of each.
+
+    Returns:
+        (the state, the tokens' log-probs).
+    """
     batch, width = prompts.shape
     position = jnp.maximum(jnp.cumsum(prompt_mask, axis=-1) - 1, 0)
     causal = jnp.tril(jnp.ones((width, width), bool))
@@ -96,9 +101,9 @@ def prefill(
     empty = functools.partial(jnp.zeros, dtype=cache.keys.dtype)
     rows = batch * count
     own = Cache(empty((layers, rows, groups, size, slots)), empty((layers, rows, groups, slots, size)))
-    split = lambda c: tuple(Cache(c.keys[i], c.values[i]) for i in range(layers)) if apart else c  # noqa: E731
+    split = lambda c: tuple(Cache(c.keys[i], c.values[i]) for i in range(layers)) if unstacked else c  # noqa: E731
     start = jnp.repeat(jnp.sum(prompt_mask, axis=-1), count)
-    alive = _everywhere(model, ~_ended(token, ends))
+    alive = _replicate(model, ~_ended(token, ends))
     return State(token, alive, keys, start, jnp.int32(1), split(own), split(cache), prompt_mask), logps
 
 
@@ -106,10 +111,14 @@ def prefill(
 def decode(
     model: Model, params: Any, state: State, steps: Int[Array, ""], *, sampling: Sampling, ends: tuple[int, ...]
 ) -> tuple[State, tuple[Int[Array, "N s"], Bool[Array, "N s"], Float[Array, "N s"]]]:
-    """Up to ``steps`` more tokens of every completion that runs, fewer if all end: tokens, mask and log-probs."""
+    """Samples up to ``steps`` more tokens of every unfinished completion; it stops early if all have ended.
+
+    Returns:
+        (the state, (tokens, mask, log-probs)).
+    """
     fold = jax.vmap(jax.random.fold_in, (0, None))
     shape = (state.token.shape[0], SEGMENT)
-    out = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, wide(model)))
+    out = (jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape, model.wide_dtype))
 
     def step(carry: tuple[Array, Any, Any]) -> tuple[Array, Any, Any]:
         i, (token, alive, t, own), out = carry
@@ -126,13 +135,13 @@ def decode(
 
     moving = (state.token, state.alive, state.t, state.own)
     _, (token, alive, t, own), out = jax.lax.while_loop(running, step, (jnp.int32(0), moving, out))
-    alive, out = _everywhere(model, (alive, out))
+    alive, out = _replicate(model, (alive, out))
     return state._replace(token=token, alive=alive, t=t, own=own), out
 
 
 @jax.jit
-def keep(state: State, prompts: Int[Array, " b"], rows: Int[Array, " n"]) -> State:
-    """The state of these prompts and of these completions of theirs only, in this order."""
+def select(state: State, prompts: Int[Array, " b"], rows: Int[Array, " n"]) -> State:
+    """Returns the state of the given prompts and of the given completions of theirs, in the given order."""
 
     def take(caches: Caches, numbers: Array) -> Caches:
         return jax.tree.map(lambda leaf: jnp.take(leaf, numbers, axis=leaf.ndim - 4), caches)
@@ -143,13 +152,13 @@ def keep(state: State, prompts: Int[Array, " b"], rows: Int[Array, " n"]) -> Sta
 
 
 def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N D"], Caches]:
-    """The hidden state at each completion's last token, and the completions' cache with that token in it.
+    """Computes the state at each completion's last token, and the completions' cache including that token.
 
-    A query sees its prompt (in the cache that K completions share) and its completion's tokens so far, itself too.
+    A query attends to its prompt (whose cache the K completions share) and to its completion's tokens, itself included.
     """
     batch, width = state.prompt_mask.shape
     rows = state.token.shape[0]
-    t = state.t - 1  # where the token stands in its completion
+    t = state.t - 1  # place of the token in its completion
     position = state.start + t
     prompt_position = jnp.maximum(jnp.cumsum(state.prompt_mask, axis=-1) - 1, 0)
     near = within_window(model, position.reshape(batch, -1, 1), prompt_position[:, None, :])
@@ -163,34 +172,34 @@ def _one_token(model: Model, params: Any, state: State) -> tuple[Float[Array, "N
         update = jax.lax.dynamic_update_slice_in_dim
         return Cache(update(cache.keys, new.keys, t, axis=-1), update(cache.values, new.values, t, axis=-2))
 
-    def together(x: Float[Array, "N G q c"]) -> Float[Array, "B G Kq c"]:
-        """The queries of a prompt's completions side by side: one product with its cache."""
+    def join_siblings(x: Float[Array, "N G q c"]) -> Float[Array, "B G Kq c"]:
+        """Joins the queries of a prompt's completions, for one product with the prompt's cache."""
         return x.reshape(batch, count, *x.shape[1:]).swapaxes(1, 2).reshape(batch, x.shape[1], -1, x.shape[-1])
 
-    def apart(x: Float[Array, "B G Kq c"]) -> Float[Array, "N G q c"]:
+    def split_siblings(x: Float[Array, "B G Kq c"]) -> Float[Array, "N G q c"]:
         split = x.reshape(batch, x.shape[1], count, -1, x.shape[-1])
         return split.swapaxes(1, 2).reshape(rows, x.shape[1], -1, x.shape[-1])
 
     def attend(caches: tuple[Cache, Cache], q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
         prompt, old = caches
         new = _cached(k, v)
-        own = write(old, new)  # before it is read: what is written after may be copied whole first
+        own = write(old, new)  # before it is read: XLA may copy the whole cache for a later write
         groups, head = k.shape[-2:]
-        # Plain products: XLA's CPU compiler runs what einsum makes of the same several times slower.
+        # Plain products: XLA's CPU compiler runs the equivalent einsum several times slower.
         product = functools.partial(jnp.matmul, preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
         q = (q * head**-0.5).reshape(rows, groups, -1, head)  # [N, G, H/G, h]
-        to_prompt = jnp.where(sees_prompt, apart(product(together(q), prompt.keys)), -jnp.inf)
+        to_prompt = jnp.where(sees_prompt, split_siblings(product(join_siblings(q), prompt.keys)), -jnp.inf)
         to_own = jnp.where(sees_own, product(q, own.keys), -jnp.inf)
         top = jnp.maximum(jnp.max(to_prompt, axis=-1), jnp.max(to_own, axis=-1))[..., None]
         on_prompt, on_own = jnp.exp(to_prompt - top), jnp.exp(to_own - top)
         total = jnp.sum(on_prompt, axis=-1) + jnp.sum(on_own, axis=-1)
-        out = apart(product(together(on_prompt.astype(v.dtype)), prompt.values))
+        out = split_siblings(product(join_siblings(on_prompt.astype(v.dtype)), prompt.values))
         out = (out + product(on_own.astype(v.dtype), own.values)) / total[..., None]
         return out.reshape(rows, 1, -1, head).astype(v.dtype), new if stacked else own
 
     caches = (state.prompt, state.own) if stacked else tuple(zip(state.prompt, state.own, strict=True))
-    hidden, kept = model.apply(params, state.token[:, None], position[:, None], attend, caches)
-    return hidden[:, 0], write(state.own, kept) if isinstance(state.own, Cache) else kept
+    hidden, new = model.apply(params, state.token[:, None], position[:, None], attend, caches)
+    return hidden[:, 0], write(state.own, new) if isinstance(state.own, Cache) else new
 
 
 def _cached(k: Float[Array, "N C G h"], v: Float[Array, "N C G h"]) -> Cache:
@@ -198,16 +207,11 @@ def _cached(k: Float[Array, "N C G h"], v: Float[Array, "N C G h"]) -> Cache:
 
 
 def _logits(model: Model, params: Any, hidden: Float[Array, "N D"]) -> Float[Array, "N V"]:
-    return jnp.matmul(hidden, model.head(params), preferred_element_type=wide(model))
-
-
-def wide(model: Model) -> Any:
-    """The type of logits and log-probs: float32 or wider."""
-    return jnp.promote_types(model.dtype, jnp.float32)
+    return jnp.matmul(hidden, model.head(params), preferred_element_type=model.wide_dtype)
 
 
 def within_window(model: Model, query: Array, key: Array) -> Array:
-    """Whether a key's position lies in the query's sliding window."""
+    """Returns whether a key's position is within the query's sliding window."""
     window = model.config.sliding_window
     return jnp.asarray(True) if window is None else query - key < window
 
@@ -216,6 +220,6 @@ def _ended(token: Int[Array, " N"], ends: tuple[int, ...]) -> Bool[Array, " N"]:
     return jnp.any(token[:, None] == jnp.asarray(ends, jnp.int32), axis=-1)
 
 
-def _everywhere(model: Model, tree: Any) -> Any:
-    """Whole on every device: the host reads it, on every host."""
+def _replicate(model: Model, tree: Any) -> Any:
+    """Replicates arrays on every device, because every host reads them."""
     return jax.lax.with_sharding_constraint(tree, replicated(model.mesh))

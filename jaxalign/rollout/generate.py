@@ -1,7 +1,7 @@
-"""Sampling: prefill each prompt once, then decode its completions from the shared cache.
+"""Sampling of completions: each prompt is prefilled once, and its completions are decoded from the shared cache.
 
-The host looks on between segments of tokens: it hands out what is there, ends completions at stop strings and lets
-those that ended go, so that they cost nothing more. None of this changes a token.
+Between segments of tokens the host yields the tokens so far, ends completions at stop strings, and drops ended ones, so
+that they cost no more time. None of this changes a token.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxalign.errors import UserError
 from jaxalign.masking import Arrays
 from jaxalign.models.model import Model
-from jaxalign.rollout.decode import SEGMENT, State, decode, keep, prefill, wide
+from jaxalign.rollout.decode import SEGMENT, State, decode, prefill, select
 from jaxalign.rollout.sample import Sampling
 
-# The length at which a completion's ids end by what they say, or None: see jaxalign.rollout.stops.
+# Returns the length at which a completion's text ends, or None: see ``jaxalign.rollout.stops``.
 Stop = Callable[[Int[np.ndarray, " c"]], int | None]
-MIN_ROWS = 8  # below, a decode step costs its weights' way from memory, however many rows they meet
+# With fewer rows a decode step only waits for the weights to be read from memory, so dropping rows saves no time.
+MIN_ROWS = 8
 
 
 class Rollout(NamedTuple):
-    """Sampled completions, K for each of B prompts, the completions of a prompt next to each other.
+    """Sampled completions, K for each of B prompts. The completions of a prompt are adjacent.
 
     Attributes:
         tokens: sampled ids, 0 after the end.
@@ -40,7 +41,7 @@ class Rollout(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What there is after a segment: NumPy arrays that the next segment goes on filling, and which rows are done."""
+    """The completions after a segment, and which are done. The next segment writes into the same NumPy arrays."""
 
     rollout: Rollout
     done: Bool[np.ndarray, " BK"]
@@ -63,32 +64,32 @@ def generate(
     num_completions: int = 1,
     example_ids: Int[Arrays, " B"] | None = None,
 ) -> Rollout:
-    """Sample ``num_completions`` continuations of each prompt.
+    """Samples ``num_completions`` completions of each prompt.
 
-    Token t of completion k of prompt b is drawn with ``fold_in(fold_in(fold_in(key, example_ids[b]), k), t)``, so a
+    Token t of completion k of prompt b is sampled with ``fold_in(fold_in(fold_in(key, example_ids[b]), k), t)``, so a
     rollout does not depend on which prompts share its batch.
 
     Args:
         model: the policy.
         params: its parameters.
         prompts: prompt ids, padded on either side.
-        prompt_mask: True on prompt tokens; at least one a row.
-        max_new_tokens: C, the longest completion in tokens.
+        prompt_mask: True on prompt tokens, at least one per row.
+        max_new_tokens: C, the maximum number of tokens of a completion.
         key: random key.
         temperature: divides the logits; 0 takes the most likely token.
         top_k: sample among the k most likely tokens only; 0 for all.
         top_p: sample among the most likely tokens that together reach this probability; 1 for all.
         min_p: sample among the tokens at least this fraction as likely as the most likely one; 0 for all.
-        eos_id: the id, or ids, that end a completion; None for no end before C.
-        stop: ends completions by their text, see ``jaxalign.rollout.stop_strings``.
+        eos_id: the id, or ids, that end a completion. With None only C ends it.
+        stop: ends completions by their text; see ``jaxalign.rollout.stop_strings``.
         num_completions: K.
-        example_ids: the number of each prompt in the random keys; its row by default.
+        example_ids: number of each prompt in the random keys; by default its row.
 
     Returns:
-        ``Rollout`` with ``tokens``, ``mask``, ``logps`` [B·K, C]. Stops computing when all completions have ended.
+        ``Rollout`` with ``tokens``, ``mask``, ``logps`` [B·K, C]. Computation stops when all completions have ended.
 
     Raises:
-        UserError: for a setting out of its range, or a prompt without a token.
+        UserError: for a setting out of its range, or a prompt without tokens.
     """
     progress = stream(
         model,
@@ -122,13 +123,24 @@ def stream(
     example_ids: Int[Arrays, " B"] | None = None,
     segment: int = SEGMENT,
 ) -> Iterator[Progress]:
-    """``generate``, seen while it happens: after the first token and after every ``segment`` more.
+    """Yields the completions of ``generate`` as they grow: after the first token and after every ``segment`` more.
 
     Args:
-        segment: tokens between two looks, at most 32; the tokens themselves do not depend on it.
+        model: as in ``generate``.
+        params: as in ``generate``.
+        prompts: as in ``generate``.
+        prompt_mask: as in ``generate``.
+        max_new_tokens: as in ``generate``.
+        key: as in ``generate``.
+        sampling: temperature and filters.
+        eos_id: as in ``generate``.
+        stop: as in ``generate``.
+        num_completions: as in ``generate``.
+        example_ids: as in ``generate``.
+        segment: tokens between two yields, at most 32. The sampled tokens do not depend on it.
 
     Yields:
-        ``Progress``; the last one is what ``generate`` returns.
+        ``Progress``; the last one is the result of ``generate``.
     """
     prompts, prompt_mask = jnp.asarray(prompts), np.asarray(prompt_mask, bool)
     ids = jnp.arange(len(prompts)) if example_ids is None else jnp.asarray(example_ids)
@@ -147,51 +159,63 @@ def stream(
         ids,
         count=num_completions,
         slots=-(-(max_new_tokens - 1) // SEGMENT) * SEGMENT,
-        apart=isinstance(weights["layers"], tuple),
+        unstacked=isinstance(weights["layers"], tuple),
         **settings,
     )
     shape = (len(prompts) * num_completions, max_new_tokens)
-    rollout = Rollout(np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, wide(model)))
+    rollout = Rollout(np.zeros(shape, np.int32), np.zeros(shape, bool), np.zeros(shape, model.wide_dtype))
     rows, alive = np.arange(shape[0]), np.array(state.alive)
     rollout.tokens[:, 0], rollout.mask[:, 0], rollout.logps[:, 0] = state.token, True, first_logps
-    drawn = 1
+    length = 1
     while True:
         if stop is not None:
             state, alive = _end_by_text(rollout, state, rows, alive, stop)
         done = np.ones(shape[0], bool)
-        done[rows[alive]] = drawn == max_new_tokens
+        done[rows[alive]] = length == max_new_tokens
         yield Progress(rollout, done)
         if done.all():
             return
-        state, rows, alive = _let_go(state, rows, alive)
-        steps = min(segment, max_new_tokens - drawn)
+        state, rows, alive = _drop_ended(state, rows, alive)
+        steps = min(segment, max_new_tokens - length)
         state, out = decode(model, weights, state, jnp.int32(steps), **settings)
         for whole, new in zip(rollout, jax.device_get(out), strict=True):
-            whole[rows[alive], drawn : drawn + steps] = new[alive, :steps]
+            whole[rows[alive], length : length + steps] = new[alive, :steps]
         alive = np.array(state.alive)
-        drawn += steps
+        length += steps
+
+
+def pad_left(
+    prompts: Sequence[Sequence[int] | Int[np.ndarray, " P"]], width: int, size: int
+) -> tuple[Int[np.ndarray, "B P"], Bool[np.ndarray, "B P"]]:
+    """Returns prompts as ``size`` rows of ``width`` token ids, and their mask.
+
+    Rows beyond the prompts contain one token, because ``generate`` refuses a row without tokens.
+    """
+    tokens, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
+    mask[len(prompts) :, -1] = True
+    for row, prompt in enumerate(prompts):
+        tokens[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = True
+    return tokens, mask
 
 
 def _check(prompt_mask: Bool[np.ndarray, "B P"], max_new_tokens: int, num_completions: int, segment: int) -> None:
     if max_new_tokens < 1 or num_completions < 1:
         raise UserError(
-            f"max_new_tokens is {max_new_tokens} and num_completions is {num_completions}; both must be 1 or more"
+            f"max_new_tokens is {max_new_tokens} and num_completions is {num_completions}. Both must be 1 or more."
         )
     if not 1 <= segment <= SEGMENT:
-        raise UserError(f"segment is {segment}; it must be from 1 to {SEGMENT}")
-    if not prompt_mask.any(axis=-1).all():
-        raise UserError(
-            f"prompt {int(np.argmin(prompt_mask.any(axis=-1)))} has no token: prompt_mask is False throughout"
-        )
+        raise UserError(f"segment is {segment}. It must be from 1 to {SEGMENT}.")
+    if not (has_tokens := prompt_mask.any(axis=-1)).all():
+        raise UserError(f"Row {int(np.argmin(has_tokens))} of prompt_mask is False everywhere. Give it a token.")
 
 
 def _end_by_text(
     rollout: Rollout, state: State, rows: Int[np.ndarray, " N"], alive: Bool[np.ndarray, " N"], stop: Stop
 ) -> tuple[State, Bool[np.ndarray, " N"]]:
-    """End the completions whose text has completed a stop string, at the token that did, whenever that was."""
+    """Ends the completions whose text contains a stop string, at the token that completed it."""
     alive = alive.copy()
-    for number in range(len(rows)):
-        row = rows[number]
+    for number, row in enumerate(rows):
         length = stop(rollout.tokens[row][rollout.mask[row]])
         if length is not None:
             alive[number] = False
@@ -200,17 +224,18 @@ def _end_by_text(
     return state._replace(alive=jnp.asarray(alive)), alive
 
 
-def _let_go(
+def _drop_ended(
     state: State, rows: Int[np.ndarray, " N"], alive: Bool[np.ndarray, " N"]
 ) -> tuple[State, Int[np.ndarray, " N"], Bool[np.ndarray, " N"]]:
-    """Drop completions that have ended, where that at least halves the rows or the prompts.
+    """Drops completions that have ended, if that halves the rows or the prompts.
 
-    Halving keeps the programs few. Rows that fill up a prompt's share are ended ones.
+    Halving limits the number of compiled programs. Every prompt must have the same number of rows, so some prompts keep
+    ended ones.
 
     Args:
-        state: of the rows computed now, K of each prompt.
+        state: state of the rows that are computed, K of each prompt.
         rows: the number of each in the rollout.
-        alive: which go on.
+        alive: which are unfinished.
     """
     prompts = state.prompt_mask.shape[0]
     grid = alive.reshape(prompts, -1)
@@ -218,14 +243,14 @@ def _let_go(
     height = _bucket(int(grid.any(axis=1).sum()), prompts)
     if len(rows) <= MIN_ROWS or width * height == len(rows):
         return state, rows, alive
-    chosen = np.argsort(~grid.any(axis=1), kind="stable")[:height]  # those that go on first, in their order
+    chosen = np.argsort(~grid.any(axis=1), kind="stable")[:height]  # unfinished ones first, in their order
     columns = np.argsort(~grid[chosen], axis=1, kind="stable")[:, :width]
-    kept = (chosen[:, None] * grid.shape[1] + columns).reshape(-1)
-    return keep(state, jnp.asarray(chosen), jnp.asarray(kept)), rows[kept], alive[kept]
+    remaining = (chosen[:, None] * grid.shape[1] + columns).reshape(-1)
+    return select(state, jnp.asarray(chosen), jnp.asarray(remaining)), rows[remaining], alive[remaining]
 
 
 def _bucket(count: int, size: int) -> int:
-    """The smallest of size, ⌈size/2⌉, ⌈size/4⌉, … that holds ``count``.
+    """Returns the smallest of size, ⌈size/2⌉, ⌈size/4⌉, … that is at least ``count``.
 
     >>> _bucket(3, 8), _bucket(5, 8), _bucket(2, 3)
     (4, 8, 2)

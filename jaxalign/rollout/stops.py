@@ -1,4 +1,4 @@
-"""Stop strings: where a completion ends by what it says."""
+"""Stop strings: texts that end a completion."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from jaxalign.rollout.generate import Stop
 
 
 def stop_strings(tokenizer: Any, strings: Sequence[str]) -> Stop | None:
-    """A function from a completion's ids to the number of them at which it ends, None while it goes on.
+    """Returns a function that finds where a completion ends.
 
-    The end is the first token with which the text contains one of the strings; that token is the completion's last,
-    with what its text holds beyond the string. Special tokens count as text, so that they can be stop strings.
+    The function maps a completion's ids to the number of them up to its end, or to None if it has not ended. The last
+    token is the first one with which the text contains a stop string; its text may extend beyond that string. Special
+    tokens are text here, so they can be stop strings.
 
     Args:
         tokenizer: decodes the ids.
-        strings: the stop strings; without any the answer is None, and nothing is looked for.
+        strings: the stop strings. Without any the result is None.
 
     Raises:
-        UserError: for an empty string, which every text contains, or one with U+FFFD, the sign for half a character.
+        UserError: for an empty string, which every text contains, or one with U+FFFD, which stands for an incomplete
+            character.
     """
     for string in strings:
         if not string or "\ufffd" in string:
-            raise UserError(f"the stop string {string!r} can end nothing; give one of ordinary characters")
+            raise UserError(f"The stop string {string!r} cannot end a text. Give one of ordinary characters.")
     if not strings:
         return None
 

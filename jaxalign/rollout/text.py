@@ -1,4 +1,4 @@
-"""Generation of text: prompts as strings, chats or token ids, and completions as strings, whole or while they grow."""
+"""Generation of text: prompts are strings, chats or token ids; completions are strings, whole or in pieces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.models.open import check_positions, check_tokens
 from jaxalign.rollout.decode import SEGMENT
-from jaxalign.rollout.generate import stream
+from jaxalign.rollout.generate import pad_left, stream
 from jaxalign.rollout.sample import Sampling
 from jaxalign.rollout.stops import stop_strings
 
@@ -104,10 +104,10 @@ class Piece(NamedTuple):
 
 
 class IncrementalText:
-    """The text of a growing sequence of token ids, piece by piece.
+    """Text of a growing sequence of token ids, in pieces.
 
-    A token may end within a character. Its bytes then decode to U+FFFD at the end. That sign is held back until the
-    other bytes arrive, or the text ends.
+    A token may end within a character. Its bytes then decode to U+FFFD at the end. That sign is not returned before the
+    other bytes arrive or the text ends.
     """
 
     def __init__(self, tokenizer: Any):
@@ -155,7 +155,8 @@ def stream_text(
     settings |= {"eos_id": end_ids(model, tokenizer), "stop": stop_strings(tokenizer, stop), "segment": segment}
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
-        tokens, mask = _pad_left(chunk, size)
+        width = -(-max(map(len, chunk)) // WIDTH) * WIDTH
+        tokens, mask = pad_left(chunk, width, size)
         running = {row: IncrementalText(tokenizer) for row in range(len(chunk) * num_completions)}
         example_ids = np.arange(start, start + size)
         for rollout, done in stream(model, params, tokens, prompt_mask=mask, example_ids=example_ids, **settings):
@@ -169,23 +170,9 @@ def stream_text(
                 break
 
 
-def _pad_left(prompts: Sequence[Sequence[int] | np.ndarray], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns ``size`` rows of token ids and their mask; rows beyond the prompts have one masked-in token."""
-    width = -(-max(map(len, prompts)) // WIDTH) * WIDTH
-    tokens, mask = np.zeros((size, width), np.int32), np.zeros((size, width), bool)
-    mask[len(prompts) :, -1] = True  # a row without any token is refused
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = prompt
-        mask[row, width - len(prompt) :] = True
-    return tokens, mask
-
-
 def end_ids(model: Model, tokenizer: Any) -> tuple[int, ...]:
     """Returns the ids that end a completion: those of the model's configuration and the tokenizer's own."""
-    ids = {*model.config.eos_token_ids}
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return tuple(sorted(ids))
+    return tuple(sorted({*model.config.eos_token_ids, tokenizer.eos_token_id} - {None}))
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[PromptLike], *, chat: bool = True) -> list[list[int]]:

@@ -15,25 +15,27 @@ from jaxalign.rollout.generate import Rollout
 def rollout_trees(
     prompts: Sequence[Sequence[int] | Int[np.ndarray, " P"]], rollout: Rollout, num_completions: int, **extras: Any
 ) -> list[Tree]:
-    """One tree for each prompt, with its K completions and the log-probs they were drawn with (``old_logps``).
+    """Returns a tree for each prompt, with its K completions and their log-probs when sampled (``old_logps``).
 
-    Every drawn token counts, the end-of-sequence token too. Packed, ``rows.extras["old_logps"]`` is [R, S], nats, to
-    compare with ``model.token_logps(params, rows)`` of later parameters.
+    Every sampled token counts, including the end-of-sequence token. In packed rows ``extras["old_logps"]`` is [R, S],
+    in nats, for comparison with ``model.token_logps(params, rows)`` of later parameters.
 
     Args:
         prompts: B prompts, without padding.
-        rollout: what ``generate`` made of them, B·K completions.
+        rollout: result of ``generate`` for them, B·K completions.
         num_completions: K.
-        extras: per-completion inputs, each [B·K] (scores, say).
+        **extras: inputs per completion, each [B·K], such as scores.
 
     Raises:
-        ValueError: if the rollout does not hold K completions of every prompt, or an extra not one value of each.
+        ValueError: if the rollout or an extra does not have K completions of every prompt.
     """
     tokens, mask, logps = (np.asarray(x) for x in rollout)
     sizes = {"rollout": len(tokens), **{name: len(value) for name, value in extras.items()}}
     for name, size in sizes.items():
         if size != len(prompts) * num_completions:
-            raise ValueError(f"{name} has {size} completions, {len(prompts)} prompts × {num_completions} are wanted")
+            raise ValueError(
+                f"{name} has {size} completions. Give {num_completions} for each of the {len(prompts)} prompts."
+            )
     values: dict[str, Any] = {name: np.asarray(value) for name, value in extras.items()}
     trees = []
     for number, prompt in enumerate(prompts):

@@ -146,7 +146,7 @@ def test_generate_text_refuses(tiny_model, prompt, settings, words):
     [
         ("min_p", "2", "min_p must be 0 or more and at most 1, it is 2.0"),
         ("num_completions", "0", "num_completions is 0. Give finite numbers, 1 or more"),
-        ("stop", '[""]', "the stop string '' can end nothing"),
+        ("stop", '[""]', "The stop string '' cannot end a text"),
     ],
 )
 def test_settings_that_make_no_sense(tiny_model, error_of, setting, value, words):

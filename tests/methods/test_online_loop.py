@@ -13,7 +13,7 @@ from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.trees import Packed, Tree, unpack
 from jaxalign.errors import UserError
 from jaxalign.methods import best_of_n, experience, online_dpo, rollouts
-from jaxalign.methods.collect import Collector, draw_prompts, informative, model_scorer, text_scorer
+from jaxalign.methods.collect import Collector, informative, model_scorer, prompt_indices, text_scorer
 from jaxalign.methods.reward import from_language_model
 from jaxalign.models.params import moving_average
 from tests.methods import online_task as task
@@ -92,7 +92,7 @@ def test_rewards_are_computed_while_the_next_chunk_is_sampled():
     for tree in found.trees:
         texts = [Letters().decode(c) for c in tree.completions]
         np.testing.assert_array_equal(tree.extras["scores"], [2.0 * len(text) for text in texts])
-    drawn = draw_prompts(12, 6, 0, 0)
+    drawn = prompt_indices(12, 6, 0, 0)
     assert sorted(n for part in order for n in part) == sorted(np.repeat(drawn, 2).tolist())
 
 
@@ -107,12 +107,12 @@ def test_a_reward_that_fails_names_the_row(what):
     with pytest.raises(UserError, match=words):
         collector(text_scorer(bad, Letters(), name="mine"))(None, 0, jax.random.key(0))
     broken = lambda trees, rows: np.where(np.arange(len(trees)) == 2, np.inf, 0)[:, None] * np.ones((1, 2))  # noqa: E731
-    with pytest.raises(UserError, match=f"prompt {draw_prompts(12, 6, 0, 0)[2] + 1} is not finite"):
+    with pytest.raises(UserError, match=f"prompt {prompt_indices(12, 6, 0, 0)[2] + 1} is not finite"):
         collector(broken)(None, 0, jax.random.key(0))
 
 
 def test_prompts_come_by_epochs_in_new_orders():
-    epochs = [np.concatenate([draw_prompts(12, 5, 3, i) for i in range(12)])[e * 12 : e * 12 + 12] for e in range(5)]
+    epochs = [np.concatenate([prompt_indices(12, 5, 3, i) for i in range(12)])[e * 12 : e * 12 + 12] for e in range(5)]
     for epoch in epochs:
         assert sorted(epoch.tolist()) == list(range(12))
     assert len({tuple(epoch.tolist()) for epoch in epochs}) == 5
