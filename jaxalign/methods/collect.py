@@ -56,6 +56,7 @@ class Sampler:
     fixed: Any = None
 
     def __call__(self, params: Any, prompts: Sequence[np.ndarray], key: Array, ids: np.ndarray) -> list[Tree]:
+        """Returns a tree for each prompt; ``ids`` number the prompts in the random keys."""
         tokens, mask = pad_left(prompts, self.width or max(map(len, prompts)), len(prompts))
         rollout = jax.device_get(
             generate(
@@ -118,6 +119,7 @@ class Collector:
     rounds: int = 1
 
     def __call__(self, params: Any, iteration: int, key: Array) -> Collected:
+        """Returns the scored examples of an iteration."""
         selected: list[Tree] = []
         first: list[Tree] = []
         metrics: dict[str, list[float]] = {}

@@ -75,8 +75,8 @@ def dpo(
         ``logps/*`` are sums over tokens in nats.
 
     Raises:
-        UserError: for a loss that is not one of pairs, a hyper-parameter that is missing or that no loss takes, or
-            weights of pairs for a loss that sorts the batch.
+        UserError: for a loss that is not one of pairs, or for a hyper-parameter that is missing or that no loss takes.
+            Losses that sort the batch do not take weights of pairs.
     """
     # A placeholder shows ``wire`` that soft labels give a value; the loss then gets one for each pair.
     terms, added = wire(loss, average=average, **options | ({"label_smoothing": 0.25} if soft_labels else {}))

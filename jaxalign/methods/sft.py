@@ -24,8 +24,8 @@ def sft(
 
         L = Σ_i Σ_t m_it ℓ(log π(y_it | x_i, y_i<t)) / Σ_i Σ_t m_it
 
-    The sums are over the whole batch. So a token has the same weight in short and long answers, and the result does not
-    depend on the microbatches, as a mean of their means would.
+    The sums are over the whole batch, so a token has the same weight in short and long answers. A mean of microbatch
+    means would depend on how the batch is cut.
 
     Args:
         model: the language model to train.

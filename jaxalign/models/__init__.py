@@ -1,0 +1,1 @@
+"""Llama-family decoders: architecture, parameters, adapters, files and tokenizers."""

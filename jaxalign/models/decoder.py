@@ -103,6 +103,7 @@ class Linear(nnx.Linear):
             self.lora_b = nnx.Param(jnp.zeros((self.lora.rank, sizes[1])))
 
     def __call__(self, x: Array) -> Array:
+        """Projects x."""
         y = super().__call__(x)
         if self.lora is None:
             return y
@@ -125,6 +126,7 @@ class Attention(nnx.Module):
         self.o = linear("attention.o", (query, width))
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
+        """Returns the layer's attention output, and the extra value of ``attend``."""
         split = lambda y: y.reshape(*y.shape[:-1], -1, self.config.head_dim)  # noqa: E731
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
         q = constrain(rotate(q, angles), self.mesh, "batch", None, "heads", None)
@@ -150,6 +152,7 @@ class MLP(nnx.Module):
         self.down = Linear("mlp.down", (inner, width), **shared)
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
+        """Applies the layer."""
         return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), self.mesh, "batch", None, "mlp"))
 
 
@@ -164,6 +167,7 @@ class Block(nnx.Module):
         self.mlp = MLP(config, dtype, mesh, lora, rngs=rngs)
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
+        """Returns the states after the layer, and the extra value of ``attend``."""
         attended, extra = self.attention(self.attention_norm(x), angles, attend)
         x = constrain(x + attended, self.mesh, "batch", None, None)
         return constrain(x + self.mlp(self.mlp_norm(x)), self.mesh, "batch", None, None), extra

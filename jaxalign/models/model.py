@@ -174,7 +174,7 @@ class Model:
 
         Parameters are cast to the compute type once, not at every step. On CPUs each layer gets its own tree, which is
         a second copy of the parameters. XLA's CPU compiler copies a scanned layer's weights out of their stack before
-        it uses them, and for a few rows that copy takes longer than the products.
+        use. With few rows that copy takes longer than the products.
         """
 
         def cast(path: tuple[Any, ...], leaf: Array) -> Array:

@@ -32,10 +32,10 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(?:\{\s*(-?)([\d.,]+)\s*\}\s*\{\s*([\
 
 
 def final_number(text: str, *, marked: bool = False) -> Fraction | None:
-    """Returns the number that an answer ends with: in its last ``\\boxed{…}``, after its last ``####``,
-    or else its last number.
+    """Returns the final number of an answer.
 
-    Of ``####`` and ``\\boxed{…}`` the later one counts. Thousands separators, currency, units and a percent sign are
+    It is the number in the last ``\\boxed{…}`` or after the last ``####``, whichever comes later. Without those it is
+    the answer's last number. Thousands separators, currency, units and a percent sign are
     dropped (50 % is 50); fractions, mixed numbers, decimals and 1e3 are understood, GSM8K's ``<<2*3=6>>`` is skipped.
 
     Source: the answer format of Cobbe et al. 2021, arXiv:2110.14168; the box is that of Hendrycks et al. 2021,

@@ -1,7 +1,7 @@
 """Sampling of completions: each prompt is prefilled once, and its completions are decoded from the shared cache.
 
-Between segments of tokens the host yields the tokens so far, ends completions at stop strings, and drops ended ones, so
-that they cost no more time. None of this changes a token.
+Between segments of tokens the host yields the tokens so far, ends completions at stop strings, and drops the ended
+ones to save time. None of this changes a token.
 """
 
 from __future__ import annotations

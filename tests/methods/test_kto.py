@@ -300,7 +300,7 @@ def test_balanced_weights_bring_the_ratio_into_the_bound():
         first, second = kto.balanced_weights(liked, others)
         assert 1 <= first * liked / (second * others) * (1 + 1e-12) <= 4 / 3 + 1e-9
         assert min(first, second) == 1
-    with pytest.raises(ValueError, match="there must be both"):
+    with pytest.raises(ValueError, match="There must be some of both"):
         kto.balanced_weights(3, 0)
 
 
