@@ -131,10 +131,7 @@ def bco(
 
     loss = functools.partial(losses.bco, beta=beta)
     weights = desirable_weight, undesirable_weight
-    return _method(model, loss, baseline, beta, weights, "delta", metrics=metrics)._replace(method_state=bco_state())
-
-
-bco_state = delta_state
+    return _method(model, loss, baseline, beta, weights, "delta", metrics=metrics)._replace(method_state=delta_state())
 
 
 def balanced_weights(liked: int, others: int) -> tuple[float, float]:

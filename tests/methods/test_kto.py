@@ -26,6 +26,7 @@ from jaxalign.loop import (
 )
 from jaxalign.losses.metrics import mean
 from jaxalign.methods import dpo, kto
+from jaxalign.methods.dpo import delta_state
 from jaxalign.models import lora
 from jaxalign.models.config import LoraConfig
 from jaxalign.models.model import Model
@@ -220,9 +221,9 @@ def test_the_base_of_adapters_is_the_reference(tiny_config):
         prepared, _ = method.prepare(params, frozen, (), batch)
         return sum_microbatches(lambda rows: method.loss(params, rows)[0], prepared)
 
-    found = value(adapted, whole, None, batch)
-    np.testing.assert_allclose(found, value(model, merged, reference, batch), rtol=1e-5)
-    assert abs(found - value(model, reference, reference, batch)) > 1e-3
+    adapted_loss = value(adapted, whole, None, batch)
+    np.testing.assert_allclose(adapted_loss, value(model, merged, reference, batch), rtol=1e-5)
+    assert abs(adapted_loss - value(model, reference, reference, batch)) > 1e-3
 
 
 def test_a_batch_without_mismatched_completions_is_refused(parts):
@@ -239,12 +240,12 @@ def test_mismatched_completions_are_never_of_the_same_prompt():
     owners = {}
     for tree in trees:
         owners.setdefault(tree.completions[0].tobytes(), set()).add(tree.prompt.tobytes())
-    feed = Mismatched(batches(trees, batch_size=8, seed=3), trees, trees, seed=3)
+    dataset = Mismatched(batches(trees, batch_size=8, seed=3), trees, trees, seed=3)
     drawn = set()
     for step in range(40):
-        rows, _, others = feed[step]
+        rows, _, others = dataset[step]
         assert others.rows.tokens.shape[:2] == rows.tokens.shape[:2]
-        own = sorted(tree.prompt.tobytes() for tree in unpack(feed.batches[step]))
+        own = sorted(tree.prompt.tobytes() for tree in unpack(dataset.batches[step]))
         others = unpack(others)
         assert sorted(tree.prompt.tobytes() for tree in others) == own
         for tree in others:
@@ -258,7 +259,7 @@ def test_draws_are_by_seed_step_and_example_alone():
     make = lambda size, seed=0, **options: Mismatched(  # noqa: E731
         batches(trees, batch_size=4, seed=0, shapes=[(size, size)], **options), trees, trees, seed
     )
-    texts = lambda feed, step: sorted(t.completions[0].tobytes() for t in unpack(feed[step].mismatched))  # noqa: E731
+    texts = lambda dataset, step: sorted(t.completions[0].tobytes() for t in unpack(dataset[step].mismatched))  # noqa: E731
     for step in (0, 7):
         assert texts(make(32), step) == texts(make(32), step) == texts(make(128, rows_per_microbatch=4), step)
     assert texts(make(32), 0) != texts(make(32, seed=1), 0)
@@ -283,7 +284,7 @@ def test_a_mismatched_text_is_cut_to_the_longest_example_and_keeps_what_all_prom
     assert len(tree) == 22
 
 
-def test_one_prompt_alone_is_told():
+def test_one_prompt_alone_is_an_error():
     trees = [Tree.of([5, 6], [[7, i]], label=True) for i in range(4)]
     with pytest.raises(UserError, match="all examples share one prompt"):
         mismatched(trees)
@@ -307,11 +308,11 @@ def test_balanced_weights_bring_the_ratio_into_the_bound():
 def test_implicit_rewards_come_in_the_order_of_the_examples(parts):
     model, policy, reference = parts
     trees = labelled_trees(5)
-    feed = OnMesh(evaluation_batches(trees, batch_size=2, shapes=[(64, 64)]), MESH)
+    on_mesh = OnMesh(evaluation_batches(trees, batch_size=2, shapes=[(64, 64)]), MESH)
     want = BETA * log_ratios(policy, reference, trees)
-    got = dpo.implicit_rewards(model, policy, feed, beta=BETA, frozen=reference)[:, 0]
+    got = dpo.implicit_rewards(model, policy, on_mesh, beta=BETA, frozen=reference)[:, 0]
     np.testing.assert_allclose(got, want, rtol=1e-9)
-    cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, feed))
+    cached = attach(trees, ref_logps=dpo.reference_logps(model, reference, on_mesh))
     again = OnMesh(evaluation_batches(cached, batch_size=3, shapes=[(64, 64)]), MESH)
     np.testing.assert_allclose(dpo.implicit_rewards(model, policy, again, beta=BETA)[:, 0], want, rtol=1e-5)
 
@@ -319,37 +320,37 @@ def test_implicit_rewards_come_in_the_order_of_the_examples(parts):
 STEPS = 4
 
 
-def test_bco_goes_on_with_its_baseline(parts, tmp_path):
-    """Stopped and resumed, bitwise; a baseline that started anew would change the next step."""
+def test_bco_resumes_with_its_baseline(parts, tmp_path):
+    """Stopped and resumed, bitwise. A baseline that started at zero again would change the next step."""
     model, start, reference = parts
     optimizer = optax.adam(1e-2)
     trees = labelled_trees(12)
-    feed = OnMesh(batches(trees, batch_size=4, shapes=[(64, 64)]), MESH)
+    on_mesh = OnMesh(batches(trees, batch_size=4, shapes=[(64, 64)]), MESH)
 
     def fresh(state):
         return init_state(jnp.copy(start), optimizer, jax.random.key(7), method_state=state)
 
     method = kto.bco(model, beta=BETA)
-    step = make_step(method, optimizer, fresh(kto.bco_state()), frozen=reference)
+    step = make_step(method, optimizer, fresh(delta_state()), frozen=reference)
     seen = []
-    for state, metrics in run(step, fresh(kto.bco_state()), feed, steps=STEPS):
+    for state, metrics in run(step, fresh(delta_state()), on_mesh, steps=STEPS):
         seen.append((jax.device_get(metrics), np.asarray(state.method_state)))
     assert seen[0][0]["delta"] == 0
     assert len({float(metrics["delta"]) for metrics, _ in seen}) == STEPS
-    with Checkpoints(tmp_path) as kept:
-        for _ in run(step, fresh(kto.bco_state()), feed, steps=2, checkpoints=kept):
+    with Checkpoints(tmp_path) as checkpoints:
+        for _ in run(step, fresh(delta_state()), on_mesh, steps=2, checkpoints=checkpoints):
             pass
-    with Checkpoints(tmp_path) as kept:
-        restored, _ = kept.restore(fresh(kto.bco_state()))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, _ = checkpoints.restore(fresh(delta_state()))
     np.testing.assert_array_equal(restored.method_state, seen[1][1])
-    for (state, metrics), (want, method_state) in zip(run(step, restored, feed, steps=STEPS), seen[2:], strict=True):
+    for (state, metrics), (want, method_state) in zip(run(step, restored, on_mesh, steps=STEPS), seen[2:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, jax.device_get(metrics), want)
         np.testing.assert_array_equal(state.method_state, method_state)
     # In evaluation δ is what training left, however the examples are cut.
     evaluate = make_eval(method, frozen=reference)
     cut = lambda size: OnMesh(evaluation_batches(trees, batch_size=size, shapes=[(64, 64)]), MESH)  # noqa: E731
-    found = [evaluate(state.params, state.method_state, cut(size)) for size in (3, 12)]
-    for name, value in found[0].items():
-        np.testing.assert_allclose(found[1][name], value, rtol=1e-5)
+    metrics = [evaluate(state.params, state.method_state, cut(size)) for size in (3, 12)]
+    for name, value in metrics[0].items():
+        np.testing.assert_allclose(metrics[1][name], value, rtol=1e-5)
     sums = np.asarray(state.method_state)
-    np.testing.assert_allclose(found[0]["delta"], np.mean(sums[:, 0] / sums[:, 1]), rtol=1e-6)
+    np.testing.assert_allclose(metrics[0]["delta"], np.mean(sums[:, 0] / sums[:, 1]), rtol=1e-6)

@@ -85,7 +85,7 @@ def cut(rectangle, trees):
 
 def rect(per_tree):
     """The inverse of ``cut``."""
-    return np.stack([np.pad(each, (0, LENGTH - len(each))) for per in per_tree for each in per])
+    return np.stack([np.pad(values, (0, LENGTH - len(values))) for tree in per_tree for values in tree])
 
 
 def rewards_of(tree, refs, beta, clip=CLIP):
@@ -124,7 +124,7 @@ def setting(tiny_config):
         # Near the policy's own log-probs, some ratios beyond the clip and some not.
         own = cut(jax.jit(lambda p: forward(model, p, trees))(policy), trees)
         for i, tree in enumerate(trees):
-            logps = tuple(each + random.normal(0, 0.25, len(each)) for each in own[i])
+            logps = tuple(logps + random.normal(0, 0.25, len(logps)) for logps in own[i])
             trees[i] = dataclasses.replace(tree, token_extras={"old_logps": logps})
         yield model, policy, reference, trees
 
@@ -208,7 +208,7 @@ def test_ppo(setting, trunk):
     values = cut(jax.jit(value)(params), trees)
     rewards = [rewards_of(tree, ref, BETA) for tree, ref in zip(trees, refs, strict=True)]
     raw = [
-        [gae_of(*each, gamma, lam) for each in zip(r, v, tree.masks, strict=True)]
+        [gae_of(*completion, gamma, lam) for completion in zip(r, v, tree.masks, strict=True)]
         for r, v, tree in zip(rewards, values, trees, strict=True)
     ]
     counted = np.concatenate(
@@ -253,8 +253,8 @@ def test_ppo(setting, trunk):
         ratio, now = jnp.exp(forward(model, params["policy"], trees) - old), value(params)
         near = jnp.clip(now, then - value_clip, then + value_clip)
         error = jnp.maximum((now - target) ** 2, (near - target) ** 2) / 2
-        each = surrogate(ratio, advantage, low, high) + coefficient * error
-        return jnp.sum(jnp.where(mask & chosen, each, 0)) / jnp.sum(mask & chosen)
+        per_token = surrogate(ratio, advantage, low, high) + coefficient * error
+        return jnp.sum(jnp.where(mask & chosen, per_token, 0)) / jnp.sum(mask & chosen)
 
     check_steps(loss_of, params, state)
     assert 0.05 < stepped["policy/clipfrac_avg"] < 0.95
@@ -301,17 +301,17 @@ def test_critic_free(setting, name):
         log_ratio = jnp.where(mask, logps - old, 0)
         if name in ("rloo", "gspo"):
             total = jnp.sum(log_ratio, axis=1, keepdims=True)
-            each = surrogate(jnp.exp(total / count if name == "gspo" else total), advantage, low, high)
-            return jnp.sum(jnp.where(chosen, each, 0)) / jnp.sum(chosen)
+            per_token = surrogate(jnp.exp(total / count if name == "gspo" else total), advantage, low, high)
+            return jnp.sum(jnp.where(chosen, per_token, 0)) / jnp.sum(chosen)
         if name == "cispo":
-            each = -jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), high)) * advantage * logps
+            per_token = -jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), high)) * advantage * logps
         else:
-            each = surrogate(jnp.exp(log_ratio), advantage, low, high)
+            per_token = surrogate(jnp.exp(log_ratio), advantage, low, high)
         if name == "grpo":
-            each += BETA * (jnp.exp(ref_logps - logps) - 1 - (ref_logps - logps))
+            per_token += BETA * (jnp.exp(ref_logps - logps) - 1 - (ref_logps - logps))
         tokens, sequences = jnp.sum(mask & chosen), jnp.sum(chosen)
         over = {"grpo": count * sequences, "dr_grpo": LENGTH * sequences}.get(name, tokens)
-        return jnp.sum(jnp.where(mask & chosen, each / over, 0))
+        return jnp.sum(jnp.where(mask & chosen, per_token / over, 0))
 
     check_steps(loss_of, policy, state)
 
@@ -326,7 +326,7 @@ def test_packing_and_microbatches_change_nothing(tiny_config, which):
     trees = experience_trees(np.random.default_rng(3), np.float32)
     params = {"policy": policy, "value": ppo.value_head(model)} if which == "ppo" else policy
     online = ppo.ppo(model) if which == "ppo" else getattr(grpo, which)(model)
-    found = {}
+    results = {}
 
     def first_gradient(rows, shape, prepared):
         packing = Packing(model.mesh, shape, K, rows)
@@ -342,11 +342,11 @@ def test_packing_and_microbatches_change_nothing(tiny_config, which):
         state, prepared, _, _ = run_iteration(
             online, model, params, {"reference": reference}, trees, rows=rows, shape=shape, rate=0.05
         )
-        found[name] = (first_gradient(rows, shape, prepared), state.params)
-    gradient, after = found.pop("all")
+        results[name] = (first_gradient(rows, shape, prepared), state.params)
+    gradient, after = results.pop("all")
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after, params))
     assert 1e-3 < moved < 10
-    for other_gradient, other_after in found.values():
+    for other_gradient, other_after in results.values():
         apart = optax.tree.norm(jax.tree.map(jnp.subtract, gradient, other_gradient))
         assert apart <= 1e-5 * optax.tree.norm(gradient)
         assert optax.tree.norm(jax.tree.map(jnp.subtract, after, other_after)) <= 1e-3 * moved

@@ -1,4 +1,4 @@
-"""Iterations of online methods: stop and resume bitwise, scoring beside sampling, mistakes, early stops, pairs."""
+"""Iterations of online methods: stop and resume bitwise, scoring during sampling, mistakes, early stops, pairs."""
 
 import dataclasses
 import functools
@@ -88,8 +88,8 @@ def test_rewards_are_computed_while_the_next_chunk_is_sampled():
             sampled_again.set()
         return sample(params, prompts, key, ids)
 
-    found = dataclasses.replace(made, sampler=watched)(None, 0, jax.random.key(0))
-    for tree in found.trees:
+    collected = dataclasses.replace(made, sampler=watched)(None, 0, jax.random.key(0))
+    for tree in collected.trees:
         texts = [Letters().decode(c) for c in tree.completions]
         np.testing.assert_array_equal(tree.extras["scores"], [2.0 * len(text) for text in texts])
     drawn = prompt_indices(12, 6, 0, 0)
@@ -122,10 +122,10 @@ def test_dynamic_sampling_tries_further_prompts_for_groups_that_differ():
     def score(trees, rows):
         return np.array([[row["number"] % 3 == 0, 0.0] for row in rows])
 
-    found = collector(score, keep=informative, rounds=3)(None, 0, jax.random.key(0))
-    assert 4 <= len(found.trees) <= 6
-    assert all(np.ptp(tree.extras["scores"]) > 0 for tree in found.trees)
-    assert 0.2 < found.metrics["rewards/kept"] < 0.5
+    collected = collector(score, keep=informative, rounds=3)(None, 0, jax.random.key(0))
+    assert 4 <= len(collected.trees) <= 6
+    assert all(np.ptp(tree.extras["scores"]) > 0 for tree in collected.trees)
+    assert 0.2 < collected.metrics["rewards/kept"] < 0.5
     none = collector(lambda trees, rows: np.zeros((len(trees), 2)), keep=informative, rounds=2)
     assert len(none(None, 0, jax.random.key(0)).trees) == 6
 

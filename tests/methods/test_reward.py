@@ -32,7 +32,7 @@ def scorer(trunk, heads=1):
 def plain_scores(model, params, trees):
     """Every completion by itself, behind its prompt: the state of its last token times the heads; float64 product."""
     kernel = np.asarray(params["score"]["kernel"], np.float64)
-    found = []
+    scores = []
     for tree in trees:
         states = []
         for completion in tree.completions:
@@ -40,8 +40,8 @@ def plain_scores(model, params, trees):
             rows = jax.tree.map(lambda x: jnp.asarray(x[0]), rows)
             length = len(tree.prompt) + len(completion)
             states.append(np.asarray(model.encode(params, rows)[0, length - 1], np.float64))
-        found.append(np.stack(states) @ kernel)
-    return found
+        scores.append(np.stack(states) @ kernel)
+    return scores
 
 
 def log_sigmoid(x):
@@ -122,8 +122,8 @@ def test_heads_see_bootstrap_samples_of_their_own(trunk):
 def test_scores_come_in_the_order_of_the_examples(trunk):
     model, params = scorer(trunk, heads=2)
     trees = random_trees(5)
-    feed = OnMesh(evaluation_batches(trees, batch_size=2, shapes=[(64, 64)]), model.mesh)
-    got = reward.completion_scores(model, params, feed)
+    on_mesh = OnMesh(evaluation_batches(trees, batch_size=2, shapes=[(64, 64)]), model.mesh)
+    got = reward.completion_scores(model, params, on_mesh)
     np.testing.assert_allclose(got, np.stack(plain_scores(model, params, trees)), rtol=1e-4, atol=1e-5)
 
 
@@ -153,7 +153,7 @@ def test_a_reward_model_has_no_language_model_head(trunk):
         reward.pairs(trunk[0])
 
 
-def test_batches_that_do_not_fit_are_told(trunk):
+def test_batches_that_do_not_fit_are_refused(trunk):
     model, params = scorer(trunk, heads=2)
     trees = [Tree.of([3], [[4], [5], [6]])]
     bare, indexed = (place_batch(*pack(t, shapes=[(64, 64)]), model.mesh) for t in (trees, attach(trees, index=[0])))

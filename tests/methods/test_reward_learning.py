@@ -44,7 +44,7 @@ def outcomes(tiny_config):
     scorer, _ = reward.from_language_model(model, model.init(jax.random.key(0)), jax.random.key(0))
     optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 3e-3, 10, STEPS))
     step = None
-    found = []
+    outcomes = []
     for seed in range(5):
         random = np.random.default_rng(seed)
         train, _ = labelled_pairs(128 * STEPS, random)  # each is seen once
@@ -57,13 +57,13 @@ def outcomes(tiny_config):
             step, state, OnMesh(batches(train, seed=seed, **options), scorer.mesh), steps=STEPS
         ):
             pass
-        feed = OnMesh(evaluation_batches(held, **options), scorer.mesh)
-        scores = reward.completion_scores(scorer, state.params, feed)[..., 0].astype(np.float64)
+        on_mesh = OnMesh(evaluation_batches(held, **options), scorer.mesh)
+        scores = reward.completion_scores(scorer, state.params, on_mesh)[..., 0].astype(np.float64)
         margin = scores[:, 0] - scores[:, 1]
         true = np.array([np.subtract(*map(gold, tree.completions)) for tree in held])
         flip = np.where(np.arange(len(held)) % 2, -1, 1)
         probabilities = (1 / (1 + np.exp(-margin * flip))).tolist()
-        found.append(
+        outcomes.append(
             (
                 np.mean((np.sign(margin) + 1) / 2),
                 np.mean(np.maximum(likely, 1 - likely)),
@@ -72,11 +72,11 @@ def outcomes(tiny_config):
             )
         )
         print(
-            f"seed {seed}: accuracy {found[-1][0]:.3f}, ceiling {found[-1][1]:.3f}, "
-            f"of the known reward {found[-1][2]:.3f}, "
-            f"calibration error {found[-1][3].ece:.3f} (by luck below {found[-1][3].ece_by_luck:.3f})"
+            f"seed {seed}: accuracy {outcomes[-1][0]:.3f}, ceiling {outcomes[-1][1]:.3f}, "
+            f"of the known reward {outcomes[-1][2]:.3f}, "
+            f"calibration error {outcomes[-1][3].ece:.3f} (by luck below {outcomes[-1][3].ece_by_luck:.3f})"
         )
-    return found
+    return outcomes
 
 
 def test_accuracy_is_within_three_points_of_the_noise_ceiling(outcomes):
@@ -90,4 +90,4 @@ def test_the_order_of_the_known_reward_is_found(outcomes):
 
 def test_probabilities_are_frequencies(outcomes):
     """A perfectly calibrated model stays below ``ece_by_luck`` 19 times of 20."""
-    assert sum(found.ece <= found.ece_by_luck for *_, found in outcomes) >= 4
+    assert sum(measured.ece <= measured.ece_by_luck for *_, measured in outcomes) >= 4

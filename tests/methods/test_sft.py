@@ -40,14 +40,14 @@ def params(model):
 
 def transcription(model, params, trees):
     """-log p of every token that counts, row by row through the plain forward, float64."""
-    found = []
+    nlls = []
     for tree in trees:
         text = np.concatenate([tree.prompt, tree.completions[0]])
         logits = np.asarray(model.logits(params, jnp.asarray(text)[None])[0], np.float64)
         logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
         first = len(tree.prompt)
-        found += [-logps[i - 1, text[i]] for i in range(first, len(text)) if tree.masks[0][i - first]]
-    return np.array(found)
+        nlls += [-logps[i - 1, text[i]] for i in range(first, len(text)) if tree.masks[0][i - first]]
+    return np.array(nlls)
 
 
 @pytest.mark.parametrize("rows", [2, *(pytest.param(rows, marks=pytest.mark.thorough) for rows in (1, 4))])
@@ -69,8 +69,8 @@ def test_evaluation_weighs_tokens_not_examples(model, params):
     nll = transcription(model, params, trees)
     evaluate = make_eval(sft(model))
     pieces = [place_batch(*pack(trees[i : i + 2], shapes=[(64, 64)]), model.mesh) for i in range(0, 7, 2)]
-    found = evaluate(params, (), pieces)
-    np.testing.assert_allclose(math.exp(found["loss"]), np.exp(nll.mean()), rtol=1e-5)
+    metrics = evaluate(params, (), pieces)
+    np.testing.assert_allclose(math.exp(metrics["loss"]), np.exp(nll.mean()), rtol=1e-5)
 
 
 def test_dft_weighs_by_likelihood(model, params):

@@ -1,4 +1,4 @@
-"""Methods beside DPO on eight virtual devices: KTO's update, and whole iterations with sampling, are one device's."""
+"""On eight virtual devices, KTO's update and whole iterations with sampling give the results of one device."""
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,11 @@ def models(config, shape):
     return model, policy, jax.tree.map(lambda p: 0.9 * p, policy)
 
 
-def close(found, want, start):
+def close(sharded, want, start):
     """Parameters to 1e-3 of how far they went."""
     moved = optax.tree.norm(jax.tree.map(np.subtract, want, start))
     assert moved > 1e-3
-    assert optax.tree.norm(jax.tree.map(np.subtract, found, want)) <= 1e-3 * moved
+    assert optax.tree.norm(jax.tree.map(np.subtract, sharded, want)) <= 1e-3 * moved
 
 
 def kto_step(config, shape):
@@ -44,9 +44,9 @@ def kto_step(config, shape):
 
 
 def test_kto_and_its_baseline(tiny_config):
-    (found, _), metrics = kto_step(tiny_config, SHAPE)
+    (sharded, _), metrics = kto_step(tiny_config, SHAPE)
     (want, start), expected = kto_step(tiny_config, (1, 1, 1))
-    close(found, want, start)
+    close(sharded, want, start)
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
@@ -84,8 +84,8 @@ def iteration(config, shape):
 
 def test_an_iteration_with_sampling(tiny_config):
     texts, expected, want, start = iteration(tiny_config, (1, 1, 1))
-    sampled, metrics, found, _ = iteration(tiny_config, SHAPE)
+    sampled, metrics, sharded, _ = iteration(tiny_config, SHAPE)
     assert sampled == texts
-    close(found, want, start)
+    close(sharded, want, start)
     for key, value in expected.items():
         assert metrics[key] == pytest.approx(value, rel=1e-3, abs=1e-5), key

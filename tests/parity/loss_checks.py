@@ -29,23 +29,23 @@ class Check:
     tolerance: float = 1e-6
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+def relative_error(ours: np.ndarray, expected: np.ndarray) -> float:
     """max |a - b| / max(|b|, SMALL) over entries where the reference is finite; there ours has to be, too."""
-    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
-    assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
-    finite = np.isfinite(theirs)
+    ours, expected = np.asarray(ours, np.float64), np.asarray(expected, np.float64)
+    assert ours.shape == expected.shape, (ours.shape, expected.shape)
+    finite = np.isfinite(expected)
     assert np.isfinite(ours[finite]).all()
     if not finite.any():
         return 0.0
-    return float(np.max(np.abs(ours - theirs)[finite] / np.maximum(np.abs(theirs[finite]), SMALL)))
+    return float(np.max(np.abs(ours - expected)[finite] / np.maximum(np.abs(expected[finite]), SMALL)))
 
 
 def against_torch(
-    ours: Callable, theirs: Callable, batches: list[tuple], trained: int = 1, dtype: str = "float64"
+    ours: Callable, expected: Callable, batches: list[tuple], trained: int = 1, dtype: str = "float64"
 ) -> float:
     """Worst error of value and gradients over batches of arrays, the first ``trained`` of which are differentiated.
 
-    ``ours`` takes them as jax.Arrays and ``theirs`` as tensors; both return a scalar.
+    ``ours`` takes them as jax.Arrays and ``expected`` as tensors; both return a scalar.
     """
     import torch
 
@@ -58,7 +58,7 @@ def against_torch(
                 cast = [x.astype(dtype) if x.dtype == np.float64 else x for x in map(np.asarray, batch)]
                 value, gradients = function(*[jnp.asarray(x) for x in cast])
                 tensors = [torch.tensor(x, requires_grad=i < trained) for i, x in enumerate(cast)]
-                loss = theirs(*tensors)
+                loss = expected(*tensors)
                 loss.backward()
                 worst = max(worst, relative_error(value, loss.detach().numpy()))
                 for gradient, tensor in zip(gradients, tensors, strict=False):
@@ -69,7 +69,7 @@ def against_torch(
     return worst
 
 
-def against_numpy(ours: Callable, theirs: Callable, batches: list[tuple], trained: int = 1) -> float:
+def against_numpy(ours: Callable, expected: Callable, batches: list[tuple], trained: int = 1) -> float:
     """The same for a reference in float64 NumPy; its gradient by central differences of fourth order.
 
     Results may have any shape; gradients are those of Σ_i (1 + i/7) · out_i. ``trained=0`` compares values alone.
@@ -82,7 +82,7 @@ def against_numpy(ours: Callable, theirs: Callable, batches: list[tuple], traine
     with jax.enable_x64(True):
         for batch in batches:
             arrays = [np.asarray(x) for x in batch]
-            value = np.asarray(theirs(*arrays))
+            value = np.asarray(expected(*arrays))
             worst = max(worst, relative_error(ours(*map(jnp.asarray, arrays)), value))
             if trained == 0:
                 continue
@@ -95,7 +95,7 @@ def against_numpy(ours: Callable, theirs: Callable, batches: list[tuple], traine
                     for shift, weight in ((1, 8), (-1, -8), (2, -1), (-2, 1)):
                         moved = [x.copy() for x in arrays]
                         moved[which][index] += shift * step
-                        slope += weight * weigh(np.asarray(theirs(*moved)), np)
+                        slope += weight * weigh(np.asarray(expected(*moved)), np)
                     numerical[index] = slope / (12 * step)
                 error = np.max(np.abs(np.asarray(gradient) - numerical) / np.maximum(np.abs(numerical), 1e-2))
                 worst = max(worst, float(error))

@@ -32,7 +32,7 @@ def inputs(fn, scales=(0.1, 1.0, 3.0)) -> tuple[Case, list[tuple]]:
     return case, [tuple(case.make(seed, scale=scale)) for seed in range(3) for scale in scales]
 
 
-def check(fn, theirs, against, note="", **options) -> Check:
+def check(fn, expected, against, note="", **options) -> Check:
     """A function with its registry's hyper-parameters against a transcription that takes them, too."""
 
     def run():
@@ -45,7 +45,7 @@ def check(fn, theirs, against, note="", **options) -> Check:
             return function(*[args[i] for i in back], **case.options, **options)
 
         shuffled = [tuple(batch[i] for i in order) for batch in batches]
-        ours, reference = functools.partial(call, fn), functools.partial(call, theirs)
+        ours, reference = functools.partial(call, fn), functools.partial(call, expected)
         return against_numpy(ours, reference, shuffled, len(first))
 
     return Check(f"`{fn.__name__}`{note}", PAPER + against, run)
@@ -146,10 +146,10 @@ def gae_against_rlax() -> float:
             discount, lam = np.full(rewards.shape[1], case.options["gamma"]), case.options["lam"]
             discount[-1] = 0
             for row in range(len(rewards)):
-                theirs = rlax.truncated_generalized_advantage_estimation(
+                expected = rlax.truncated_generalized_advantage_estimation(
                     jnp.asarray(rewards[row]), jnp.asarray(discount), lam, jnp.append(values[row], 0.0)
                 )
-                worst = max(worst, relative_error(ours[row], theirs))
+                worst = max(worst, relative_error(ours[row], expected))
         return worst
 
 
@@ -165,8 +165,8 @@ def clip_against_rlax() -> float:
                 lambda x, old, a: rlax.clipped_surrogate_pg_loss(jnp.exp(x - old).reshape(-1), a.reshape(-1), 0.2),
             )
             args = [jnp.asarray(x) for x in (logps, old_logps, advantage)]
-            (ours, slope), (theirs, their_slope) = (jax.value_and_grad(f)(*args) for f in functions)
-            worst = max(worst, relative_error(ours, theirs), relative_error(slope, their_slope))
+            (ours, slope), (expected, their_slope) = (jax.value_and_grad(f)(*args) for f in functions)
+            worst = max(worst, relative_error(ours, expected), relative_error(slope, their_slope))
         return worst
 
 
@@ -230,11 +230,11 @@ def cdpo_check() -> Check:
     case, _ = inputs(losses.dpo)
     batches = [tuple(case.make(seed, scale=3.0)) for seed in range(5)]
     options = {"beta": 0.1, "label_smoothing": 0.2}
-    ours, theirs = (functools.partial(f, **options) for f in (losses.dpo, cdpo))
+    ours, expected = (functools.partial(f, **options) for f in (losses.dpo, cdpo))
     return Check(
         "`dpo` with `label_smoothing`",
         PAPER + "Mitchell 2023, eq. 3",
-        lambda: against_numpy(ours, theirs, batches, 2),
+        lambda: against_numpy(ours, expected, batches, 2),
     )
 
 
@@ -252,9 +252,9 @@ def alpha_check() -> Check:
 
 def gae_check() -> Check:
     case, batches = inputs(advantages.gae)
-    ours, theirs = (functools.partial(f, **case.options) for f in (stacked_gae, gae))
+    ours, expected = (functools.partial(f, **case.options) for f in (stacked_gae, gae))
     against = PAPER + "arXiv:1506.02438, eq. 16"
-    return Check("`gae` with holes", against, lambda: against_numpy(ours, theirs, batches, 2))
+    return Check("`gae` with holes", against, lambda: against_numpy(ours, expected, batches, 2))
 
 
 CHECKS = [

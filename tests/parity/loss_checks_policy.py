@@ -100,13 +100,13 @@ def with_kl(logps, old_logps, advantages, mask, ref_logps):
 
 def off_policy(logps, old_logps, advantages, mask, ref_logps):
     per_token = losses.ppo_clip(logps, old_logps, jnp.broadcast_to(advantages[:, None], logps.shape), **bounds)
-    kept = losses.off_policy_mask(logps, old_logps, advantages, mask, max_kl=0.05)
-    return losses.sequence_mean(per_token * kept[:, None], mask)
+    keep = losses.off_policy_mask(logps, old_logps, advantages, mask, max_kl=0.05)
+    return losses.sequence_mean(per_token * keep[:, None], mask)
 
 
 def policy_check(name, ours, against, batches=policies, **options) -> Check:
-    theirs = functools.partial(grpo_trainer, **options)
-    return Check(name, against, lambda: against_torch(ours, theirs, batches()))
+    expected = functools.partial(grpo_trainer, **options)
+    return Check(name, against, lambda: against_torch(ours, expected, batches()))
 
 
 bounds = {"clip_low": 0.2, "clip_high": 0.3}
@@ -171,9 +171,9 @@ def distributions() -> list[tuple]:
 
 
 def gkd_check(name, loss, beta) -> Check:
-    ours, theirs = mean_of(functools.partial(loss, temperature=1.5)), functools.partial(gkd_trainer, beta=beta)
+    ours, expected = mean_of(functools.partial(loss, temperature=1.5)), functools.partial(gkd_trainer, beta=beta)
     against = f"`GKDTrainer.generalized_jsd_loss`, `beta={beta}`"
-    return Check(name, against, lambda: against_torch(ours, theirs, distributions()))
+    return Check(name, against, lambda: against_torch(ours, expected, distributions()))
 
 
 def a2po_trainer(logps, ref_logps, rewards, v_star):
@@ -199,13 +199,13 @@ def through_head(statistic: Callable) -> Callable:
 
 
 def sft_check(name, loss) -> Check:
-    theirs = functools.partial(sft_trainer, loss_type=name)
+    expected = functools.partial(sft_trainer, loss_type=name)
     ours = lambda logps, mask: losses.token_mean(loss(logps), mask)  # noqa: E731
-    return Check(f"`{name}`", f"`SFTTrainer.compute_loss`, `{name}`", lambda: against_torch(ours, theirs, tokens()))
+    return Check(f"`{name}`", f"`SFTTrainer.compute_loss`, `{name}`", lambda: against_torch(ours, expected, tokens()))
 
 
-def statistic_check(name, ours, theirs, against) -> Check:
-    return Check(name, against, lambda: against_torch(ours, theirs, logits_batches()))
+def statistic_check(name, ours, expected, against) -> Check:
+    return Check(name, against, lambda: against_torch(ours, expected, logits_batches()))
 
 
 def selected(logits, targets, mask):

@@ -97,18 +97,18 @@ def mpo(logps, ref_logps, mask, log_sum_sq):
 
 def dpo_check(name, ours, loss_type, batch=1, dtype="float64", tolerance=1e-6, **attributes) -> Check:
     types = loss_type if isinstance(loss_type, tuple) else (loss_type,)
-    theirs = functools.partial(dpo_trainer, loss_types=types, **attributes)
+    expected = functools.partial(dpo_trainer, loss_types=types, **attributes)
     words = [f"`{' + '.join(types)}`"]
     words += [f"`{name}`" for name in attributes if name not in ("label_smoothing", "f_divergence_type")]
     words += [f"`{attributes['f_divergence_type']}`"] if "f_divergence_type" in attributes else []
     words += [dtype] if dtype != "float64" else []
     label = ", ".join(["`DPOTrainer._compute_loss`", *words])
-    return Check(name, label, lambda: against_torch(ours, theirs, pairs(batch), dtype=dtype), tolerance)
+    return Check(name, label, lambda: against_torch(ours, expected, pairs(batch), dtype=dtype), tolerance)
 
 
-def divergence_check(name, divergence, theirs, **options) -> Check:
+def divergence_check(name, divergence, expected, **options) -> Check:
     ours = by_sums(losses.dpo, beta=0.1, divergence=divergence)
-    return dpo_check(f"`dpo` with `{name}`", ours, "sigmoid", f_divergence_type=theirs, **options)
+    return dpo_check(f"`dpo` with `{name}`", ours, "sigmoid", f_divergence_type=expected, **options)
 
 
 smooth = {"label_smoothing": 0.2}
@@ -180,9 +180,9 @@ def labelled() -> list[tuple]:
 
 
 def kto_check(name, ours, loss_type) -> Check:
-    theirs = functools.partial(kto_trainer, loss_type=loss_type)
+    expected = functools.partial(kto_trainer, loss_type=loss_type)
     against = f"`KTOTrainer._compute_loss`, `{loss_type}`"
-    return Check(name, against, lambda: against_torch(ours, theirs, labelled()))
+    return Check(name, against, lambda: against_torch(ours, expected, labelled()))
 
 
 UNPAIRED = [
@@ -229,8 +229,8 @@ def tpo(logits, targets, mask, *, loss, reduce):
     return jnp.mean(loss(chosen, rejected))
 
 
-def free_check(name, ours, theirs, against, batches=free, **options) -> Check:
-    return Check(name, against, lambda: against_torch(ours, theirs, batches(), 2, **{"dtype": "float64"} | options))
+def free_check(name, ours, expected, against, batches=free, **options) -> Check:
+    return Check(name, against, lambda: against_torch(ours, expected, batches(), 2, **{"dtype": "float64"} | options))
 
 
 simpo = functools.partial(losses.simpo, beta=2.0, gamma=0.5, **smooth)

@@ -36,7 +36,7 @@ def test_piqa_is_scored_as_transformers_scores_it(shared_data, capsys):
 
     file = Path(resolve(SMOLLM2))
     other = transformers.AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    theirs = []
+    expected = []
     with torch.no_grad():
         for tree in trees:
             scores = []
@@ -44,18 +44,18 @@ def test_piqa_is_scored_as_transformers_scores_it(shared_data, capsys):
                 ids = torch.tensor(np.concatenate([tree.prompt, choice])[None].astype(np.int64))
                 table = torch.log_softmax(other(ids).logits[0, len(tree.prompt) - 1 : -1], dim=-1)
                 scores.append(float(table.gather(1, ids[0, len(tree.prompt) :, None]).sum()))
-            theirs.append(np.array(scores))
+            expected.append(np.array(scores))
     tokens = [np.array([len(choice) for choice in tree.completions]) for tree in trees]
-    worst = max(float(np.max(np.abs(a - b) / n)) for a, b, n in zip(ours, theirs, tokens, strict=True))
+    worst = max(float(np.max(np.abs(a - b) / n)) for a, b, n in zip(ours, expected, tokens, strict=True))
     labels = np.array([item.label for item in items])
     sizes = [np.array([len(text.encode()) for text in item.choices]) for item in items]
-    want = np.array([b.argmax() for b in theirs]) == labels
-    want_per_byte = np.array([(b / size).argmax() for b, size in zip(theirs, sizes, strict=True)]) == labels
+    want = np.array([b.argmax() for b in expected]) == labels
+    want_per_byte = np.array([(b / size).argmax() for b, size in zip(expected, sizes, strict=True)]) == labels
     with capsys.disabled():
         print(f"\nPIQA, {ITEMS} items: worst difference {worst:.1e} nats a token, accuracy {want.mean():.2f}")
     assert worst < 1e-4
     assert accuracy.totals.tolist() == want.tolist()
     assert per_byte.totals.tolist() == want_per_byte.tolist()
-    shares = [torch.softmax(torch.tensor(b, dtype=torch.float64), dim=0).numpy() for b in theirs]
+    shares = [torch.softmax(torch.tensor(b, dtype=torch.float64), dim=0).numpy() for b in expected]
     want_brier = [np.sum((p - np.eye(len(p))[label]) ** 2) for p, label in zip(shares, labels, strict=True)]
     assert brier.totals == pytest.approx(want_brier, abs=5e-3)  # of log-probs that may differ by 1e-4 a token

@@ -36,9 +36,9 @@ def prompts():
     encoder = Encoder(jaxalign.load_tokenizer(SMOLLM2))
     file = Path(jaxalign.__file__).parent / "assets/brief_pairs.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()[:20]]
-    found = [encoder.conversation([Message("user", row["prompt"])], [""])[0] for row in rows]
-    assert len({len(ids) for ids in found}) > 3
-    return found
+    encoded = [encoder.conversation([Message("user", row["prompt"])], [""])[0] for row in rows]
+    assert len({len(ids) for ids in encoded}) > 3
+    return encoded
 
 
 def left_padded(prompts):
@@ -70,7 +70,7 @@ def test_greedy_text_is_that_of_transformers(smollm2, prompts):
     reference = load(path.parent, gguf_file=path.name, dtype=torch.float32).eval().to(torch.float64)
     for row, prompt in enumerate(prompts):
         with torch.inference_mode():
-            theirs = reference.generate(
+            expected = reference.generate(
                 torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
                 max_new_tokens=TOKENS,
@@ -78,7 +78,7 @@ def test_greedy_text_is_that_of_transformers(smollm2, prompts):
                 eos_token_id=list(eos),
                 pad_token_id=0,
             )[0, len(prompt) :].tolist()
-        assert np.asarray(ours.tokens[row])[np.asarray(ours.mask[row])].tolist() == theirs
+        assert np.asarray(ours.tokens[row])[np.asarray(ours.mask[row])].tolist() == expected
     print(f"20 prompts, {int(np.sum(ours.mask))} tokens: all equal")
 
 

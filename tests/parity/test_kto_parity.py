@@ -77,7 +77,7 @@ def padded(trees, prefix=""):
     }
 
 
-def theirs(table, reference, trees, others, *, loss_type, kls=None):
+def trl_step(table, reference, trees, others, *, loss_type, kls=None):
     """(loss, gradient, kl) of one rank; ``kls``: what all ranks estimated, which the accelerator gathers first."""
     model, frozen = TorchBigrams(table), TorchBigrams(reference)
     gathered = []
@@ -123,7 +123,7 @@ def test_one_rank_with_the_whole_batch(loss_type, scale, seed):
     table, reference = tables(seed, VOCABULARY, scale)
     trees, source, others = examples(6, seed)
     method = getattr(kto, loss_type)(Bigrams(), beta=BETA, desirable_weight=D, undesirable_weight=U)
-    loss, grads, kl = theirs(table, reference, trees, others, loss_type=loss_type)
+    loss, grads, kl = trl_step(table, reference, trees, others, loss_type=loss_type)
     value, gradient, metrics = ours(table, reference, source, method)
     assert relative_error(value, loss) <= 1e-10
     assert relative_error(gradient, grads) <= 1e-8  # entry by entry
@@ -135,7 +135,7 @@ def positive(count):
     """Tables and examples of a positive baseline, without which clamps and means would hide what differs."""
     for seed in range(100):
         (table, reference), (trees, source, others) = tables(seed, VOCABULARY, 1.0), examples(count, seed)
-        _, _, kl = theirs(table, reference, trees, others, loss_type="kto")
+        _, _, kl = trl_step(table, reference, trees, others, loss_type="kto")
         if kl > 0.3:
             return table, reference, trees, source, others
     raise AssertionError
@@ -145,8 +145,8 @@ def test_two_ranks_whose_estimates_are_gathered():
     """TRL averages the ranks' means, then clamps: with ranks of one size, the mean over the whole batch."""
     table, reference, trees, source, others = positive(8)
     halves = [(trees[:4], others[:4]), (trees[4:], others[4:])]
-    kls = [theirs(table, reference, *half, loss_type="kto")[2] for half in halves]
-    ranks = [theirs(table, reference, *half, loss_type="kto", kls=kls) for half in halves]
+    kls = [trl_step(table, reference, *half, loss_type="kto")[2] for half in halves]
+    ranks = [trl_step(table, reference, *half, loss_type="kto", kls=kls) for half in halves]
     method = kto.kto(Bigrams(), beta=BETA, desirable_weight=D, undesirable_weight=U)
     value, gradient, metrics = ours(table, reference, source, method)
     assert relative_error(value, np.mean([rank[0] for rank in ranks])) <= 1e-10
@@ -157,7 +157,7 @@ def test_two_ranks_whose_estimates_are_gathered():
 def test_accumulated_microbatches_have_baselines_of_their_own():
     """In TRL how the batch is cut changes the update; here the same parts are so only as batches of their own."""
     table, reference, trees, source, others = positive(8)
-    parts = [theirs(table, reference, trees[i : i + 2], others[i : i + 2], loss_type="kto") for i in range(0, 8, 2)]
+    parts = [trl_step(table, reference, trees[i : i + 2], others[i : i + 2], loss_type="kto") for i in range(0, 8, 2)]
     method = kto.kto(Bigrams(), beta=BETA, desirable_weight=D, undesirable_weight=U)
     whole = ours(table, reference, source, method)
     assert relative_error(whole[0], np.mean([part[0] for part in parts])) > 1e-3

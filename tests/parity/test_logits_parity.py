@@ -53,8 +53,8 @@ def left_padded(rows, pad):
     return tokens, np.array([[False] * (width - len(row)) + [True] * len(row) for row in rows])
 
 
-def largest_difference(ours, theirs, mask):
-    return float(np.abs(np.asarray(ours) - theirs)[mask].max())
+def largest_difference(ours, torch_model, mask):
+    return float(np.abs(np.asarray(ours) - torch_model)[mask].max())
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_tiny_models_equal_transformers(kind, tmp_path):
     noise = jax.random.normal(jax.random.key(1), (3,))
     params = jax.tree.map(lambda p: p + 0.1 * jnp.resize(noise, p.shape), params)
     save_model(tmp_path / "ours", model, params)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    torch_model = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "ours", dtype=torch.float32, attn_implementation="eager"
     ).eval()
     rng = np.random.default_rng(0)
@@ -132,11 +132,11 @@ def test_tiny_models_equal_transformers(kind, tmp_path):
     tokens, mask = left_padded(rows, 0)
     ours = model.logits(params, jnp.asarray(tokens), jnp.asarray(mask))
     scale = float(np.abs(ours).max())
-    assert largest_difference(ours, torch_logits(theirs, tokens, mask), mask) < 2e-5 * scale
+    assert largest_difference(ours, torch_logits(torch_model, tokens, mask), mask) < 2e-5 * scale
 
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
-    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    model_again, params_again = load_model(tmp_path / "theirs")
+    torch_model.save_pretrained(tmp_path / "torch_model", max_shard_size="20KB")
+    assert len(list((tmp_path / "torch_model").glob("*.safetensors"))) > 1
+    model_again, params_again = load_model(tmp_path / "torch_model")
     assert model_again.config.rope_scaling == model.config.rope_scaling
     jax.tree.map(np.testing.assert_array_equal, params_again, params)
     np.testing.assert_array_equal(

@@ -1,6 +1,6 @@
 """Every loss against TRL, RLax or a transcription of its paper; and the table in the documentation, made of the errors.
 
-``JAXALIGN_WRITE_TABLES=1`` writes the table anew.
+``JAXALIGN_WRITE_TABLES=1`` writes the table again.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def test_every_loss_is_checked():
 
 def rows(text: str) -> dict[tuple[str, str], float]:
     table = text[text.index(BEGIN) : text.index(END)]
-    found = re.findall(r"^\| (.+?) \| (.+?) \| ([\d.e+-]+) \|$", table, flags=re.MULTILINE)
-    return {(name, against): float(number) for name, against, number in found}
+    matches = re.findall(r"^\| (.+?) \| (.+?) \| ([\d.e+-]+) \|$", table, flags=re.MULTILINE)
+    return {(name, against): float(number) for name, against, number in matches}
 
 
 def test_table_in_the_documentation():

@@ -51,11 +51,11 @@ def test_ours_in_peft(base, tmp_path, targets, rslora):
     noise = lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape)  # noqa: E731  # a fresh B is zero
     adapters = jax.tree.map(noise, lora.init(model, jax.random.key(2)))
     lora.save(tmp_path / "adapter", model, adapters, str(directory))
-    theirs = peft.PeftModel.from_pretrained(their_base(directory), tmp_path / "adapter")
+    torch_model = peft.PeftModel.from_pretrained(their_base(directory), tmp_path / "adapter")
     ours = np.asarray(model.logits(union(adapters, params), TOKENS))
     plain = np.asarray(lora.base_model(model).logits(params, TOKENS))
     assert np.abs(ours - plain).max() > 0.1, "the adapters do something"
-    np.testing.assert_allclose(their_logits(theirs), ours, atol=2e-5)
+    np.testing.assert_allclose(their_logits(torch_model), ours, atol=2e-5)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -70,16 +70,16 @@ def test_theirs_here(base, tmp_path, rslora):
         task_type="CAUSAL_LM",
         init_lora_weights=False,
     )
-    theirs = peft.get_peft_model(their_base(directory), config)
-    theirs.save_pretrained(tmp_path / "adapter")
+    torch_model = peft.get_peft_model(their_base(directory), config)
+    torch_model.save_pretrained(tmp_path / "adapter")
     adapted, adapters = lora.load(tmp_path / "adapter", model)
     ours = np.asarray(adapted.logits(union(adapters, params), TOKENS))
     assert np.abs(ours - np.asarray(model.logits(params, TOKENS))).max() > 0.1
-    np.testing.assert_allclose(their_logits(theirs), ours, atol=2e-5)
+    np.testing.assert_allclose(their_logits(torch_model), ours, atol=2e-5)
 
 
 def test_a_reward_models_adapters_in_peft(base, tmp_path):
-    """Adapters with heads beside them give PEFT's sequence classifier on the same base the same scores."""
+    """Adapters with heads give PEFT's sequence classifier on the same base the same scores."""
     directory, model, params = base
     scorer, weights = from_language_model(model, params, jax.random.key(3), heads=2)
     scorer = dataclasses.replace(scorer, lora=LoraConfig(4, 12.0))
@@ -87,11 +87,11 @@ def test_a_reward_models_adapters_in_peft(base, tmp_path):
     adapters = {**jax.tree.map(noise, lora.init(scorer, jax.random.key(2))), "score": weights["score"]}
     lora.save(tmp_path / "adapter", scorer, adapters, str(directory))
     load = transformers.AutoModelForSequenceClassification.from_pretrained
-    theirs = load(directory, dtype=torch.float32, num_labels=2, pad_token_id=0)
-    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    torch_model = load(directory, dtype=torch.float32, num_labels=2, pad_token_id=0)
+    torch_model = peft.PeftModel.from_pretrained(torch_model, tmp_path / "adapter").eval()
     tokens = np.where(TOKENS == 0, 1, TOKENS)  # 0 pads there
     with torch.no_grad():
-        want = theirs(torch.tensor(tokens)).logits.numpy()
-    feed = OnMesh(evaluation_batches([Tree.of(row[:4], [row[4:]]) for row in tokens], batch_size=3), scorer.mesh)
-    found = completion_scores(scorer, union(adapters, {k: v for k, v in weights.items() if k != "score"}), feed)
-    np.testing.assert_allclose(want, found[:, 0], atol=2e-5)
+        want = torch_model(torch.tensor(tokens)).logits.numpy()
+    on_mesh = OnMesh(evaluation_batches([Tree.of(row[:4], [row[4:]]) for row in tokens], batch_size=3), scorer.mesh)
+    scores = completion_scores(scorer, union(adapters, {k: v for k, v in weights.items() if k != "score"}), on_mesh)
+    np.testing.assert_allclose(want, scores[:, 0], atol=2e-5)

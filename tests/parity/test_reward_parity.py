@@ -55,12 +55,12 @@ def test_smollm2_scores_hh_text_as_transformers_does(shared_data, tmp_path, head
     model, params = reward.from_language_model(model, params, jax.random.key(0), heads=heads)
     trees = hh_trees(shared_data, tokenizer, 4)
     jaxalign.save_model(tmp_path, model, params, tokenizer)
-    theirs, ours = their_scores(tmp_path, trees, side), our_scores(model, params, trees)
+    expected, ours = their_scores(tmp_path, trees, side), our_scores(model, params, trees)
     print(
-        f"{heads} heads, padded {side}: largest difference {np.abs(theirs - ours).max():.1e} "
+        f"{heads} heads, padded {side}: largest difference {np.abs(expected - ours).max():.1e} "
         f"of {np.abs(ours).max():.2f}"
     )
-    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    np.testing.assert_allclose(ours, expected, atol=2e-4)
     assert np.abs(ours[:, 0] - ours[:, 1]).min() > 2e-3, "the scores tell the answers apart"
 
 
@@ -73,13 +73,13 @@ def test_a_reward_model_of_transformers_is_read(fields, tmp_path):
         num_key_value_heads=2, num_labels=2, pad_token_id=0, **{k: v for k, v in fields.items() if k != "model_type"},
     )  # fmt: skip
     torch.manual_seed(0)
-    theirs = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-    theirs.save_pretrained(tmp_path)
+    torch_model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    torch_model.save_pretrained(tmp_path)
     model, params = jaxalign.load_model(tmp_path)
     assert model.config.num_scores == 2
     tokens = np.random.default_rng(0).integers(3, 64, (3, 9))
     with torch.no_grad():
-        want = theirs(torch.tensor(tokens)).logits.numpy()
+        want = torch_model(torch.tensor(tokens)).logits.numpy()
     trees = [jaxalign.data.trees.Tree.of(row[:4], [row[4:]]) for row in tokens]
     rows = jax.tree.map(lambda x: x[0], pack(trees, shapes=[(64, 64)]).rows)
     got = np.asarray(model.scores(params, rows))[0, :3, 0]

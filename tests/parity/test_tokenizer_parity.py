@@ -52,11 +52,13 @@ def smollm2():
 
 
 def assert_equal_on(pair, texts):
-    ours, theirs = pair
-    assert ours(texts)["input_ids"] == theirs(texts)["input_ids"]
+    ours, expected = pair
+    assert ours(texts)["input_ids"] == expected(texts)["input_ids"]
     some = ours(texts[:200])["input_ids"]
     for skip in (False, True):
-        assert ours.batch_decode(some, skip_special_tokens=skip) == theirs.batch_decode(some, skip_special_tokens=skip)
+        assert ours.batch_decode(some, skip_special_tokens=skip) == expected.batch_decode(
+            some, skip_special_tokens=skip
+        )
 
 
 def test_smollm2_on_all_real_texts(smollm2, shared_data):
@@ -71,22 +73,22 @@ def test_smollm2_on_random_unicode(smollm2):
 
 
 def test_smollm2_special_tokens_and_template(smollm2):
-    ours, theirs = smollm2
-    assert ours.special_tokens_map == theirs.special_tokens_map
-    assert ours.all_special_ids == theirs.all_special_ids
-    assert ours.get_vocab() == theirs.get_vocab()
+    ours, expected = smollm2
+    assert ours.special_tokens_map == expected.special_tokens_map
+    assert ours.all_special_ids == expected.all_special_ids
+    assert ours.get_vocab() == expected.get_vocab()
     assert {i: str(t) for i, t in ours.added_tokens_decoder.items()} == {
-        i: str(t) for i, t in theirs.added_tokens_decoder.items()
+        i: str(t) for i, t in expected.added_tokens_decoder.items()
     }
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi\n\n1. <|im_end|>?"}]
     for prompt in (False, True):
         for tokenize in (False, True):
             options = {"tokenize": tokenize, "add_generation_prompt": prompt}
-            assert ours.apply_chat_template(chat, **options) == theirs.apply_chat_template(chat, **options)
+            assert ours.apply_chat_template(chat, **options) == expected.apply_chat_template(chat, **options)
 
 
 def both(path):
-    """A tiny file's tokenizer, ours and theirs."""
+    """A tiny file's tokenizer, ours and that of `transformers`."""
     return load_tokenizer(path), transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 
