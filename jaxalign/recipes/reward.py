@@ -111,7 +111,7 @@ def train(
 
     trunk, trunk_params = steps.open_starting_model(run, model)
     check_trees(trunk, [*examples.train, *examples.eval], config.data.max_length, "data.max_length")
-    own_padding(trunk.config, tokenizer)  # raises now, and not when the trained model is saved
+    own_padding(trunk.config, run.tokenizer)  # raises now, and not when the trained model is saved
     scorer, params = with_heads(config, trunk, trunk_params)
     with steps.open_checkpoints(run, evaluated=bool(examples.eval)) as run:
         steps.record_inputs(run, scorer, trunk_params, examples[:2], metrics=metrics)

@@ -118,7 +118,7 @@ def test_an_unknown_key_is_reported_with_the_nearest_known_one(refused):
         ({"train__steps": "null", "train__epochs": 0}, "The run has 0 steps."),
         ({"train__row_lengths": "[16]"}, "train.row_lengths is [16], and the longest example has 50 tokens"),
         ({"train__rows_per_microbatch": 3, "mesh__data": 2}, "must be a multiple of the mesh's data × fsdp = 2"),
-        ({"mesh__data": 64}, "needs 64 devices, this machine has 8;"),
+        ({"mesh__data": 64}, "needs 64 devices, this machine has 8."),
         ({"optim__learning_rate": -1}, "optim.learning_rate is -1.0."),
         ({"log__every": 0}, "log.every is 0."),
         ({"method__beta": 0}, "method.beta is 0.0."),

@@ -120,7 +120,7 @@ def test_a_tokenizer_without_padding_is_refused_before_training(reward, tiny_mod
     bare.save_pretrained(model)
     (model / "chat_template.jinja").unlink()
     run = tmp_path / "run"
-    assert "no special token but its end token to pad with" in error_of(reward(run, **{"model.path": model}))
+    assert "The tokenizer has only its end token to pad with" in error_of(reward(run, **{"model.path": model}))
     assert not run.exists()
 
 
