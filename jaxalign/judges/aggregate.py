@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from jaxalign.judges.items import Item
-from jaxalign.judges.pairwise import Verdict
+from jaxalign.judges.pairwise import Verdict, favoured_side
 from jaxalign.judges.votes import panel_vote
 
 Write: TypeAlias = Literal["preference", "binary", "score", "ranking"]
@@ -58,7 +58,7 @@ def combine_verdicts(item: Item, lines: Lines, by: By = "verdicts") -> Combined:
         if voters and all(line["probability"] is not None for line in voters):
             probability = weighted_mean([(line["probability"], line["weight"]) for line in voters])
         if by == "probabilities":
-            winner = None if probability is None else _side(probability)
+            winner = None if probability is None else favoured_side(probability - 0.5, 1e-12)
     scores = []
     for k in range(len(item.answers)):
         known = [(line["scores"][k], line["weight"]) for line in lines if line["scores"] is not None]
@@ -192,10 +192,6 @@ def _origin(lines: Lines) -> dict[str, Any]:
     if len(lines) == 1:
         return {name: lines[0][name] for name in names} | cost
     return {name: [line[name] for line in lines] for name in names} | cost
-
-
-def _side(probability: float) -> Verdict:
-    return "tie" if abs(probability - 0.5) < 1e-12 else "first" if probability > 0.5 else "second"
 
 
 def weighted_mean(weighted: Sequence[tuple[float, float]]) -> float | None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxalign.errors import UserError
 from jaxalign.judges.audit_warnings import trust_warnings
 from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
-from jaxalign.judges.pairwise import WINS, PairwiseReport, Verdict, combine_orders, pairwise_report
+from jaxalign.judges.pairwise import WINS, PairwiseReport, Verdict, combine_orders, favoured_side, pairwise_report
 from jaxalign.judges.raters import (
     Agreement,
     Ceiling,
@@ -208,7 +208,7 @@ def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootst
     if any(p is not None for p in probabilities):
         outcomes = [WINS[label] for label in labels]
         parts["calibration"] = calibration(probabilities, outcomes, bootstrap=bootstrap)
-        sides = [None if p is None else "tie" if p == 0.5 else "first" if p > 0.5 else "second" for p in probabilities]
+        sides = [None if p is None else favoured_side(p - 0.5) for p in probabilities]
         parts["by_probability"] = agreement(sides, labels, bootstrap=bootstrap)
     if len(verdicts.annotators) > 1:
         parts["ceiling"] = human_ceiling(winners, verdicts.annotators, bootstrap=bootstrap)

@@ -10,6 +10,9 @@ from jaxalign.judges.raters import Agreement, Ceiling
 from jaxalign.judges.reliability import Calibration
 from jaxalign.stats import Interval
 
+# Acceptable shares.
+MINIMUM_CONSISTENCY, MAXIMUM_FAILURES = 0.8, 0.02
+
 
 def trust_warnings(
     report: PairwiseReport | None,
@@ -21,8 +24,6 @@ def trust_warnings(
     ceiling: Ceiling | None = None,
     spots: Mapping[Hashable, Agreement] | None = None,
     probabilities: Calibration | None = None,
-    most_failures: float = 0.02,
-    least_consistency: float = 0.8,
 ) -> list[str]:
     """Returns a sentence for each measurement whose whole interval is on the wrong side.
 
@@ -36,8 +37,6 @@ def trust_warnings(
         ceiling: Its :func:`~jaxalign.judges.human_ceiling`.
         spots: Its :func:`~jaxalign.judges.blind_spots`.
         probabilities: Its :func:`~jaxalign.judges.calibration`.
-        most_failures: The maximum acceptable share of failures.
-        least_consistency: The minimum acceptable consistency.
 
     Returns:
         The sentences; an empty list if nothing is wrong in what was measured.
@@ -50,7 +49,7 @@ def trust_warnings(
     Position bias: the response shown first is favoured by 100 points (82 to 100): always ask in both orders.
     No human labels: whether the judge is right was not measured, only whether it is steady.
     """
-    warnings = _order_warnings(report, most_failures, least_consistency)
+    warnings = _order_warnings(report)
     warnings += _favour_warnings("Verbosity bias", "the longer response", verbosity)
     warnings += _favour_warnings("Self-preference", "the judge's own family", own)
     accuracy = report.agreement if report is not None else agreed.accuracy if agreed is not None else None
@@ -89,12 +88,12 @@ def trust_warnings(
     return warnings
 
 
-def _order_warnings(report: PairwiseReport | None, most_failures: float, least_consistency: float) -> list[str]:
+def _order_warnings(report: PairwiseReport | None) -> list[str]:
     """Returns the warnings that need verdicts in both orders."""
     if report is None:
         return ["Order: no pair was shown in both orders, so position bias can be neither measured nor averaged out."]
     warnings = []
-    if report.consistency_ci[1] < least_consistency:
+    if report.consistency_ci[1] < MINIMUM_CONSISTENCY:
         warnings.append(
             f"Consistency: only {100 * report.consistency:.0f} % of the pairs get the same verdict in both orders"
             f" (interval {_range(report.consistency_ci)} %)."
@@ -105,7 +104,7 @@ def _order_warnings(report: PairwiseReport | None, most_failures: float, least_c
             f"Position bias: the response shown {place} is favoured by"
             f" {_size(report.position_bias, report.position_bias_ci)}: always ask in both orders."
         )
-    if report.failures_ci[0] > most_failures:
+    if report.failures_ci[0] > MAXIMUM_FAILURES:
         warnings.append(
             f"Failures: {100 * report.failures:.0f} % of the verdicts could not be parsed"
             f" ({_range(report.failures_ci)} %): look at the raw answers before using any label."

@@ -37,11 +37,6 @@ class Revision:
     replies: tuple[Reply, ...] = ()
     prompt_hash: str = ""
 
-    @property
-    def error(self) -> str | None:
-        """Why a question had no answer, if so. Such a draft is worth another attempt."""
-        return next((reply.error for reply in self.replies if reply.text is None), None)
-
     def row(self) -> dict[str, str] | None:
         """Returns the prompt and completion to fine-tune on, if there is a revision."""
         return None if self.revision is None else {"prompt": self.prompt, "completion": self.revision}

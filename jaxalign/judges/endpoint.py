@@ -90,6 +90,19 @@ class Reply(NamedTuple):
     cached: bool = False
 
 
+def summarise_replies(replies: Sequence[Reply]) -> dict[str, Any]:
+    """Returns the first error and the tokens of several replies, as a line of a run stores them.
+
+    >>> summarise_replies([Reply("Yes.", prompt_tokens=5), Reply(None, "timeout")])
+    {'error': 'timeout', 'prompt_tokens': 5, 'completion_tokens': 0}
+    """
+    return {
+        "error": next((reply.error for reply in replies if reply.text is None), None),
+        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
+        "completion_tokens": sum(reply.completion_tokens for reply in replies),
+    }
+
+
 class _Stop(Exception):
     """Raised if no further request makes sense. Its text is a sentence for the user."""
 

@@ -157,22 +157,15 @@ def check_fields(argument: str, columns: Mapping[str, str], fields: set[str]) ->
 
 def _group_rows(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[tuple[Row, dict[str, Any] | Problem, int]]:
     """Yields rows under our field names; consecutive rows of one answer to the same prompt become one."""
-    group: tuple[Row, dict[str, Any], int] | None = None
-    for row in rows:
-        value = _rename(row.value, columns)
-        single = None if isinstance(value, Problem) else _single_answer(value)
-        if single is not None and group is not None and group[1]["prompt"] == single["prompt"]:
+    renamed = ((row, _rename(row.value, columns)) for row in rows)
+    parsed = ((row, value, _single_answer(value)) for row, value in renamed)
+    # A row of another kind is a group of its own: no object equals a new one.
+    for _, group in itertools.groupby(parsed, lambda part: object() if part[2] is None else part[2]["prompt"]):
+        (row, value, single), *others = group
+        for _, _, other in others:
             for field in ("completions", "by"):
-                group[1][field] += single[field]
-            group = (*group[:2], group[2] + 1)
-            continue
-        if group is not None:
-            yield group
-        group = None if single is None else (row, single, 1)
-        if single is None:
-            yield row, value, 1
-    if group is not None:
-        yield group
+                single[field] += other[field]
+        yield row, value if single is None else single, 1 + len(others)
 
 
 def _rename(value: dict[str, Any] | Problem, columns: Mapping[str, str]) -> dict[str, Any] | Problem:
@@ -184,9 +177,13 @@ def _rename(value: dict[str, Any] | Problem, columns: Mapping[str, str]) -> dict
     return {**value, **{field: value.get(column) for field, column in columns.items()}}
 
 
-def _single_answer(value: Mapping[str, Any]) -> dict[str, Any] | None:
+def _single_answer(value: Mapping[str, Any] | Problem) -> dict[str, Any] | None:
     """Returns a row of one answer as a row of completions; None for every other row."""
-    if value.get("prompt") is None or any(value.get(field) is not None for field in (*PAIR, *SIDES, "completions")):
+    if (
+        isinstance(value, Problem)
+        or value.get("prompt") is None
+        or any(value.get(field) is not None for field in (*PAIR, *SIDES, "completions"))
+    ):
         return None
     answer = value.get("answer") if value.get("answer") is not None else value.get("completion")
     return None if answer is None else {"prompt": value["prompt"], "completions": [answer], "by": [value.get("by")]}

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 
+from jaxalign.checkpoint import check_writable
 from jaxalign.errors import UserError
 from jaxalign.paths import resolve_path, write_whole
 from jaxalign.reporting import Report, progress
@@ -38,13 +39,16 @@ class Journal:
 
     Args:
         path: The file. An incomplete last line is removed.
+        settings: Settings of the run.
 
     Raises:
         UserError: If the file cannot be read or contains something else.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
+        self.output = path.parent
+        self.settings = dict(settings)
         self.lines: dict[Name, dict[str, Any]] = {}
         try:
             content = path.read_bytes() if path.exists() else b""
@@ -59,6 +63,10 @@ class Journal:
                 self.lines[line["key"], line["judge"], line["principle"]] = {"error": None, **line}
             except (ValueError, KeyError, TypeError):
                 raise UserError(f"{path}, row {number}: not a verdict. Fix the row or give another output.") from None
+
+    def write_settings(self) -> None:
+        """Writes the settings into the run's directory."""
+        write_whole(self.output / SETTINGS, yaml.safe_dump(self.settings, sort_keys=False))
 
     def is_done(self, key: str, judge: str, principle: str | None) -> bool:
         """Returns whether there is a verdict or a failed one; a question without a reply is not done."""
@@ -109,38 +117,36 @@ class Journal:
             raise KeyboardInterrupt(stored) from None
 
 
-def run_settings(config: Any, files: Mapping[str, str]) -> dict[str, Any]:
-    """Returns a configuration as plain values, with hashes of the files that say what is asked.
+def open_journal(config: Any, files: Mapping[str, str]) -> Journal:
+    """Opens the verdicts of a run. Nothing is written.
+
+    Args:
+        config: Settings of the run, with ``output``.
+        files: Names and paths of the files that say what is asked. Their hashes are stored with the settings.
 
     Raises:
-        UserError: If a file cannot be read.
+        UserError: If the directory cannot be written, a file cannot be read, or the directory contains verdicts that
+            other settings gave. The message names the settings.
     """
+    output = Path(config.output).expanduser()
+    check_writable(output)
     hashes = {}
     for name, path in files.items():
         try:
             hashes[name] = hashlib.sha256(resolve_path(path).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}). Check the path.") from None
-    return {**plain_settings(config), "asked": hashes}
-
-
-def check_resumable(output: Path, settings: Mapping[str, Any]) -> None:
-    """Raises UserError if ``output`` contains verdicts that other settings gave; the message names the settings."""
-    if not (output / VERDICTS).exists():
-        return
-    try:
-        before = dict(yaml.safe_load((output / SETTINGS).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{output}: it has verdicts and no readable {SETTINGS}. Give another output.") from error
-    if changes := describe_changes(before, settings, _is_free):
-        raise UserError(
-            f"{output}: its verdicts have other settings: {changes}. Give another output, or these settings."
-        )
-
-
-def write_settings(output: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings of a run into its directory."""
-    write_whole(output / SETTINGS, yaml.safe_dump(dict(settings), sort_keys=False))
+    settings = {**plain_settings(config), "asked": hashes}
+    if (output / VERDICTS).exists():
+        try:
+            before = dict(yaml.safe_load((output / SETTINGS).read_text(encoding="utf-8")))
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{output}: it has verdicts and no readable {SETTINGS}. Give another output.") from error
+        if changes := describe_changes(before, settings, _is_free):
+            raise UserError(
+                f"{output}: its verdicts have other settings: {changes}. Give another output, or these settings."
+            )
+    return Journal(output / VERDICTS, settings)
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -9,19 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxalign.checkpoint import check_writable
 from jaxalign.errors import UserError
 from jaxalign.judges.aggregate import label_rows
 from jaxalign.judges.items import Item, JudgeDataSection, read_items
-from jaxalign.judges.journal import (
-    CACHE,
-    VERDICTS,
-    Journal,
-    check_resumable,
-    run_settings,
-    write_rows,
-    write_settings,
-)
+from jaxalign.judges.journal import CACHE, Journal, open_journal, write_rows
 from jaxalign.judges.open import JudgeSection, check_judges, name_of, open_rater
 from jaxalign.judges.panel import TEMPLATES, JudgingTask, Rater, judge_items
 from jaxalign.judges.prompts import load_constitution
@@ -108,8 +99,6 @@ def label_answers(config: LabellingConfig, report: Report = silent) -> Labels:
     """
     panel = [config.judge, *config.panel]
     validate_config(config, panel)
-    output = Path(config.output).expanduser()
-    check_writable(output)
     task = JudgingTask(
         how=config.how,
         template=config.template,
@@ -120,23 +109,21 @@ def label_answers(config: LabellingConfig, report: Report = silent) -> Labels:
         seed=config.seed,
     )
     files = {"template": config.template or TEMPLATES[config.how], "constitution": config.constitution}
-    settings = run_settings(config, {name: path for name, path in files.items() if path is not None})
-    check_resumable(output, settings)
-    journal = Journal(output / VERDICTS)
+    journal = open_journal(config, {name: path for name, path in files.items() if path is not None})
     pairs = config.how == "pairwise" and config.write in ("preference", "binary")
     read = read_items(config.data, config.how, config.seed, pairs=pairs)
     update_facts(journal, read.items)
     report(f"{config.data.path}: {read.report}")
     if read.equal:
         report(f"{read.equal} items omitted, because their answers are the same")
-    cache = str(output / CACHE)
+    cache = str(journal.output / CACHE)
     raters = [open_rater(judge, cache=cache, template=config.data.template, report=report) for judge in panel]
-    write_settings(output, settings)
+    journal.write_settings()
     for rater in raters:
         collect_verdicts(rater, read.items, task, journal, config.save_every, report)
     margin = max(rater.margin for rater in raters)
     rows, counts = combine_journal(config, read.items, journal, margin, report)
-    file = output / f"{FILES[config.write]}.jsonl"
+    file = journal.output / f"{FILES[config.write]}.jsonl"
     write_rows(file, rows)
     return Labels(rows, counts, file)
 

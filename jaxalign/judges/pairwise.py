@@ -155,6 +155,11 @@ def parse_labels(name: str, verdicts: Any) -> Codes:
     return np.array([_CODE[verdict] for verdict in listed], np.int64)
 
 
+def favoured_side(gap: float, margin: float = 0.0) -> Verdict:
+    """Returns which response is better by how much more the first one scores. Gaps up to the margin are ties."""
+    return "tie" if abs(gap) <= margin else "first" if gap > 0 else "second"
+
+
 def swap(codes: Codes) -> Codes:
     """Returns the verdicts with positions exchanged. A failure stays one."""
     return np.array([SECOND, FIRST, TIE, FAILURE])[codes]

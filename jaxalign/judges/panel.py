@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from jaxalign.judges.endpoint import Messages, Reply
+from jaxalign.judges.endpoint import Messages, Reply, summarise_replies
 from jaxalign.judges.hashing import uniform_hash
 from jaxalign.judges.items import How, Item
 from jaxalign.judges.judge import Ask, get_replies, judge_pairs, make_question, prompt_hash, read_score
-from jaxalign.judges.pairwise import OPPOSITE, Verdict
+from jaxalign.judges.pairwise import NAMES, OPPOSITE, favoured_side
 from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, draw_principle
 from jaxalign.judges.ranking import RANKING, judge_rankings
 
 Grade: TypeAlias = Callable[[Sequence[Messages]], list[tuple[float | None, Reply]]]
 Score: TypeAlias = Callable[[Sequence[Item]], Sequence[Sequence[float]]]
+Cases: TypeAlias = Sequence[tuple[Item, Principle | None]]
 TEMPLATES: dict[How, str] = {"pairwise": PAIRWISE, "pointwise": POINTWISE, "ranking": RANKING}
 
 
@@ -94,9 +96,14 @@ class JudgingTask:
         """Returns whether an item is shown in both orders: the same for the same item and seed."""
         return uniform_hash(self.seed, "orders", item.key) < self.both_orders
 
-    def options(self, principles: Sequence[Principle | None]) -> dict[str, Any]:
-        """Returns the arguments that the functions asking a judge have in common."""
-        return {"principles": principles, "template": self.template or TEMPLATES[self.how], "think": self.think}
+    def options(self, cases: Cases) -> dict[str, Any]:
+        """Returns the arguments that the functions asking about pairs and rankings have in common."""
+        return {
+            "principles": [principle for _, principle in cases],
+            "both_orders": [self.in_both_orders(item) for item, _ in cases],
+            "template": self.template or TEMPLATES[self.how],
+            "think": self.think,
+        }
 
 
 def judge_items(
@@ -137,40 +144,35 @@ def judge_items(
     if rater.score is not None:
         items = [item for item in items if not is_done(item.key, None)]
         scores = rater.score(items) if items else []
-        rows = zip(items, scores, strict=True)
-        return [_line(rater, item, None, "score") | _scored(rater, [float(s) for s in row]) for item, row in rows]
+        return [
+            _line(rater, item, None, "score", **_scored(rater, [float(score) for score in row]))
+            for item, row in zip(items, scores, strict=True)
+        ]
     cases = [
         (item, principle)
         for item in items
         for principle in task.principles_for(item)
-        if not is_done(item.key, None if principle is None else principle.id)
+        if not is_done(item.key, principle.id if principle else None)
     ]
     judge = {"pairwise": _judge_pairs, "pointwise": _judge_answers, "ranking": _judge_rankings}[task.how]
     return judge(rater, cases, task) if cases else []
 
 
-Cases: TypeAlias = Sequence[tuple[Item, Principle | None]]
-
-
 def _judge_pairs(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.pairs is not None
+    items = [item for item, _ in cases]
     judged = judge_pairs(
         rater.pairs,
-        [item.prompt for item, _ in cases],
-        [item.answers[0] for item, _ in cases],
-        [item.answers[1] for item, _ in cases],
-        both_orders=[task.in_both_orders(item) for item, _ in cases],
-        **task.options([principle for _, principle in cases]),
+        [item.prompt for item in items],
+        [item.answers[0] for item in items],
+        [item.answers[1] for item in items],
+        **task.options(cases),
     )
     lines = []
     for (item, principle), pair in zip(cases, judged, strict=True):
-        verdicts: dict[str, Any] = {
-            "first_order": pair.first_order,
-            "second_order": pair.second_order,
-            "winner": pair.winner,
-        }
-        verdicts |= {"probability": pair.first_is_better, "probabilities": list(pair.probabilities), "scores": None}
-        lines.append(_line(rater, item, principle, task.how) | verdicts | _replied(pair.replies, pair.prompt_hash))
+        verdicts = {"first_order": pair.first_order, "second_order": pair.second_order, "winner": pair.winner}
+        verdicts |= {"probability": pair.first_is_better, "probabilities": list(pair.probabilities)}
+        lines.append(_line(rater, item, principle, task.how, pair.replies, pair.prompt_hash, **verdicts))
     return lines
 
 
@@ -182,15 +184,13 @@ def _judge_answers(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[s
         for item, principle in cases
         for answer in item.answers
     ]
-    graded = rater.grade(questions)
+    graded = iter(zip(questions, rater.grade(questions), strict=True))
     lines = []
-    start = 0
     for item, principle in cases:
-        part = graded[start : start + len(item.answers)]
-        scored = _scored(rater, [score for score, _ in part])
-        replied = _replied([reply for _, reply in part], prompt_hash(questions[start]))
-        lines.append(_line(rater, item, principle, task.how) | scored | replied)
-        start += len(part)
+        asked, grades = zip(*islice(graded, len(item.answers)), strict=True)
+        scores, replies = zip(*grades, strict=True)
+        scored = _scored(rater, scores)
+        lines.append(_line(rater, item, principle, task.how, replies, prompt_hash(asked[0]), **scored))
     return lines
 
 
@@ -201,67 +201,56 @@ def _judge_rankings(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[
     for size in sorted({len(item.answers) for item, _ in cases}):
         indices = [i for i, (item, _) in enumerate(cases) if len(item.answers) == size]
         part = [cases[i] for i in indices]
-        judged = judge_rankings(
-            rater.rank(size),
-            [item.prompt for item, _ in part],
-            [item.answers for item, _ in part],
-            both_orders=[task.in_both_orders(item) for item, _ in part],
-            **task.options([principle for _, principle in part]),
-        )
+        prompts, answers = [item.prompt for item, _ in part], [item.answers for item, _ in part]
+        judged = judge_rankings(rater.rank(size), prompts, answers, **task.options(part))
         for i, (item, principle), ranked in zip(indices, part, judged, strict=True):
             scored = _scored(rater, ranked.scores or [None] * size)
             scored["rankings"] = [None if ranking is None else list(ranking) for ranking in ranked.rankings]
             if size == 2:  # the audit reads it as a pair
-                first: list[Verdict | None] = [
-                    None if ranking is None else ("first" if ranking[0] == 0 else "second")
-                    for ranking in ranked.rankings
-                ]
-                scored |= {"first_order": first[0], "second_order": OPPOSITE[first[1]] if len(first) > 1 else None}
-            lines[i] = _line(rater, item, principle, task.how) | scored | _replied(ranked.replies, ranked.prompt_hash)
+                sides = [None if ranking is None else NAMES[ranking[0]] for ranking in ranked.rankings]
+                scored |= {"first_order": sides[0], "second_order": OPPOSITE[sides[1]] if len(sides) > 1 else None}
+            lines[i] = _line(rater, item, principle, task.how, ranked.replies, ranked.prompt_hash, **scored)
     return [lines[i] for i in range(len(cases))]
 
 
-def _line(rater: Rater, item: Item, principle: Principle | None, how: str) -> dict[str, Any]:
+def _line(
+    rater: Rater,
+    item: Item,
+    principle: Principle | None,
+    how: str,
+    replies: Sequence[Reply] = (),
+    question_hash: str | None = None,
+    **verdicts: Any,
+) -> dict[str, Any]:
     return {
         "key": item.key,
         "judge": rater.name,
         "how": how,
-        "principle": None if principle is None else principle.id,
-        "weight": rater.weight * (1.0 if principle is None else principle.weight),
+        "principle": principle.id if principle else None,
+        "weight": rater.weight * (principle.weight if principle else 1.0),
         "prompt": item.prompt,
         "answers": list(item.answers),
         "human": item.human,
         "by": list(item.by),
-        "prompt_hash": None,
-        "orders": 2,
-        "said": [],
-        "error": None,
-        "prompt_tokens": 0,
-        "completion_tokens": 0,
+        "prompt_hash": question_hash,
+        "orders": len(replies) or 2,
+        "said": [reply.text for reply in replies],
+        **summarise_replies(replies),
+        **dict.fromkeys(("first_order", "second_order", "winner", "probability", "scores")),
+        "probabilities": [None, None],
+        **verdicts,
     }
 
 
 def _scored(rater: Rater, scores: Sequence[float | None]) -> dict[str, Any]:
     """Returns scores and, for two answers, the verdict that they give in either order."""
-    line: dict[str, Any] = {"scores": list(scores), "first_order": None, "second_order": None, "winner": None}
-    line |= {"probability": None, "probabilities": [None, None]}
+    line: dict[str, Any] = {"scores": list(scores)}
     if len(scores) != 2 or scores[0] is None or scores[1] is None:
         return line
     gap = scores[0] - scores[1]
-    winner: Verdict = "tie" if abs(gap) <= rater.margin else "first" if gap > 0 else "second"
+    winner = favoured_side(gap, rater.margin)
     if rater.log_odds:
         # Two forms of the sigmoid: exp of a large positive number would overflow.
         p = 1 / (1 + math.exp(-gap)) if gap >= 0 else math.exp(gap) / (1 + math.exp(gap))
         line |= {"probability": p, "probabilities": [p, 1 - p]}
     return line | {"winner": winner, "first_order": winner, "second_order": OPPOSITE[winner]}
-
-
-def _replied(replies: Sequence[Reply], question_hash: str) -> dict[str, Any]:
-    return {
-        "prompt_hash": question_hash,
-        "orders": len(replies),
-        "said": [reply.text for reply in replies],
-        "error": next((reply.error for reply in replies if reply.text is None), None),
-        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
-        "completion_tokens": sum(reply.completion_tokens for reply in replies),
-    }

@@ -8,20 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.checkpoint import check_writable
 from jaxalign.errors import UserError
 from jaxalign.judges.aggregate import answer_row
 from jaxalign.judges.critique import CRITIQUE, REVISE, Revision, critique_and_revise
+from jaxalign.judges.endpoint import summarise_replies
 from jaxalign.judges.items import Item, JudgeDataSection, read_items
-from jaxalign.judges.journal import (
-    CACHE,
-    VERDICTS,
-    Journal,
-    check_resumable,
-    run_settings,
-    write_rows,
-    write_settings,
-)
+from jaxalign.judges.journal import CACHE, open_journal, write_rows
 from jaxalign.judges.judge import Ask
 from jaxalign.judges.open import JudgeSection, check_judges, name_of, open_writer
 from jaxalign.judges.prompts import CONSTITUTION, Principle, draw_principle, load_constitution
@@ -105,18 +97,19 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions
     """
     check_ranges(config, dict.fromkeys(("rounds", "max_new_tokens", "save_every", "data.limit"), (1, math.inf)))
     check_judges([config.judge], "pointwise")
-    output = Path(config.output).expanduser()
-    check_writable(output)
     principles = load_constitution(config.constitution)
     files = {"critique": config.critique, "revise": config.revise, "constitution": config.constitution}
-    settings = run_settings(config, files)
-    check_resumable(output, settings)
-    journal = Journal(output / VERDICTS)
+    journal = open_journal(config, files)
     read = read_items(config.data, "pointwise", config.seed)
     report(f"{config.data.path}: {read.report}")
-    options: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "seed": config.seed, "report": report}
-    writer = open_writer(config.judge, cache=str(output / CACHE), **options)
-    write_settings(output, settings)
+    writer = open_writer(
+        config.judge,
+        cache=str(journal.output / CACHE),
+        max_new_tokens=config.max_new_tokens,
+        seed=config.seed,
+        report=report,
+    )
+    journal.write_settings()
     name = name_of(config.judge)
     numbered = [Draft(item, number) for item in read.items for number in range(len(item.answers))]
     drafts = {draft.key: draft for draft in numbered}
@@ -133,8 +126,9 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions
         report(f"{len(unanswered)} had no answer ({unanswered[0]}). Rerun to ask again.")
     if not rows:
         raise UserError(f"{journal.path}: the judge wrote nothing to train on ({outcome}). Read its replies there.")
-    write_rows(output / REVISIONS, rows)
-    return Revisions(rows, output / REVISIONS)
+    file = journal.output / REVISIONS
+    write_rows(file, rows)
+    return Revisions(rows, file)
 
 
 def rewrite(
@@ -174,9 +168,7 @@ def _line(judge: str, draft: Draft, rounds: Sequence[Revision]) -> dict[str, Any
         "critiques": [revision.critique for revision in rounds],
         "revisions": [revision.revision for revision in rounds],
         "prompt_hash": rounds[0].prompt_hash,
-        "error": next((revision.error for revision in rounds if revision.error is not None), None),
-        "prompt_tokens": sum(reply.prompt_tokens for reply in replies),
-        "completion_tokens": sum(reply.completion_tokens for reply in replies),
+        **summarise_replies(replies),
     }
 
 

@@ -70,19 +70,17 @@ def parse_verdict(text: str | None) -> Verdict | None:
     return _named(whole["label"] or whole["tie"], whole["place"]) if whole else None
 
 
-def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float | None:
-    """Returns the score at the end of a judge's answer.
+def parse_score(text: str | None) -> float | None:
+    """Returns the score from 1 to 10 at the end of a judge's answer.
 
     It understands ``Score: 7`` and similar marks (``Rating``, ``Grade``, JSON), ``[[7]]``, ``7/10``, and an answer that
     is just the number. The last of several marks counts. Reasoning in ``<think>`` tags does not count.
 
     Args:
         text: The answer, if there was one.
-        low: Low end of the scale. A number outside the scale is a failure, not the nearest end.
-        high: High end of the scale.
 
     Returns:
-        The score, or None if the answer is not certain.
+        The score, or None if the answer is not certain. A number outside the scale is a failure, not the nearest end.
 
     >>> parse_score("Clear and right.\\nScore: 8/10"), parse_score("Score: 11"), parse_score("Score: 1 to 10")
     (8.0, None, None)
@@ -95,9 +93,9 @@ def parse_score(text: str | None, *, low: float = 1, high: float = 10) -> float 
     else:
         lines = [line.strip(" *_.`\"'") for line in text.splitlines() if line.strip()]
         number = _NUMBER.fullmatch(lines[-1]) if lines else None
-    if number is None or any(float(whole) != high for whole in _OUT_OF.findall(number.string)):
+    if number is None or any(int(whole) != 10 for whole in _OUT_OF.findall(number.string)):
         return None
-    return float(number[1]) if low <= float(number[1]) <= high else None
+    return float(number[1]) if 1 <= float(number[1]) <= 10 else None
 
 
 def strip_reasoning(text: str | None) -> str:

@@ -11,6 +11,9 @@ from jaxalign.errors import UserError
 from jaxalign.judges.pairwise import NAMES, TIE, Verdict, VerdictColumn, parse_labels
 from jaxalign.judges.raters import same_length
 
+# Minimum probability of all labels together. Below it the judge was not choosing between them.
+MINIMUM_MASS = 0.5
+
 
 def panel_vote(
     verdicts: Mapping[str, VerdictColumn], weights: Mapping[str, float] | None = None, *, least_share: float = 0.5
@@ -55,45 +58,28 @@ def panel_vote(
     return [None if bad else NAMES[code] for code, bad in zip(winner, failed, strict=True)]
 
 
-def verdict_probability(
-    logprobs: Sequence[Mapping[str, float]],
-    verdict: Verdict | None = None,
-    *,
-    first: str = "A",
-    second: str = "B",
-    least_mass: float = 0.5,
-) -> float | None:
-    """Returns P(first) = p(A) / (p(A) + p(B)) at the last token of an answer that is one of the two labels.
+def verdict_probability(logprobs: Sequence[Mapping[str, float]], verdict: Verdict | None = None) -> float | None:
+    """Returns P(first) = p(A) / (p(A) + p(B)) at the last token of an answer that is one of the labels A and B.
 
     Args:
         logprobs: Alternatives and their log-probabilities for every token of the answer, the API's ``top_logprobs``.
         verdict: The verdict of the answer as a whole. A token with the other label is skipped ("A is wordy" after
             "Verdict: B"). None takes the last label.
-        first: The label of the first response. White space around a token does not matter.
-        second: The label of the second response.
-        least_mass: Minimum probability of both labels together. Below it the judge was not choosing between them.
 
     Returns:
-        The probability, or None if no token chooses.
+        The probability, or None if no token chooses, or if the labels together have less than ``MINIMUM_MASS``.
 
     >>> verdict_probability([{"Verdict": -0.01}, {":": -0.01}, {" A": -0.22314, " B": -1.60944}])
     0.8...
     """
-    wanted = {None: (first, second), "first": (first,), "second": (second,), "tie": ()}[verdict]
-    shares = _choice(logprobs, wanted, (first, second))
-    mass = [sum(p for name, p in shares if name == label) for label in (first, second)]
-    return mass[0] / sum(mass) if shares and sum(mass) >= least_mass else None
+    wanted = {None: "AB", "first": "A", "second": "B", "tie": ""}[verdict]
+    shares = _last_choice(logprobs, list(wanted), ["A", "B"])
+    mass = [sum(p for name, p in shares if name == label) for label in "AB"]
+    return mass[0] / sum(mass) if sum(mass) >= MINIMUM_MASS else None
 
 
-def score_expectation(
-    logprobs: Sequence[Mapping[str, float]],
-    written: float | None = None,
-    *,
-    low: int = 1,
-    high: int = 10,
-    least_mass: float = 0.5,
-) -> float | None:
-    """Returns Σ_s s p(s) / Σ_s p(s) over the scores among the alternatives at the last token that is a score.
+def score_expectation(logprobs: Sequence[Mapping[str, float]], written: float | None = None) -> float | None:
+    """Returns Σ_s s p(s) / Σ_s p(s) over the scores s from 1 to 10 at the last token that is a score.
 
     Source: Liu et al. 2023, arXiv:2303.16634, eq. 1.
 
@@ -101,26 +87,23 @@ def score_expectation(
         logprobs: Alternatives and their log-probabilities for every token of the answer.
         written: The score in the answer. A token with another number is skipped (the "1" of a "10" in two tokens, or a
             number in a remark). None takes the last number.
-        low: Low end of the scale.
-        high: High end of the scale.
-        least_mass: Minimum probability of all scores together. Below it the judge was not scoring.
 
     Returns:
-        The expectation, or None if no token scores.
+        The expectation, or None if no token scores, or if the scores together have less than ``MINIMUM_MASS``.
 
     >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 7": -0.6931, " 8": -0.6931}])
     7.5
     >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 1": -0.01}, {"0": -0.01}], written=10) is None
     True
     """
-    scale = {str(score): score for score in range(low, high + 1)}
+    scale = {str(score): score for score in range(1, 11)}
     wanted = [label for label, score in scale.items() if written in (None, score)]
-    shares = _choice(logprobs, wanted, scale)
+    shares = _last_choice(logprobs, wanted, scale)
     total = sum(p for _, p in shares)
-    return sum(scale[label] * p for label, p in shares) / total if shares and total >= least_mass else None
+    return sum(scale[label] * p for label, p in shares) / total if total >= MINIMUM_MASS else None
 
 
-def _choice(
+def _last_choice(
     logprobs: Sequence[Mapping[str, float]], wanted: Collection[str], labels: Collection[str]
 ) -> list[tuple[str, float]]:
     """Returns the labels and their probabilities at the last token whose likeliest alternative is wanted, if any."""
