@@ -72,10 +72,7 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
                 return Problem("label", "answerKey must be one of the choices' labels")
             right = letters.index(row["answerKey"])
     else:
-        return Problem(
-            "fields",
-            "it has no choices. Expected goal, sol1 and sol2, or sentence_good, or choices",
-        )
+        return Problem("fields", "it has no choices. Give goal, sol1 and sol2, or sentence_good, or choices")
     if right is None:
         right = row.get("label", row.get("answer"))
     texts = [prompt, *choices] if isinstance(choices, list) else [None]
@@ -148,11 +145,8 @@ def choice_trees(tokenizer: Any, items: Sequence[Choice], template: str = TEMPLA
     opening = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     trees = []
     for item in items:
-        if item.prompt:
-            prompt = encoder.document(template.replace("{prompt}", item.prompt))
-            choices = [encoder.continuation(" " + text) for text in item.choices]
-        else:
-            prompt = encoder.bos or [opening]
-            choices = [encoder.continuation(text) for text in item.choices]
-        trees.append(Tree.of(prompt, choices))
+        question = template.replace("{prompt}", item.prompt)
+        prompt = encoder.document(question) if item.prompt else encoder.bos or [opening]
+        space = " " if item.prompt else ""
+        trees.append(Tree.of(prompt, [encoder.continuation(space + text) for text in item.choices]))
     return trees

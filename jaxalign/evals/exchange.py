@@ -7,7 +7,7 @@ that another figure (the reward, for example) gained, or for each nat of KL.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Difference, Outcome, difference, json_safe
-from jaxalign.stats import DEFAULT, Bootstrap, Interval
+from jaxalign.stats import DEFAULT, Bootstrap, Interval, ratio
 
 
 class Exchange(NamedTuple):
@@ -114,14 +114,12 @@ def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, 
 def _rate(
     old: Mapping[str, Outcome], new: Mapping[str, Outcome], paid: str, gained: str, bootstrap: Bootstrap
 ) -> Exchange:
-    change: Callable[[str], np.ndarray] = lambda name: _changes(old[name], new[name], bootstrap)  # noqa: E731
-    sign = {"more": 1.0, "less": -1.0, "neither": 1.0}
-    lost = -sign[old[paid].good] * change(paid)
-    return exchange_rate(lost, sign[old[gained].good] * change(gained), paid, gained, bootstrap.confidence)
+    lost = -_improvements(old[paid], new[paid], bootstrap)
+    return exchange_rate(lost, _improvements(old[gained], new[gained], bootstrap), paid, gained, bootstrap.confidence)
 
 
-def _changes(old: Outcome, new: Outcome, bootstrap: Bootstrap) -> np.ndarray:
-    """Returns the measured change of a figure's ratio, then the resampled ones, ``[1 + R]``. The link is not applied.
+def _improvements(old: Outcome, new: Outcome, bootstrap: Bootstrap) -> np.ndarray:
+    """Returns the measured improvement of a figure's ratio, then the resampled ones, ``[1 + R]``, without the link.
 
     The seed depends on the number of items, so two figures of one task, which have the same items, are resampled
     together.
@@ -131,5 +129,5 @@ def _changes(old: Outcome, new: Outcome, bootstrap: Bootstrap) -> np.ndarray:
         count, np.full(count, 1 / count), size=bootstrap.resamples
     )
     weight = np.concatenate([np.ones((1, count)), draws])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return weight @ new.totals / (weight @ new.counts) - weight @ old.totals / (weight @ old.counts)
+    after, before = (ratio(outcome.totals, outcome.counts)(weight) for outcome in (new, old))
+    return -1.0 * (after - before) if old.good == "less" else after - before

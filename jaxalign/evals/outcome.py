@@ -11,14 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxalign.errors import UserError
-from jaxalign.stats import DEFAULT, Bootstrap, Floats, Interval, estimate
+from jaxalign.stats import DEFAULT, Bootstrap, Floats, Interval, estimate, ratio
 
 Good = Literal["more", "less", "neither"]
 Link = Callable[[Any], Any]
-
-
-def _identity(x: Any) -> Any:
-    return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +36,7 @@ class Outcome:
     totals: NDArray[np.float64]
     counts: NDArray[np.float64]
     good: Good = "more"
-    link: Link = _identity
+    link: Link = np.positive
     share: bool = False
 
     @classmethod
@@ -110,10 +106,8 @@ def figure(outcome: Outcome, *, bootstrap: Bootstrap = DEFAULT) -> Estimate:
     >>> figure(Outcome.mean("accuracy", [1, 1, 0, 1], share=True)).value
     0.75
     """
-    bounds = (0.0, 1.0) if outcome.share else (-math.inf, math.inf)
-    span = 1.0 if outcome.share else 0.0
     ones = np.ones(len(outcome.totals))
-    value, ci = estimate(_statistic(outcome), ones, bootstrap, bounds=bounds, span=span)
+    value, ci = estimate(_statistic(outcome), ones, bootstrap, **_limits(outcome, 0.0))
     return Estimate(value, ci if _has_scatter(outcome) else (math.nan, math.nan), len(ones))
 
 
@@ -135,9 +129,7 @@ def difference(before: Outcome, after: Outcome, *, bootstrap: Bootstrap = DEFAUL
         )
     old, new = _statistic(before), _statistic(after)
     ones = np.ones(len(before.totals))
-    span = 1.0 if before.share else 0.0
-    bounds = (-1.0, 1.0) if before.share else (-math.inf, math.inf)
-    change, ci = estimate(lambda weight: new(weight) - old(weight), ones, bootstrap, bounds=bounds, span=span)
+    change, ci = estimate(lambda weight: new(weight) - old(weight), ones, bootstrap, **_limits(before, -1.0))
     if not _has_scatter(before):
         ci = (math.nan, math.nan)
     values = (float(old(ones[None])[0]), float(new(ones[None])[0]))
@@ -150,9 +142,10 @@ def _has_scatter(outcome: Outcome) -> bool:
 
 
 def _statistic(outcome: Outcome) -> Callable[[Floats], Floats]:
-    def statistic(weight: Floats) -> Floats:
-        under = weight @ outcome.counts
-        ratio = np.divide(weight @ outcome.totals, under, out=np.full(len(weight), np.nan), where=under > 0)
-        return outcome.link(ratio)
+    mean = ratio(outcome.totals, outcome.counts)
+    return lambda weight: outcome.link(mean(weight))
 
-    return statistic
+
+def _limits(outcome: Outcome, low: float) -> dict[str, Any]:
+    """Returns the options of ``estimate`` for a figure that is at least ``low`` if its items are shares."""
+    return {"bounds": (low, 1.0), "span": 1.0} if outcome.share else {"span": 0.0}

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from jaxalign.errors import UserError
 from jaxalign.evals.outcome import Estimate, Outcome
 from jaxalign.judges.bias import logistic
-from jaxalign.judges.pairwise import FIRST, TIE, VerdictColumn, parse_labels
+from jaxalign.judges.pairwise import VerdictColumn, parse_labels
 from jaxalign.stats import DEFAULT, Bootstrap, Floats, estimate
 
 
@@ -30,8 +30,8 @@ def wins_of_verdicts(winners: VerdictColumn) -> Float[np.ndarray, " N"]:
     >>> wins_of_verdicts(["first", "second", "tie", None])
     array([1. , 0. , 0.5, 0.5])
     """
-    codes = parse_labels("verdicts", winners)
-    return np.where(codes == FIRST, 1.0, np.where((codes == TIE) | (codes < 0), 0.5, 0.0))
+    # By code: first, second, tie, and the last for -1, a failure.
+    return np.array([1.0, 0.0, 0.5, 0.5])[parse_labels("verdicts", winners)]
 
 
 def win_rate(name: str, wins: Float[np.ndarray, " N"]) -> list[Outcome]:

@@ -81,10 +81,7 @@ def open_scorers(suite: SuiteSection, subject: Subject, report: Report = silent)
         model, params = open_model(ModelSection(path=path), subject.model.mesh, report)
         check_reward_model(model, path)
         if load_tokenizer(path).get_vocab() != subject.tokenizer.get_vocab():
-            raise UserError(
-                f"{path} and the model that it scores have different tokenizers. Give a reward model that shares the "
-                "model's tokenizer."
-            )
+            raise UserError(f"{path} and the model that it scores have different tokenizers. They must share one.")
         scorers[path] = Subject(model, params, subject.tokenizer)
     return scorers
 

@@ -103,8 +103,7 @@ def figure_names(suite: SuiteSection, *, of_two: bool) -> list[str]:
 
 def file_digests(suite: SuiteSection) -> dict[str, str]:
     """Returns the SHA-256 digests of a suite's files by path. Hub ids and directories are omitted."""
-    paths = {task.path for task in suite.perplexity.values()} | {task.path for task in suite.answers.values()}
-    for task in suite.choices.values():
-        paths |= {task.path} | ({task.labels} if task.labels is not None else set())
-    files = {path: resolve_path(path) for path in sorted(paths)}
+    tasks = [*suite.perplexity.values(), *suite.choices.values(), *suite.answers.values()]
+    labels = {task.labels for task in suite.choices.values() if task.labels is not None}
+    files = {path: resolve_path(path) for path in sorted({task.path for task in tasks} | labels)}
     return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items() if file.is_file()}

@@ -48,10 +48,7 @@ def check_comparable(before: Subject, after: Subject) -> None:
     if before.tokenizer.get_vocab() != after.tokenizer.get_vocab():
         raise UserError("The two models have different tokenizers. Compare models that share one.")
     if before.tokenizer.chat_template != after.tokenizer.chat_template:
-        raise UserError(
-            "The two models have different chat templates, so they would be measured on different texts. "
-            "Give both directories the same one (chat_template.jinja)."
-        )
+        raise UserError("The two models have different chat templates. Give both the same chat_template.jinja.")
 
 
 def measure_tax(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,22 +61,17 @@ def measure_wins(verdicts: Mapping[str, Verdicts], of: str, *, bootstrap: Bootst
                 f"{unknown} of {len(own)} pairs of {judge} do not have exactly one answer by {of!r}. Give a name that "
                 "the rows' field by (or answer_a_by, answer_b_by) contains."
             )
-        judges[judge] = _win_rates(dataclasses.replace(judged, own=own), bootstrap)
+        judges[judge] = _win_rates(judged, own, bootstrap)
     return WinsReport(of, judges)
 
 
-def _win_rates(verdicts: Verdicts, bootstrap: Bootstrap) -> dict[str, Estimate]:
-    second = np.array([side == "second" for side in verdicts.own or ()])
-    # Verdicts name the position shown; they are turned so that "first" means the side that is counted.
-    turned = [
-        OPPOSITE[verdict] if turn else verdict for verdict, turn in zip(verdicts.combined or (), second, strict=True)
-    ]
-    wins = wins_of_verdicts(turned)
-    (outcome,) = win_rate("judge", wins)
-    rates = {"win_rate": figure(outcome, bootstrap=bootstrap)}
+def _win_rates(verdicts: Verdicts, sides: Sequence[str | None], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    # Verdicts are turned so that "first" means the side that is counted.
+    rows = zip(verdicts.combined or (), sides, strict=True)
+    wins = wins_of_verdicts([OPPOSITE[verdict] if side == "second" else verdict for verdict, side in rows])
+    rates = {"win_rate": figure(*win_rate("judge", wins), bootstrap=bootstrap)}
     if verdicts.length_difference is not None:
-        longer = np.asarray(verdicts.length_difference) * np.where(second, -1, 1)
-        rates["length_controlled_win_rate"] = length_controlled_win_rate(
-            wins, longer, np.zeros(len(longer)), bootstrap=bootstrap
-        )
+        longer = np.array(verdicts.length_difference) * [-1 if side == "second" else 1 for side in sides]
+        equal = np.zeros(len(longer))
+        rates["length_controlled_win_rate"] = length_controlled_win_rate(wins, longer, equal, bootstrap=bootstrap)
     return rates
