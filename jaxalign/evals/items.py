@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxalign.data.encode import Encoder
 from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import prompt_only
@@ -17,6 +19,7 @@ from jaxalign.evals.choices import Choice, parse_choice
 from jaxalign.evals.config import ChoiceTask, TextTask
 from jaxalign.models.model import Model
 from jaxalign.models.open import check_tokens, check_trees
+from jaxalign.rewards import Reward, compute_rewards
 from jaxalign.rollout.text import encode_prompt
 
 
@@ -69,6 +72,12 @@ def read_safety(row: Row, field: str) -> bool:
     return known[value]
 
 
+def score_answers(name: str, score: Reward, rows: Sequence[Row], answers: Sequence[str]) -> np.ndarray:
+    """Returns the scores of answers to the rows' prompts, ``[N]``."""
+    values: list[dict[str, Any]] = [row.value for row in rows]  # type: ignore[misc]  # read_items refuses others
+    return compute_rewards(score, [read_prompt(row) for row in rows], answers, values, name=name)
+
+
 def prompt_ids(rows: Sequence[Row], subject: Subject) -> list[list[int]]:
     """Returns the token ids of the rows' prompts, in the chat template if the tokenizer has one."""
     encoder, chat = Encoder(subject.tokenizer), bool(subject.tokenizer.chat_template)
@@ -89,15 +98,13 @@ def text_trees(name: str, task: TextTask, subject: Subject) -> list[Tree]:
 
 def read_choices(task: ChoiceTask) -> list[Choice]:
     """Returns the items of a multiple-choice task."""
-    labels: Sequence[int | None] | None = None
     rows = read_items(task.path, task.limit)
-    if task.labels is not None:
-        labels = _read_labels(task.labels)
-        if len(labels) < len(rows) or (task.limit is None and len(labels) > len(rows)):
-            raise UserError(f"{task.labels} has {len(labels)} labels for {len(rows)} rows. Give one for each row.")
+    labels = [None] * len(rows) if task.labels is None else _read_labels(task.labels)
+    if len(labels) < len(rows) or (task.limit is None and len(labels) > len(rows)):
+        raise UserError(f"{task.labels} has {len(labels)} labels for {len(rows)} rows. Give one for each row.")
     items = []
-    for i, row in enumerate(rows):
-        parsed = parse_choice(row.value, None if labels is None else labels[i])  # type: ignore[arg-type]
+    for row, label in zip(rows, labels, strict=False):
+        parsed = parse_choice(row.value, label)  # type: ignore[arg-type]
         if isinstance(parsed, Problem):
             raise _error(row, parsed.text)
         items.append(parsed)

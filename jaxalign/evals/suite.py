@@ -13,7 +13,7 @@ from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import multiple_choice
 from jaxalign.evals.config import AnswerTask, SuiteSection
-from jaxalign.evals.items import Subject, prompt_ids, read_choices, read_items, read_prompt, read_safety, text_trees
+from jaxalign.evals.items import Subject, prompt_ids, read_choices, read_items, read_safety, score_answers, text_trees
 from jaxalign.evals.outcome import Estimate, Outcome, figure
 from jaxalign.evals.refusal import refusals
 from jaxalign.evals.text import diversity, perplexity, verbosity
@@ -22,7 +22,6 @@ from jaxalign.methods.scoring import tree_logps, tree_scores
 from jaxalign.models.open import check_language_model, check_reward_model, open_model
 from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.reporting import Report, silent
-from jaxalign.rewards import compute_rewards
 from jaxalign.rewards.functions import load_function
 from jaxalign.rollout import Sampling
 from jaxalign.rollout.text import WIDTH, end_ids
@@ -130,9 +129,7 @@ def measure_answers(
     if task.safe is not None:
         outcomes += refusals(name, [read_safety(row, task.safe) for row in rows], texts)
     if task.score is not None:
-        values: list[dict[str, Any]] = [row.value for row in rows]  # type: ignore[misc]  # read_items refuses others
-        prompts = [read_prompt(row) for row in rows]
-        scores = compute_rewards(load_function(task.score), prompts, texts, values, name=name)
+        scores = score_answers(name, load_function(task.score), rows, texts)
         outcomes.append(Outcome.mean(f"{name}/score", scores, share=bool(np.all((scores >= 0) & (scores <= 1)))))
     logps = rewards = None
     if task.temperature == 1:

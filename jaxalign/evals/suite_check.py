@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 from jaxalign.data.kinds import Demonstration
 from jaxalign.data.records import read_records
@@ -11,9 +10,8 @@ from jaxalign.data.shapes import LENGTHS
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import check_template, choice_trees
 from jaxalign.evals.config import RANGES, AnswerTask, SuiteSection
-from jaxalign.evals.items import Subject, prompt_ids, read_choices, read_items, read_prompt, read_safety
+from jaxalign.evals.items import Subject, prompt_ids, read_choices, read_items, read_prompt, read_safety, score_answers
 from jaxalign.paths import resolve_path
-from jaxalign.rewards import compute_rewards
 from jaxalign.rewards.functions import FUNCTIONS, load_function
 from jaxalign.settings import check_ranges
 
@@ -51,9 +49,8 @@ def check_score(name: str, task: AnswerTask, score: str) -> None:
     function = load_function(score)
     if score in FUNCTIONS:  # a user's function may be expensive, or not accept empty answers
         rows = read_items(task.path, task.limit)
-        values: list[dict[str, Any]] = [row.value for row in rows]  # type: ignore[misc]
         try:
-            compute_rewards(function, [read_prompt(row) for row in rows], [""] * len(rows), values, name=name)
+            score_answers(name, function, rows, [""] * len(rows))
         except UserError as error:
             raise UserError(f"{task.path}: {error}") from None
 
