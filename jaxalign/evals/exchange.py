@@ -84,7 +84,13 @@ def tax(
         if name not in old:
             raise UserError(f"Figure {name} was not measured. Choose among {', '.join(old)}.")
     differences = {name: difference(old[name], new[name], bootstrap=bootstrap) for name in old}
-    exchange = [_rate(old, new, paid, gained, bootstrap) for paid in capabilities for gained in gains if paid != gained]
+    improved = {name: _improvements(old[name], new[name], bootstrap) for name in (*capabilities, *gains)}
+    exchange = [
+        exchange_rate(-improved[paid], improved[gained], paid, gained, bootstrap.confidence)
+        for paid in capabilities
+        for gained in gains
+        if paid != gained
+    ]
     return Tax(differences, old, exchange)
 
 
@@ -109,13 +115,6 @@ def exchange_rate(lost: np.ndarray, gained: np.ndarray, paid: str, bought: str, 
     rates = rates[some | (lost[1:] != 0)]
     interval = np.quantile(rates, [tail, 1 - tail], method="nearest")  # infinities cannot be interpolated
     return Exchange(paid, bought, float(lost[0] / gained[0]), (float(interval[0]), float(interval[1])))
-
-
-def _rate(
-    old: Mapping[str, Outcome], new: Mapping[str, Outcome], paid: str, gained: str, bootstrap: Bootstrap
-) -> Exchange:
-    lost = -_improvements(old[paid], new[paid], bootstrap)
-    return exchange_rate(lost, _improvements(old[gained], new[gained], bootstrap), paid, gained, bootstrap.confidence)
 
 
 def _improvements(old: Outcome, new: Outcome, bootstrap: Bootstrap) -> np.ndarray:
