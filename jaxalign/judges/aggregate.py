@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -51,18 +51,14 @@ def combine_verdicts(item: Item, lines: Lines, by: By = "verdicts") -> Combined:
     winner: Verdict | None = None
     probability = None
     if len(item.answers) == 2:
-        votes = {str(i): [line["winner"]] for i, line in enumerate(lines)}
-        weights = {str(i): line["weight"] for i, line in enumerate(lines)}
-        winner = panel_vote(votes, weights)[0]
+        winner = vote_on(lines, "winner")
         voters = [line for line in lines if line["winner"] is not None and line["weight"] > 0]
         if voters and all(line["probability"] is not None for line in voters):
-            probability = weighted_mean([(line["probability"], line["weight"]) for line in voters])
+            probability = weighted_mean((line["probability"], line["weight"]) for line in voters)
         if by == "probabilities":
             winner = None if probability is None else favoured_side(probability - 0.5, 1e-12)
-    scores = []
-    for k in range(len(item.answers)):
-        known = [(line["scores"][k], line["weight"]) for line in lines if line["scores"] is not None]
-        scores.append(weighted_mean([(score, weight) for score, weight in known if score is not None]))
+    scored = [line for line in lines if line["scores"] is not None]
+    scores = (weighted_mean((line["scores"][k], line["weight"]) for line in scored) for k in range(len(item.answers)))
     return Combined(winner, probability, tuple(scores))
 
 
@@ -194,11 +190,18 @@ def _origin(lines: Lines) -> dict[str, Any]:
     return {name: [line[name] for line in lines] for name in names} | cost
 
 
-def weighted_mean(weighted: Sequence[tuple[float, float]]) -> float | None:
-    """Returns the mean of (value, weight) tuples; None if the weights sum to 0.
+def vote_on(lines: Lines, field: str) -> Verdict | None:
+    """Returns the vote of several lines on one item, by their weights."""
+    weights = {str(i): line["weight"] for i, line in enumerate(lines)}
+    return panel_vote({str(i): [line[field]] for i, line in enumerate(lines)}, weights)[0]
 
-    >>> weighted_mean([(1.0, 3.0), (5.0, 1.0)])
+
+def weighted_mean(weighted: Iterable[tuple[float | None, float]]) -> float | None:
+    """Returns the mean of (value, weight) tuples without the missing values; None if the weights sum to 0.
+
+    >>> weighted_mean([(1.0, 3.0), (5.0, 1.0), (None, 2.0)])
     2.0
     """
-    total = sum(weight for _, weight in weighted)
-    return sum(value * weight for value, weight in weighted) / total if total > 0 else None
+    known = [(value, weight) for value, weight in weighted if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total > 0 else None

@@ -13,14 +13,13 @@ from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import missing, number
 from jaxalign.data.messages import shown
 from jaxalign.errors import UserError
-from jaxalign.judges.aggregate import weighted_mean
+from jaxalign.judges.aggregate import vote_on, weighted_mean
 from jaxalign.judges.audit import TrustReport, Verdicts, audit
 from jaxalign.judges.items import FIELDS as ITEM_FIELDS
 from jaxalign.judges.items import HUMAN, SIDES, check_fields
 from jaxalign.judges.journal import VERDICTS
 from jaxalign.judges.pairwise import OPPOSITE, Verdict, combine_orders
 from jaxalign.judges.plot import plot_audit
-from jaxalign.judges.votes import panel_vote
 from jaxalign.paths import write_whole
 from jaxalign.plotting import check_matplotlib
 from jaxalign.reporting import Report, silent
@@ -31,6 +30,17 @@ T = TypeVar("T")
 REPORT, PICTURE = "audit.json", "audit.png"
 FIELDS = {"first_order", "second_order", "judge", "key", "principle", "weight", "probability", "orders", "answers"}
 FIELDS |= {"winner"} | ITEM_FIELDS - {"instruction", "input", "completions", "answer", "completion"}
+COLUMNS = (
+    "first_order",
+    "second_order",
+    "twice",
+    "human",
+    "length_difference",
+    "own",
+    "probabilities",
+    "keys",
+    "combined",
+)
 # The name of the panel's verdicts in a report.
 PANEL = "panel (vote)"
 LABELS: dict[str, Verdict | None] = {**HUMAN, "c": "tie", "": None, "none": None, "null": None}
@@ -133,7 +143,7 @@ def read_verdicts(path: str | Path, config: AuditConfig) -> dict[str, Verdicts]:
             others += 1
             continue
         pairs = judges.setdefault(line["judge"], {})
-        pair = pairs.setdefault(place if line["key"] is None else line["key"], [])
+        pair = pairs.setdefault(place if line["keys"] is None else line["keys"], [])
         pair[:] = [other for other in pair if other["principle"] != line["principle"]] + [line]  # the last one counts
     if not judges:
         why = f"its {others} rows are not of two answers each" if others else "the file has no rows"
@@ -141,7 +151,7 @@ def read_verdicts(path: str | Path, config: AuditConfig) -> dict[str, Verdicts]:
     if unknown := sorted(set(config.family) - set(judges)):
         raise UserError(f"family names {unknown[0]!r}, and the judges are {', '.join(judges)}. Name one of them.")
     tables = {
-        name: {key: _combine_principles(lines) | {"key": key} for key, lines in pairs.items()}
+        name: {key: _combine_principles(lines) | {"keys": key} for key, lines in pairs.items()}
         for name, pairs in judges.items()
     }
     columns = {name: _columns(name, list(table.values()), config) for name, table in tables.items()}
@@ -184,19 +194,21 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     lengths = [len(text) for text in texts if isinstance(text, str)]
     # Without a key, the content of a pair lines up several judges.
     content = "\0".join((str(value.get("prompt", "")), *texts)) if len(lengths) == 2 else None
+    both = combine_orders([verdicts["first_order"]], [verdicts["second_order"]])[0]
     return verdicts | {
         "judge": judge,
         "principle": value.get("principle"),
         "weight": _usable(where, number("weight", value.get("weight", 1.0))),
-        "key": value.get("key") if value.get("key") is not None else content,
+        "keys": value.get("key") if value.get("key") is not None else content,
         "twice": twice,
+        "combined": both if twice else verdicts["first_order"],
         # A labelled row's probability is that of the chosen answer.
-        "probability": 1 - p if p is not None and flipped else p,
-        "difference": float(lengths[0] - lengths[1]) if len(lengths) == 2 else None,
+        "probabilities": 1 - p if p is not None and flipped else p,
+        "length_difference": float(lengths[0] - lengths[1]) if len(lengths) == 2 else None,
         "own": _own_side(where, value, answers, config.family.get(judge)),
-        "group": value.get(config.group) if config.group else None,
+        "groups": value.get(config.group) if config.group else None,
         "ordered": value.get("how") not in ("score", "pointwise"),
-        "labelled": labelled,
+        "labelled_only": labelled,
     }
 
 
@@ -244,49 +256,33 @@ def _own_side(where: str, value: Mapping[str, Any], answers: Any, family: str | 
 
 def _combine_principles(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns one line for a judge's lines on a pair, one for each principle: a vote in each order and overall."""
-    combined = []
-    for line in lines:
-        both = combine_orders([line["first_order"]], [line["second_order"]])[0]
-        combined.append({**line, "combined": both if line["twice"] else line["first_order"]})
     if len(lines) == 1:
-        return combined[0]
-    orders = {order: _vote_on(lines, order) for order in ("first_order", "second_order")}
-    return _vote(combined) | orders | {"ordered": lines[0]["ordered"]}
+        return lines[0]
+    orders = {order: vote_on(lines, order) for order in ("first_order", "second_order")}
+    return _vote(lines) | orders | {"ordered": lines[0]["ordered"]}
 
 
 def _vote(lines: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns the vote of several lines on a pair, as a line without orders of its own."""
-    won = _vote_on(lines, "combined")
-    known = [(line["probability"], line["weight"]) for line in lines if line["probability"] is not None]
-    p = weighted_mean(known) if len(known) == len(lines) else None
-    votes = {"combined": won, "first_order": won, "second_order": OPPOSITE[won], "probability": p}
+    winner = vote_on(lines, "combined")
+    known = all(line["probabilities"] is not None for line in lines)
+    p = weighted_mean((line["probabilities"], line["weight"]) for line in lines) if known else None
+    votes = {"combined": winner, "first_order": winner, "second_order": OPPOSITE[winner], "probabilities": p}
     return {**lines[0], **votes, "twice": True, "own": None, "ordered": False}
 
 
-def _vote_on(lines: list[dict[str, Any]], field: str) -> Verdict | None:
-    weights = {str(i): line["weight"] for i, line in enumerate(lines)}
-    return panel_vote({str(i): [line[field]] for i, line in enumerate(lines)}, weights)[0]
-
-
 def _columns(name: str, lines: Sequence[dict[str, Any]], config: AuditConfig) -> Verdicts:
-    def column(field: str) -> list[Any]:
-        return [line[field] for line in lines]
-
-    def known(field: str) -> list[Any] | None:
-        return column(field) if any(value is not None for value in column(field)) else None
-
+    columns: dict[str, Any] = {field: [line[field] for line in lines] for field in COLUMNS}
+    # A measurement needs one value, or for lengths all values.
+    for field in ("human", "own", "probabilities"):
+        if all(value is None for value in columns[field]):
+            columns[field] = None
+    if None in columns["length_difference"]:
+        columns["length_difference"] = None
     return Verdicts(
-        column("first_order"),
-        column("second_order"),
-        twice=column("twice"),
-        human=known("human"),
-        length_difference=None if None in column("difference") else column("difference"),
-        own=known("own"),
-        probabilities=known("probability"),
-        annotators={annotator: column(annotator) for annotator in config.annotators},
-        groups=column("group") if config.group else None,
-        keys=column("key"),
-        combined=column("combined"),
-        ordered=name != PANEL and any(column("ordered")),
-        labelled_only=any(column("labelled")),
+        **columns,
+        annotators={annotator: [line[annotator] for line in lines] for annotator in config.annotators},
+        groups=[line["groups"] for line in lines] if config.group else None,
+        ordered=name != PANEL and any(line["ordered"] for line in lines),
+        labelled_only=any(line["labelled_only"] for line in lines),
     )

@@ -80,13 +80,12 @@ def critique_and_revise(
     questions = [make_question(critique, rule, prompt=prompt, response=draft) for prompt, draft, rule in cases]
     criticised = get_replies(judge, questions)
     critiques = [(reply.text or "").strip() or None for reply in criticised]
-    usable = [i for i, text in enumerate(critiques) if text is not None]
-    revising = [
-        make_question(revise, rule, prompt=prompt, response=draft, critique=critiques[i])
+    revising = {
+        i: make_question(revise, rule, prompt=prompt, response=draft, critique=critiques[i])
         for i, (prompt, draft, rule) in enumerate(cases)
         if critiques[i] is not None
-    ]
-    revised = dict(zip(usable, get_replies(judge, revising), strict=True))
+    }
+    revised = dict(zip(revising, get_replies(judge, list(revising.values())), strict=True))
     revisions = []
     for i, (prompt, draft, rule) in enumerate(cases):
         replies = (criticised[i], *([revised[i]] if i in revised else []))

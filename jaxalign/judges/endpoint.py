@@ -15,7 +15,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -159,16 +159,15 @@ async def _ask_all(
     """Adds the replies to all requests to ``replies`` and to the cache."""
     import openai
 
-    gate, pace = asyncio.Semaphore(endpoint.concurrency), _pacer(endpoint.base_url, endpoint.requests_per_minute)
+    gate, stopped = asyncio.Semaphore(endpoint.concurrency), asyncio.Event()
     client = openai.AsyncOpenAI(api_key=secret, base_url=endpoint.base_url, timeout=endpoint.timeout, max_retries=0)
-    stopped = asyncio.Event()
 
     async def ask_and_store(key: str, body: dict[str, Any]) -> None:
         async with gate:
             if stopped.is_set():
                 return
             try:
-                reply = await _ask_one(client, endpoint, body, pace, secret, stopped)
+                reply = await _ask_one(client, endpoint, body, secret, stopped)
             except BaseException:
                 stopped.set()
                 raise
@@ -185,19 +184,12 @@ async def _ask_all(
             raise result
 
 
-async def _ask_one(
-    client: Any,
-    endpoint: Endpoint,
-    body: dict[str, Any],
-    pace: Callable[[], Awaitable[None]],
-    secret: str,
-    stopped: asyncio.Event,
-) -> Reply:
+async def _ask_one(client: Any, endpoint: Endpoint, body: dict[str, Any], secret: str, stopped: asyncio.Event) -> Reply:
     import openai
 
     error, unreachable = "", False
     for attempt in range(endpoint.retries + 1):
-        await pace()
+        await _wait_for_turn(endpoint)
         wait = endpoint.backoff * 2**attempt * random.uniform(0.5, 1.0)
         try:
             async with asyncio.timeout(endpoint.timeout):  # the client's own time-out restarts with every byte
@@ -267,17 +259,13 @@ def _parse_retry_after(header: str | None) -> float:
         return 0.0
 
 
-def _pacer(address: str, per_minute: float | None) -> Callable[[], Awaitable[None]]:
-    """Returns a function to await before each request, which spaces them evenly."""
-
-    async def pace() -> None:
-        if per_minute is not None:
-            now = time.monotonic()
-            start = max(now, _NEXT_START.get(address, 0.0))
-            _NEXT_START[address] = start + 60 / per_minute
-            await asyncio.sleep(start - now)
-
-    return pace
+async def _wait_for_turn(endpoint: Endpoint) -> None:
+    """Waits before a request, so that requests are spaced evenly."""
+    if endpoint.requests_per_minute is not None:
+        now = time.monotonic()
+        start = max(now, _NEXT_START.get(endpoint.base_url, 0.0))
+        _NEXT_START[endpoint.base_url] = start + 60 / endpoint.requests_per_minute
+        await asyncio.sleep(start - now)
 
 
 def _run(work: Callable[[], Any]) -> None:

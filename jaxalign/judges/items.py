@@ -250,17 +250,17 @@ def _prompt_text(record: Ranking) -> str:
 
 def _all_pairs(item: Item) -> Iterator[Item]:
     for pair in itertools.combinations(range(len(item.answers)), 2):
-        yield _select(item, pair)
+        yield select_answers(item, pair)
 
 
 def _shuffle(item: Item, seed: int) -> Item:
     texts = item.answers
     order = sorted(range(len(texts)), key=lambda k: uniform_hash(seed, "place", item.prompt, texts[k]))
-    shuffled = _select(item, order)
+    shuffled = select_answers(item, order)
     return dataclasses.replace(shuffled, human=OPPOSITE[item.human] if order == [1, 0] else item.human)
 
 
-def _select(item: Item, which: Sequence[int]) -> Item:
+def select_answers(item: Item, which: Sequence[int]) -> Item:
     """Returns the item with some of its answers, in this order."""
     ranked = tuple(item.record.ranked[k] for k in which)
     return dataclasses.replace(

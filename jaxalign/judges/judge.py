@@ -154,12 +154,17 @@ def judge_scores(
     >>> judge_scores(lambda questions: [Reply("Score: 7"), Reply("Great!")], ["Why?", "Who?"], ["So.", "Me."])
     [7.0, None]
     """
-    check_same_number(prompts, responses)
-    questions = [
-        make_question(template, principle, prompt=prompt, response=response, think=think)
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    questions = score_questions(prompts, responses, template, principle, think)
     return [read_score(reply) for reply in get_replies(judge, questions)]
+
+
+def score_questions(
+    prompts: Sequence[str], responses: Sequence[str], template: str | Path, principle: Principle | None, think: bool
+) -> list[Messages]:
+    """Returns a question about each response, with the arguments of :func:`judge_scores`."""
+    check_same_number(prompts, responses)
+    pairs = zip(prompts, responses, strict=True)
+    return [make_question(template, principle, prompt=p, response=response, think=think) for p, response in pairs]
 
 
 def make_question(template: str | Path, principle: Principle | None, **values: Any) -> Messages:

@@ -16,7 +16,7 @@ from jaxalign.data.messages import Message
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Messages, Reply
-from jaxalign.judges.judge import check_same_number, make_question
+from jaxalign.judges.judge import score_questions
 from jaxalign.judges.prompts import POINTWISE, Principle
 from jaxalign.methods.scoring import tree_logps
 from jaxalign.models.model import Model
@@ -142,11 +142,7 @@ def local_scores(
     >>> local_scores(None, None, None, [], []).shape
     (0,)
     """
-    check_same_number(prompts, responses)
-    questions = [
-        make_question(template, principle, prompt=prompt, response=response, think=False)
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
+    questions = score_questions(prompts, responses, template, principle, think=False)
     return expected_scores(model, params, tokenizer, questions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -28,7 +29,7 @@ from jaxalign.models.tokenizer import load_tokenizer
 from jaxalign.reporting import Report
 from jaxalign.rewards.call import compute_rewards, load_reward
 from jaxalign.rollout.text import answers
-from jaxalign.settings import MeshSection, ModelSection
+from jaxalign.settings import MeshSection, ModelSection, check_ranges
 
 KINDS = ("model", "endpoint", "reward", "function", "score_function")
 # Maximum tokens of an example that a reward model scores.
@@ -86,10 +87,9 @@ def check_judges(judges: Sequence[JudgeSection], how: How) -> None:
         if len(given) != 1:
             what = f"{' and '.join(given)} are given" if given else "nothing says what it is"
             raise UserError(f"{where}: {what}. Give one of {', '.join(KINDS)}.")
-        if not 0 < judge.weight < float("inf"):
+        if not 0 < judge.weight < math.inf:
             raise UserError(f"{where}.weight is {judge.weight:g}. Give a finite number above 0.")
-        if not 0 <= judge.margin < float("inf"):
-            raise UserError(f"{where}.margin is {judge.margin:g}. Give a finite number, 0 or more.")
+        check_ranges(judge, {"margin": (0, math.inf)}, f"{where}.")
         if judge.endpoint is not None:
             check_endpoint(judge.endpoint)
         if judge.margin and judge.reward is None and judge.score_function is None and how != "pointwise":

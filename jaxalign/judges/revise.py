@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from jaxalign.errors import UserError
 from jaxalign.judges.aggregate import answer_row
 from jaxalign.judges.critique import CRITIQUE, REVISE, Revision, critique_and_revise
 from jaxalign.judges.endpoint import summarise_replies
-from jaxalign.judges.items import Item, JudgeDataSection, read_items
+from jaxalign.judges.items import Item, JudgeDataSection, read_items, select_answers
 from jaxalign.judges.journal import CACHE, open_journal, write_rows
 from jaxalign.judges.judge import Ask
 from jaxalign.judges.open import JudgeSection, check_judges, name_of, open_writer
@@ -53,19 +53,6 @@ class RevisionConfig:
     max_new_tokens: int = 256
     save_every: int = 16
     seed: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Draft:
-    """One answer of an item, by its number."""
-
-    item: Item
-    number: int
-
-    @property
-    def key(self) -> str:
-        """The item's key and the answer's number."""
-        return f"{self.item.key}/{self.number}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,11 +98,15 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions
     )
     journal.write_settings()
     name = name_of(config.judge)
-    numbered = [Draft(item, number) for item in read.items for number in range(len(item.answers))]
-    drafts = {draft.key: draft for draft in numbered}
-    todo = [draft for draft in drafts.values() if not journal.is_done(draft.key, name, None)]
+    # A draft is an item with one answer.
+    drafts = {f"{item.key}/{k}": select_answers(item, [k]) for item in read.items for k in range(len(item.answers))}
+    todo = [key for key in drafts if not journal.is_done(key, name, None)]
     report(f"{name}: {len(drafts) - len(todo)} of {len(drafts)} drafts rewritten before")
-    journal.extend(todo, lambda chunk: rewrite(config, writer, chunk, principles), config.save_every, report)
+
+    def judge(keys: Sequence[str]) -> list[dict[str, Any]]:
+        return rewrite(config, writer, {key: drafts[key] for key in keys}, principles)
+
+    journal.extend(todo, judge, config.save_every, report)
     lines = [journal.lines[key, name, None] for key in drafts]
     rows = revised_rows(list(drafts.values()), lines)
     unanswered = [line["error"] for line in lines if line["error"] is not None]
@@ -132,34 +123,34 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions
 
 
 def rewrite(
-    config: RevisionConfig, writer: Ask, drafts: Sequence[Draft], principles: Sequence[Principle]
+    config: RevisionConfig, writer: Ask, drafts: Mapping[str, Item], principles: Sequence[Principle]
 ) -> list[dict[str, Any]]:
-    """Returns a line for each draft, with the critiques and revisions of every round."""
-    prompts = [draft.item.prompt for draft in drafts]
-    texts: list[str | None] = [draft.item.answers[draft.number] for draft in drafts]
-    rounds: list[list[Revision]] = [[] for _ in drafts]
+    """Returns a line for each draft, by its key, with the critiques and revisions of every round."""
+    texts = {key: draft.answers[0] for key, draft in drafts.items()}
+    rounds: dict[str, list[Revision]] = {key: [] for key in drafts}
     for turn in range(config.rounds):
-        # A draft whose revision failed takes no part in further rounds.
-        active = {i: text for i, text in enumerate(texts) if text is not None}
+        prompts = [drafts[key].prompt for key in texts]
         revisions = critique_and_revise(
             writer,
-            [prompts[i] for i in active],
-            list(active.values()),
-            [draw_principle(principles, prompts[i], seed=config.seed + turn) for i in active],
+            prompts,
+            list(texts.values()),
+            [draw_principle(principles, prompt, seed=config.seed + turn) for prompt in prompts],
             critique=config.critique,
             revise=config.revise,
         )
-        for i, revision in zip(active, revisions, strict=True):
-            rounds[i].append(revision)
-            texts[i] = revision.revision
+        for key, revision in zip(texts, revisions, strict=True):
+            rounds[key].append(revision)
+        # A draft whose revision failed takes no part in further rounds.
+        results = zip(texts, (revision.revision for revision in revisions), strict=True)
+        texts = {key: text for key, text in results if text is not None}
     name = name_of(config.judge)
-    return [_line(name, draft, revisions) for draft, revisions in zip(drafts, rounds, strict=True)]
+    return [_line(key, name, revisions) for key, revisions in rounds.items()]
 
 
-def _line(judge: str, draft: Draft, rounds: Sequence[Revision]) -> dict[str, Any]:
+def _line(key: str, judge: str, rounds: Sequence[Revision]) -> dict[str, Any]:
     replies = [reply for revision in rounds for reply in revision.replies]
     return {
-        "key": draft.key,
+        "key": key,
         "judge": judge,
         "principle": None,
         "prompt": rounds[0].prompt,
@@ -172,15 +163,15 @@ def _line(judge: str, draft: Draft, rounds: Sequence[Revision]) -> dict[str, Any
     }
 
 
-def revised_rows(drafts: Sequence[Draft], lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def revised_rows(drafts: Sequence[Item], lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the last revision of each draft, in the format of the row that the draft comes from."""
     names = ("judge", "draft", "principles", "critiques", "prompt_hash", "prompt_tokens", "completion_tokens")
     rows = []
     for draft, line in zip(drafts, lines, strict=True):
         if line["error"] is not None or line["revisions"][-1] is None:
             continue
-        record = draft.item.record
+        record = draft.record
         text = f" {line['revisions'][-1]}" if record.format == "transcript" else line["revisions"][-1]
-        item = dataclasses.replace(draft.item, record=dataclasses.replace(record, ranked=(text,)))
+        item = dataclasses.replace(draft, record=dataclasses.replace(record, ranked=(text,)))
         rows.append(answer_row(item, 0) | {name: line[name] for name in names})
     return rows
