@@ -81,7 +81,7 @@ def run(config: Config) -> None:
                 file.write(json.dumps(line, allow_nan=False) + "\n")
     lines = [line for line in lines if line["seed"] in seeds and line["method"] in methods]
     write_table(lines, methods, output / "table.md")
-    draw_methods(lines, methods, across, output / "methods.png")
+    draw_methods(lines, methods, output / "methods.png")
     draw_overoptimisation(lines, output / "overoptimisation.png")
     print_table(lines, methods, console)
     print_samples(lines, methods, console)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.compare.measure import fit_curve
+from jaxalign.compare.results import across
 from jaxalign.compare.start import Curve
 
 # Colours of methods, in the order of the table.
@@ -22,15 +23,12 @@ PANELS = (
 )
 
 
-def draw_methods(
-    lines: Sequence[dict[str, Any]], methods: Sequence[str], across: Callable[..., Any], path: Path
-) -> None:
+def draw_methods(lines: Sequence[dict[str, Any]], methods: Sequence[str], path: Path) -> None:
     """Draws gold reward, KL, fact loss and over-refusal: a point with its interval for each method.
 
     Args:
         lines: Results of all methods and seeds.
         methods: Names of the methods.
-        across: Returns the mean and the interval of a figure (``results.across``).
         path: The file to write.
     """
     import matplotlib.figure  # slow to import, and only pictures need it

@@ -53,8 +53,8 @@ def draw_comparisons(start: Start) -> Comparisons:
         if len(trees) >= count:
             return Comparisons(trees[:count], np.array(rewards[:count]))
     raise UserError(
-        f"Only {len(trees)} of {count} comparisons have answers at or below the ceiling of {start.setting.ceiling}. "
-        "Raise the ceiling."
+        f"Only {len(trees)} of {count} comparisons have two different answers at or below the ceiling "
+        f"({start.setting.ceiling}). Raise the ceiling."
     )
 
 

@@ -47,7 +47,7 @@ def run_sft(start: Start) -> Trained:
 
 
 def run_best_of_n(start: Start) -> Trained:
-    """Returns the fine-tuned model, of whose n answers the reward model chooses the best."""
+    """Returns the fine-tuned model with best-of-n sampling: the reward model chooses the best of n answers."""
     _, scorer = reward_model(start)
     return dataclasses.replace(scorer, params=start.sft, models=2, best_of=start.setting.n)
 

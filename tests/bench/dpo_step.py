@@ -21,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dpo_step_common import MAX_LENGTH, METRICS, PAIRS, Measurement, distinct, longest, read
+from dpo_step_common import MAX_LENGTH, METRICS, PAIRS, Measurement, distinct, longest, read_measurement
 
 HERE = Path(__file__).resolve().parent
 SIDES = {
@@ -61,14 +61,14 @@ def main() -> None:
         measured = {}
         for side in options.sides:
             python = options.trl_python if side.startswith("trl") else sys.executable
-            measured[side] = run(side, python, model, data, folder / f"{side}.json")
+            measured[side] = run_side(side, python, model, data, folder / f"{side}.json")
             print(f"{side}: {median(measured[side]):.2f} s a step", flush=True)
-    show(measured, data.name)
-    if problems := check(measured):
+    print_table(measured, data.name)
+    if problems := find_problems(measured):
         sys.exit("\n".join(problems))
 
 
-def run(side: str, python: str, model: Path, data: Path, out: Path) -> Measurement:
+def run_side(side: str, python: str, model: Path, data: Path, out: Path) -> Measurement:
     """Runs one side in a new process."""
     script, flags = SIDES[side]
     paths = [str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
@@ -77,7 +77,7 @@ def run(side: str, python: str, model: Path, data: Path, out: Path) -> Measureme
     command = [python, str(HERE / script), "--gguf", str(model), "--data", str(data), "--out", str(out), *flags]
     if subprocess.run(command, env=environment, check=False).returncode:
         sys.exit(f"{side} failed. Its error is above.")
-    return read(out)
+    return read_measurement(out)
 
 
 def median(measured: Measurement) -> float:
@@ -85,7 +85,7 @@ def median(measured: Measurement) -> float:
     return statistics.median(measured.seconds[1:])
 
 
-def show(measured: dict[str, Measurement], data: str) -> None:
+def print_table(measured: dict[str, Measurement], data: str) -> None:
     """Prints the table, the ratios, and the metrics of each side's steps."""
     pairs = next(iter(measured.values())).pairs
     print(
@@ -114,7 +114,7 @@ def show(measured: dict[str, Measurement], data: str) -> None:
             print(f"{m.side:{width}}  {name:16}", *(f"{step[name]:12.6f}" for step in m.metrics))
 
 
-def check(measured: dict[str, Measurement]) -> list[str]:
+def find_problems(measured: dict[str, Measurement]) -> list[str]:
     """Returns the differences between the sides that make the comparison invalid."""
     problems = []
     first = next(iter(measured.values()))

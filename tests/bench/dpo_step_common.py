@@ -104,9 +104,11 @@ def side_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def write(measurement: Measurement, path: str) -> None:
+def write_measurement(measurement: Measurement, path: str) -> None:
+    """Writes a measurement as JSON."""
     Path(path).write_text(json.dumps(dataclasses.asdict(measurement)), encoding="utf-8")
 
 
-def read(path: str | Path) -> Measurement:
+def read_measurement(path: str | Path) -> Measurement:
+    """Reads a measurement written by ``write_measurement``."""
     return Measurement(**json.loads(Path(path).read_text(encoding="utf-8")))

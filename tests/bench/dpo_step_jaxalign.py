@@ -20,7 +20,7 @@ from dpo_step_common import (
     Measurement,
     Stopwatch,
     side_arguments,
-    write,
+    write_measurement,
 )
 
 import jaxalign
@@ -57,7 +57,7 @@ def main() -> None:
 
     pairs = [(tree.prompt.tolist(), *(answer.tolist() for answer in tree.completions)) for tree in trees]
     side = f"jaxalign {jaxalign.__version__}, jax {version('jax')}, remat {model.remat}"
-    write(
+    write_measurement(
         Measurement(side, **stopwatch.results(), positions=packed.positions, pairs=pairs, metrics=metrics), options.out
     )
 

@@ -29,7 +29,7 @@ from dpo_step_common import (
     Stopwatch,
     read_texts,
     side_arguments,
-    write,
+    write_measurement,
 )
 
 
@@ -122,7 +122,9 @@ def main() -> None:
     pairs = sorted(inputs.pairs(), key=lambda pair: order(pair, tokenizer, texts))
     metrics = [{name: float(log[name]) for name in METRICS} for log in logs]
     positions = inputs.ids.numel()
-    write(Measurement(side, **stopwatch.results(), positions=positions, pairs=pairs, metrics=metrics), options.out)
+    write_measurement(
+        Measurement(side, **stopwatch.results(), positions=positions, pairs=pairs, metrics=metrics), options.out
+    )
 
 
 def order(pair: Ids, tokenizer: Any, texts: list[Any]) -> int:

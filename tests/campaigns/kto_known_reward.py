@@ -104,7 +104,7 @@ class Steps:
         return self.compiled[name]
 
 
-def outcomes(seed: int, size: Size, steps: Steps, names: tuple[str, ...] = METHODS) -> Iterator[dict[str, Any]]:
+def run_methods(seed: int, size: Size, steps: Steps, names: tuple[str, ...] = METHODS) -> Iterator[dict[str, Any]]:
     """Yields each method's mean true reward, the fine-tuned model's, and the z of the gain over prompts."""
     random = np.random.default_rng(seed)
     options: Any = {"batch_size": size.batch_size, "rows_per_microbatch": 16, "seed": seed, "shapes": [(64, 64)]}
@@ -156,7 +156,7 @@ def main() -> None:
     with arguments.output.open("a") as file:
         for seed in range(arguments.seeds):
             missing = tuple(name for name in METHODS if (seed, name) not in done)
-            for result in outcomes(seed, Size(), steps, missing) if missing else ():
+            for result in run_methods(seed, Size(), steps, missing) if missing else ():
                 results.append(result)
                 file.write(json.dumps(result) + "\n")
                 file.flush()

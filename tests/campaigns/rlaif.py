@@ -157,7 +157,7 @@ def label(who: str, prompts: np.ndarray, pairs: list[list[np.ndarray]], seed: in
     }
 
 
-def runs(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> Iterator[dict[str, Any]]:  # type: ignore[assignment]
+def run_labellers(seeds: range, size: Size, done: set[tuple[int, str]] = frozenset()) -> Iterator[dict[str, Any]]:  # type: ignore[assignment]
     """Yields one result for each seed and labeller. ``"start"`` is the policy before training."""
     model = Model(CONFIG)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(size.learning_rate, weight_decay=0.0))
@@ -213,7 +213,7 @@ def main() -> None:
         options.output.write_text(whole)
     results = [json.loads(line) for line in whole.splitlines()]
     done = {(result["seed"], result["labels"]) for result in results}
-    for result in runs(range(options.seeds), Size(), done):
+    for result in run_labellers(range(options.seeds), Size(), done):
         results.append(result)
         with options.output.open("a") as file:
             file.write(json.dumps(result) + "\n")

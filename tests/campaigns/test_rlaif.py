@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.campaigns.rlaif import LABELLERS, Size, runs, summary
+from tests.campaigns.rlaif import LABELLERS, Size, run_labellers, summary
 
 pytestmark = pytest.mark.learning
 
 
 @pytest.fixture(scope="module")
 def results():
-    return list(runs(range(3), Size(prompts=384, held=256, steps=40, learning_rate=4e-3)))
+    return list(run_labellers(range(3), Size(prompts=384, held=256, steps=40, learning_rate=4e-3)))
 
 
 def test_a_good_judge_comes_near_human_labels(results):
@@ -36,4 +36,4 @@ def test_the_audit_detects_the_bias(results):
 
 def test_finished_runs_are_not_repeated():
     done = {(seed, who) for seed in range(3) for who in ("start", *LABELLERS)}
-    assert list(runs(range(3), Size(), done)) == []
+    assert list(run_labellers(range(3), Size(), done)) == []

@@ -51,7 +51,7 @@ def test_a_judge_without_noise_puts_the_better_answer_first(start):
 def test_a_ceiling_omits_the_good_answers(start):
     low = start.with_setting(ceiling=0.0, pairs=16)
     assert labels.comparisons(low).rewards.max() <= 0.0
-    with pytest.raises(UserError, match="Only 0 of 16 comparisons have answers at or below the ceiling"):
+    with pytest.raises(UserError, match="Only 0 of 16 comparisons have two different answers at or below the ceiling"):
         labels.comparisons(start.with_setting(ceiling=-50.0, pairs=16))
 
 

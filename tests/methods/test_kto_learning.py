@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.campaigns.kto_known_reward import METHODS, Size, Steps, outcomes
+from tests.campaigns.kto_known_reward import METHODS, Size, Steps, run_methods
 
 pytestmark = pytest.mark.learning
 SIZE = Size(sft_steps=20, steps=40, batch_size=64, prompts=400)
@@ -11,7 +11,7 @@ SIZE = Size(sft_steps=20, steps=40, batch_size=64, prompts=400)
 @pytest.fixture(scope="module")
 def results():
     steps = Steps()
-    results = [result for seed in range(2) for result in outcomes(seed, SIZE, steps)]
+    results = [result for seed in range(2) for result in run_methods(seed, SIZE, steps)]
     for result in results:
         print(result)
     return results
