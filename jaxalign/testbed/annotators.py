@@ -42,7 +42,7 @@ class Thumbs:
 
     Args:
         reference: r₀, the gold reward at which both thumbs are equally likely
-        loss_aversion: λ
+        loss_aversion: λ, the weight of a loss relative to that of a gain
         temperature: noise of the thumbs, in units of gold reward
     """
 
