@@ -6,6 +6,7 @@ package is fast.
 """
 
 import importlib
+import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,34 +29,18 @@ _HOME = {
     "make_mesh": "jaxalign.models.sharding",
     "save_model": "jaxalign.models.weights",
 }
-_MODULES = (
-    "advantages",
-    "checkpoint",
-    "data",
-    "errors",
-    "judges",
-    "logprobs",
-    "loop",
-    "losses",
-    "masking",
-    "methods",
-    "models",
-    "optim",
-    "rewards",
-    "rollout",
-    "tracking",
-)
-
-__all__ = [*_HOME, *_MODULES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _MODULES:
+    try:
         return importlib.import_module(f"jaxalign.{name}")
-    raise AttributeError(f"module 'jaxalign' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        if error.name != f"jaxalign.{name}":
+            raise
+        raise AttributeError(f"module 'jaxalign' has no attribute {name!r}") from None
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), *_HOME, *(module.name for module in pkgutil.iter_modules(__path__))])

@@ -3,20 +3,14 @@
 ``jaxalign.rewards.ensemble`` combines the scores of a reward model's heads.
 """
 
-from jaxalign.rewards.call import Reward, compute_rewards, load_reward, submit
-from jaxalign.rewards.numbers import final_number, number_match
-from jaxalign.rewards.text import exact_match, length_cap, length_target, normalise, regex
-
-__all__ = [
-    "Reward",
-    "compute_rewards",
-    "exact_match",
-    "final_number",
-    "length_cap",
-    "length_target",
-    "load_reward",
-    "normalise",
-    "number_match",
-    "regex",
-    "submit",
-]
+from jaxalign.rewards.call import Reward as Reward
+from jaxalign.rewards.call import compute_rewards as compute_rewards
+from jaxalign.rewards.call import load_reward as load_reward
+from jaxalign.rewards.call import submit as submit
+from jaxalign.rewards.numbers import final_number as final_number
+from jaxalign.rewards.numbers import number_match as number_match
+from jaxalign.rewards.text import exact_match as exact_match
+from jaxalign.rewards.text import length_cap as length_cap
+from jaxalign.rewards.text import length_target as length_target
+from jaxalign.rewards.text import normalise as normalise
+from jaxalign.rewards.text import regex as regex

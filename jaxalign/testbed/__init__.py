@@ -1,19 +1,13 @@
 """A small world of instructions whose gold reward is known, so that gold and proxy reward can be compared."""
 
-from jaxalign.testbed.annotators import Judge, Thumbs, prefer
-from jaxalign.testbed.gold import Gold, Weights, gold, read
-from jaxalign.testbed.world import Answer, Instruction, World, make_world
-
-__all__ = [
-    "Answer",
-    "Gold",
-    "Instruction",
-    "Judge",
-    "Thumbs",
-    "Weights",
-    "World",
-    "gold",
-    "make_world",
-    "prefer",
-    "read",
-]
+from jaxalign.testbed.annotators import Judge as Judge
+from jaxalign.testbed.annotators import Thumbs as Thumbs
+from jaxalign.testbed.annotators import prefer as prefer
+from jaxalign.testbed.gold import Gold as Gold
+from jaxalign.testbed.gold import Weights as Weights
+from jaxalign.testbed.gold import gold as gold
+from jaxalign.testbed.gold import read as read
+from jaxalign.testbed.world import Answer as Answer
+from jaxalign.testbed.world import Instruction as Instruction
+from jaxalign.testbed.world import World as World
+from jaxalign.testbed.world import make_world as make_world

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -170,10 +171,14 @@ CASES = [
     ),
 ]  # fmt: skip
 
-# In `losses.__all__`, but no losses: links, divergences, reductions, controllers, and the module of metrics.
+PUBLIC = {
+    name for name, value in vars(losses).items() if not (name.startswith("_") or inspect.ismodule(value))
+}  # what `losses` exports
+
+# Public names of `losses` that are not losses: links, divergences, reductions and controllers.
 OTHERS = {
     "KLState", "adaptive_kl", "alpha_divergence", "best_of_n_kl", "fixed_kl", "fixed_length_mean",
-    "fixed_length_mean_weights", "forward_kl", "jensen_shannon", "log_ratios", "logistic_link", "metrics",
+    "fixed_length_mean_weights", "forward_kl", "jensen_shannon", "log_ratios", "logistic_link",
     "off_policy_mask", "reverse_kl", "sequence_mean", "sequence_mean_weights", "sequence_sum", "sequence_sum_weights",
     "token_mean", "token_mean_weights", "weighted_sum",
 }  # fmt: skip
