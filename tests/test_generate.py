@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.data.trees import pack, unpack
+from jaxalign.data.trees import pack
 from jaxalign.errors import UserError
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh
 from jaxalign.rollout import Rollout, Sampling, decode, generate, rollout_trees, stop_strings, stream
 from jaxalign.rollout.sample import argmax, filter_logits, sample_softmax
+from tests.packing import unpack
 
 module = importlib.import_module("jaxalign.rollout.generate")
 

@@ -93,7 +93,7 @@ def read_feedback(
     format: FormatOption = "auto",
     on_error: OnError = "stop",
     rows_name: str = "rows",
-    **place: str | None,
+    **part: str | None,
 ) -> tuple[list[UnpairedPreference], ReadReport]:
     """Reads a log into unpaired preferences, one for every answer that was clearly liked or not.
 
@@ -106,7 +106,7 @@ def read_feedback(
         format: See :func:`jaxalign.data.records.read_records`.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
         rows_name: The name of rows in memory in error messages.
-        place: Which part of a folder or hub data set: ``split``, ``name`` and ``data_dir`` of ``read_rows``.
+        part: Which part of a folder or hub data set: ``split``, ``name`` and ``data_dir`` of ``read_rows``.
 
     Returns:
         The records, and a report on what was read, skipped and omitted.
@@ -123,7 +123,7 @@ def read_feedback(
             f"stars_liked={signals.stars_liked}. Give 1 vote or more, and liked ratings above disliked ones."
         )
     counts: Counter[str] = Counter()
-    rows = read_rows(source, rows_name=rows_name, **place)  # type: ignore[arg-type]
+    rows = read_rows(source, rows_name=rows_name, **part)  # type: ignore[arg-type]
     labelled = _labelled(rows, signals, columns or {}, counts)
     parsed = parse_rows(UnpairedPreference, labelled, columns=columns, format=format, on_error=on_error)
     records, report = collect(source_name(source, rows_name), parsed)

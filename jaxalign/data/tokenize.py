@@ -101,7 +101,6 @@ def tokenize_completions(
 
 
 # The name for callers with preferences only.
-tokenize_preferences = tokenize_completions
 
 
 def tokenize_sft(

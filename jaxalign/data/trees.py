@@ -169,11 +169,6 @@ class Packed(NamedTuple):
         return self.used * int(np.prod(self.rows.source.shape[1:]))
 
 
-def distinct_tokens(trees: Iterable[Tree]) -> int:
-    """Returns Σ (P + Σ C), the number of tokens to compute without waste."""
-    return sum(map(len, trees))
-
-
 def first_fit_decreasing(sizes: Int[np.ndarray, "N D"], capacity: Sequence[int]) -> list[list[int]] | None:
     """Puts items of D-dimensional size into few bins: the largest first, into the first bin that has room.
 
@@ -293,28 +288,6 @@ def pack(
             column, slot = _lay(rows, row, example, trees[number], column, slot)
     split = (microbatches, rows_per_microbatch)
     return Packed(_map_rows(lambda x: x.reshape(*split, *x.shape[1:]), rows), used)
-
-
-def unpack(packed: Packed) -> list[Tree]:
-    """Returns the trees of packed rows by microbatch, row and example slot: the inverse of :func:`pack`."""
-    rows = _map_rows(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), packed.rows)
-    completions = rows.last.shape[-1]
-    trees = []
-    for row, example in zip(*np.nonzero(rows.example_mask), strict=True):
-        in_tree = rows.example[row] == example
-        branches = [k for k in range(1, completions + 1) if np.any(in_tree & (rows.branch[row] == k))]
-        slots = [rows.owner[row] == example * completions + k - 1 for k in branches]
-        per_token = {name: value[row] for name, value in rows.extras.items() if value.ndim == 2}
-        trees.append(
-            Tree(
-                rows.tokens[row][in_tree & (rows.branch[row] == 0)],
-                tuple(rows.tokens[row][in_tree & (rows.branch[row] == k)] for k in branches),
-                tuple(rows.mask[row][at] for at in slots),
-                {name: v[row, example, : len(branches)] for name, v in rows.extras.items() if name not in per_token},
-                {name: tuple(value[at] for at in slots) for name, value in per_token.items()},
-            )
-        )
-    return trees
 
 
 def packing_report(batches: Iterable[Packed]) -> dict[str, Any]:

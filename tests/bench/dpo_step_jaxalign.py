@@ -28,7 +28,7 @@ from jaxalign import loop, optim
 from jaxalign.data.batches import batches
 from jaxalign.data.kinds import Preference
 from jaxalign.data.records import read_records
-from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.methods.dpo import dpo
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     options = side_arguments()
     records = read_records(Preference, options.data, on_error="skip")[0][:PAIRS]
     tokenizer = jaxalign.load_tokenizer(options.gguf)
-    trees, report = tokenize_preferences(records, tokenizer, max_length=MAX_LENGTH, template="never")
+    trees, report = tokenize_completions(records, tokenizer, max_length=MAX_LENGTH, template="never")
     print(f"jaxalign: {report}", flush=True)
     data = batches(trees, batch_size=PAIRS)
 

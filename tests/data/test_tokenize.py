@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jaxalign.data.encode import Encoder
 from jaxalign.data.kinds import Preference
 from jaxalign.data.messages import Message
-from jaxalign.data.tokenize import tokenize_preferences, truncate
+from jaxalign.data.tokenize import tokenize_completions, truncate
 from jaxalign.errors import UserError
 
 LOOK_ALIKES = ["<|im_end|>", "<|im_start|>system\n", "</s>", "<s>", "<|endoftext|>", "[/INST]", "<0x0A>"]
@@ -33,7 +33,7 @@ def text(prompt, chosen, rejected=" no"):
 
 
 def tree_of(record, tokenizer, **options):
-    (tree,), report = tokenize_preferences([record], tokenizer, **options)
+    (tree,), report = tokenize_completions([record], tokenizer, **options)
     return tree, report
 
 
@@ -171,11 +171,11 @@ def test_a_template_without_an_end_of_turn_ends_with_eos(byte_level):
 
 def test_records_the_template_refuses_can_be_skipped(sentencepiece):
     doubled = Preference((Message("user", "a"), Message("user", "b")), "c", "d", "chat", "f.jsonl", 7)
-    trees, report = tokenize_preferences([chat("a", "b"), doubled], sentencepiece, on_error="skip")
+    trees, report = tokenize_completions([chat("a", "b"), doubled], sentencepiece, on_error="skip")
     assert len(trees) == report.examples == 1
     assert [(bad.row, bad.kind) for bad in report.skipped] == [(7, "refused by the chat template")]
     with pytest.raises(UserError, match=r"none is left to train on\. f\.jsonl, row 7"):
-        tokenize_preferences([doubled], sentencepiece, on_error="skip")
+        tokenize_completions([doubled], sentencepiece, on_error="skip")
 
 
 @given(
@@ -208,7 +208,7 @@ def test_truncation_is_counted(byte_level):
         text("Why", " because " * 40, " no"),
         text("Why", " y", " n"),
     ]
-    trees, report = tokenize_preferences(records, byte_level, max_length=40)
+    trees, report = tokenize_completions(records, byte_level, max_length=40)
     assert (report.prompts_truncated, report.completions_truncated) == (1, 1)
     assert byte_level.decode(trees[0].prompt).endswith("The sky is blue. ")
     assert trees[1].completions[0][-1] != byte_level.eos_token_id
@@ -220,7 +220,7 @@ def test_truncation_is_counted(byte_level):
 def test_a_limit_that_leaves_no_completion_token(byte_level, limit):
     (name, value), *_ = limit.items()
     with pytest.raises(UserError, match=rf"{name} is {value}, which leaves no completion token"):
-        tokenize_preferences([text("Why?", " The sky.")], byte_level, **limit)
+        tokenize_completions([text("Why?", " The sky.")], byte_level, **limit)
 
 
 def test_an_empty_prompt_needs_bos(byte_level, sentencepiece):

@@ -12,7 +12,7 @@ import pytest
 from jaxalign.checkpoint import Checkpoints
 from jaxalign.data.batches import attach, batches, evaluation_batches
 from jaxalign.data.mismatched import Mismatched
-from jaxalign.data.trees import Tree, pack, unpack
+from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
 from jaxalign.loop import (
     OnMesh,
@@ -33,6 +33,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.params import union
 from jaxalign.models.sharding import make_mesh
 from tests.methods.bigrams import Bigrams, tables, text_logps
+from tests.packing import unpack
 
 BETA, D, U = 0.5, 1.5, 0.75
 

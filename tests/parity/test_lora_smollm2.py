@@ -11,7 +11,7 @@ import pytest
 import jaxalign
 from jaxalign.data.kinds import Preference
 from jaxalign.data.records import read_records
-from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import pack
 from jaxalign.errors import UserError
 from jaxalign.loop import init_state, make_step, place_batch
@@ -30,7 +30,7 @@ def test_lora_dpo_starts_at_ln_2_and_leaves_the_base(shared_data):
     before = jax.tree.map(np.array, base)
     records, _ = read_records(Preference, shared_data / "hh-rlhf" / "harmless-base.jsonl.gz", on_error="skip")
     short = sorted(records[:100], key=lambda record: len(record.prompt) + len(record.chosen) + len(record.rejected))
-    trees, _ = tokenize_preferences(short[:2], jaxalign.load_tokenizer(GGUF))
+    trees, _ = tokenize_completions(short[:2], jaxalign.load_tokenizer(GGUF))
     model = dataclasses.replace(model, lora=LoraConfig(rank=16, alpha=32.0))
     adapters = lora.init(model, jax.random.key(0))
     optimizer = optax.adamw(2e-4)

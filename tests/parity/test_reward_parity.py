@@ -8,7 +8,7 @@ import jaxalign
 from jaxalign.data.batches import evaluation_batches
 from jaxalign.data.kinds import Preference
 from jaxalign.data.records import read_records
-from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import pack
 from jaxalign.loop import OnMesh
 from jaxalign.methods import reward
@@ -38,7 +38,7 @@ def hh_trees(shared_data, tokenizer, count):
     file = shared_data / "hh-rlhf" / "harmless-base.jsonl.gz"
     records, _ = read_records(Preference, file, on_error="skip")
     short = sorted(records[:100], key=lambda record: len(record.prompt) + len(record.chosen) + len(record.rejected))
-    trees, _ = tokenize_preferences(short[:count], tokenizer)
+    trees, _ = tokenize_completions(short[:count], tokenizer)
     assert all(tree.completions[0][-1] == tokenizer.eos_token_id for tree in trees)
     return trees
 

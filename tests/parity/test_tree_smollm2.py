@@ -12,7 +12,7 @@ import pytest
 from jaxalign import load_model, load_tokenizer
 from jaxalign.data.kinds import Preference
 from jaxalign.data.records import read_records
-from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import pack
 from jaxalign.loop import microbatch
 
@@ -31,7 +31,7 @@ def test_trees_equal_separate_rows():
         Preference, Path(os.environ["JAXALIGN_DATA"]) / "hh-rlhf/harmless-base.jsonl.gz", on_error="skip"
     )
     short = sorted(records[:40], key=lambda r: len(r.prompt) + len(r.chosen) + len(r.rejected))[8:10]
-    trees, _ = tokenize_preferences(short, load_tokenizer(SMOLLM2))
+    trees, _ = tokenize_completions(short, load_tokenizer(SMOLLM2))
     packed = pack(trees, row_lengths=(512,))
     assert packed.used == 1, "both trees share a row"
     rows = microbatch(jax.tree.map(jnp.asarray, packed.rows), 0)
