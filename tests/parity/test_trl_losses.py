@@ -32,7 +32,7 @@ from jaxalign.errors import UserError
 from jaxalign.recipes import dpo
 from jaxalign.recipes.preference import build_method
 from tests.parity import trl_steps
-from tests.parity.trl_steps import BETA, ROWS, TOKENIZER, Errors, Step, combine, compare
+from tests.parity.trl_steps import BETA, ROWS, TOKENIZER, Errors, Logps, combine, compare
 
 # Of float32. Another β, or a term that is missing, makes errors above 1e-2.
 VALUE_TOLERANCE, GRADIENT_TOLERANCE = 1e-5, 1e-4
@@ -92,9 +92,13 @@ LOSS_TYPES = {
     "sft": of_type("sft", method={"loss": "nll"}),
     "sigmoid_norm": of_type("sigmoid_norm", method={"loss": "dpo", "average": True}),
 }
-FORWARD, JENSEN, ALPHA = {"divergence": "forward_kl"}, {"divergence": "jensen_shannon"}, {"divergence": "alpha_divergence"}
+FORWARD, JENSEN, ALPHA = (
+    {"divergence": "forward_kl"},
+    {"divergence": "jensen_shannon"},
+    {"divergence": "alpha_divergence"},
+)
 DIVERGENCES = {
-    "reverse_kl": of_type("sigmoid", method={"loss": "dpo", "divergence": "reverse_kl"}, f_divergence_type="reverse_kl"),
+    "reverse_kl": LOSS_TYPES["sigmoid"],
     "forward_kl": of_type("sigmoid", method={"loss": "dpo"} | FORWARD, f_divergence_type="forward_kl"),
     "js_divergence": of_type("sigmoid", method={"loss": "dpo"} | JENSEN, f_divergence_type="js_divergence"),
     "alpha_divergence": of_type(
@@ -143,7 +147,9 @@ FREE_OPTIONS = [
     cpo(SIMPO | {"sft": 1.0}, loss_type="simpo", simpo_gamma=0.3),
     cpo(SIMPO | {"loss": "alpha_po", "alpha": 0.25}, loss_type="simpo", simpo_gamma=0.3, cpo_alpha=0.0, alpha=0.25),
 ]
-CASES = [*LOSS_TYPES.values(), *DIVERGENCES.values(), *OPTIONS, *REFERENCE_FREE.values(), *FREE_OPTIONS]
+CASES = list(
+    dict.fromkeys([*LOSS_TYPES.values(), *DIVERGENCES.values(), *OPTIONS, *REFERENCE_FREE.values(), *FREE_OPTIONS])
+)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +202,7 @@ def test_the_batch_is_not_a_special_point(models):
     ref_chosen, ref_rejected = (a.numpy() for a in trainer.compute_ref_log_probs(trainer.ref_model, batch))
     margins = BETA * (chosen - rejected - ref_chosen + ref_rejected)
     assert margins.min() < -0.1
-    assert 0 < np.sort(margins)[-2] < 1 < margins.max()
+    assert 0.1 < np.sort(margins)[-2] < 1 < margins.max()
     lengths = np.array([[len(c) for c in tree.completions] for tree in trl_steps.pair_trees()])
     assert {-1, 1} <= set(np.sign(lengths[:, 0] - lengths[:, 1]))
 
@@ -206,3 +212,211 @@ def test_another_beta_is_noticed(models):
     errors = compare(ours, trl_steps.trl_step(models, DPOTrainer, {"loss_type": ["sigmoid"]}))
     assert errors.loss > 1e-2
     assert errors.gradient > 1e-2
+
+
+# Formulas of papers, and of TRL where it departs from them. σ is the logistic function, all log-probs in nats.
+
+
+def log_sigmoid(x: np.ndarray) -> np.ndarray:
+    return -np.logaddexp(0, -x)
+
+
+def sums(pairs: list[Logps]) -> tuple[np.ndarray, np.ndarray]:
+    """log π(y|x) of chosen and rejected answers, [B]."""
+    return np.array([p.chosen.sum() for p in pairs]), np.array([p.rejected.sum() for p in pairs])
+
+
+def averages(pairs: list[Logps]) -> tuple[np.ndarray, np.ndarray]:
+    """log π(y|x) / |y| of chosen and rejected answers, [B]."""
+    return np.array([p.chosen.mean() for p in pairs]), np.array([p.rejected.mean() for p in pairs])
+
+
+def sft(pairs: list[Logps], *, prompt: bool = False) -> float:
+    """The chosen answers' negative log-likelihood per token of the batch, with or without their prompts."""
+    tokens = [logps for p in pairs for logps in ([p.prompt] if prompt else []) + [p.chosen]]
+    return -np.concatenate(tokens).mean()
+
+
+def simpo(policy: list[Logps], reference: list[Logps]) -> float:
+    """Meng et al. 2024, arXiv:2405.14734, eq. 6."""
+    chosen, rejected = averages(policy)
+    return -log_sigmoid(BETA * chosen - BETA * rejected - 0.3).mean()
+
+
+def contrastive(policy: list[Logps], reference: list[Logps]) -> float:
+    """CPO, Xu et al. 2024, arXiv:2401.08417, sec. 3: L_prefer + L_NLL, the latter per token as in the authors' code."""
+    chosen, rejected = sums(policy)
+    return -log_sigmoid(BETA * chosen - BETA * rejected).mean() + sft(policy)
+
+
+def odds_ratio(policy: list[Logps], reference: list[Logps], *, prompt: bool = False) -> float:
+    """ORPO, Hong et al. 2024, arXiv:2403.07691, eqs. 1, 4, 6 and 7, with λ = 0.4."""
+    chosen, rejected = (np.exp(x) / (1 - np.exp(x)) for x in averages(policy))
+    return sft(policy, prompt=prompt) - 0.4 * log_sigmoid(np.log(chosen / rejected)).mean()
+
+
+PAPERS = {
+    "simpo": (simpo, SIMPO | {"beta": BETA}),
+    "cpo": (contrastive, {"loss": "cpo", "beta": BETA}),
+    "orpo": (odds_ratio, {"loss": {"orpo": 0.4}}),
+}
+
+
+@pytest.fixture(scope="module")
+def paper_errors(models) -> Callable[[str], Errors]:
+    """The errors of a loss against its paper's formula, computed once."""
+
+    @functools.cache
+    def measure(name: str) -> Errors:
+        formula, settings = PAPERS[name]
+        return compare(trl_steps.jaxalign_step(models, settings), trl_steps.formula_step(models, formula))
+
+    return measure
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_step_equals_the_formula_of_the_paper(paper_errors, name):
+    check(paper_errors(name))
+
+
+# Where jaxalign and TRL differ on purpose, by what exactly.
+
+
+def test_orpo_of_trl_also_learns_the_prompts(models, paper_errors):
+    """Its SFT term is over prompt and answer; the paper's likelihood is of the answer, as the authors' switch allows."""
+    of_trl = trl_steps.trl_step(models, ORPOTrainer, {"beta": 0.4})
+    formula = functools.partial(odds_ratio, prompt=True)
+    check(compare(of_trl, trl_steps.formula_step(models, formula)))
+    assert compare(of_trl, trl_steps.formula_step(models, odds_ratio)).gradient > 1e-2
+    check(paper_errors("orpo"))
+
+
+def test_label_smoothing_of_sigmoid(models):
+    """TRL ignores it. Here it is cDPO: TRL's loss of the pairs, and with probability e of the pairs turned round."""
+    ours = trl_steps.jaxalign_step(models, {"loss": "dpo", "beta": BETA} | SMOOTH)
+    turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in ROWS]
+    right, wrong = (trl_steps.trl_step(models, DPOTrainer, SMOOTH, rows) for rows in (ROWS, turned))
+    check(compare(ours, combine((0.8, right), (0.2, wrong))))
+    check(compare(trl_steps.trl_step(models, DPOTrainer, {}), right))
+
+
+def test_wpo_weighs_the_sft_term_in_trl(models):
+    """By the mean weight of the batch. Here the SFT term has a coefficient of its own."""
+    weighted = trl_steps.trl_step(models, DPOTrainer, {"loss_type": ["sigmoid", "sft"]} | WPO)
+    weighted_sft = trl_steps.trl_step(models, DPOTrainer, {"loss_type": ["sft"]} | WPO)
+    plain_sft = trl_steps.trl_step(models, DPOTrainer, {"loss_type": ["sft"]})
+    mean_weight = weighted_sft.loss / plain_sft.loss
+    assert not 0.5 < mean_weight < 2
+    settings = {"loss": "dpo", "beta": BETA, "wpo": True, "sft": mean_weight}
+    check(compare(trl_steps.jaxalign_step(models, settings), weighted))
+
+
+def test_divergences_of_length_averages(models):
+    """TRL divides the score of the sum by the length, f'(Σh) / T; here the average has a score, f'(Σh / T).
+
+    They agree on the reverse KL, where the score is the identity. No paper defines either.
+    """
+
+    def ratios(reduce: Callable, policy: list[Logps], reference: list[Logps]) -> tuple[np.ndarray, ...]:
+        return tuple(p - r for p, r in zip(reduce(policy), reduce(reference), strict=True))
+
+    def score(log_ratio: np.ndarray) -> np.ndarray:
+        return np.log(2) + log_sigmoid(log_ratio)
+
+    def score_of_average(policy: list[Logps], reference: list[Logps]) -> float:
+        chosen, rejected = ratios(averages, policy, reference)
+        return -log_sigmoid(BETA * (score(chosen) - score(rejected))).mean()
+
+    def average_of_score(policy: list[Logps], reference: list[Logps]) -> float:
+        chosen, rejected = ratios(sums, policy, reference)
+        lengths = [np.array([len(answer) for answer in side]) for side in zip(*(p[1:] for p in policy), strict=True)]
+        return -log_sigmoid(BETA * (score(chosen) / lengths[0] - score(rejected) / lengths[1])).mean()
+
+    options = {"loss_type": ["sigmoid_norm"], "f_divergence_type": "js_divergence"}
+    of_trl = trl_steps.trl_step(models, DPOTrainer, options)
+    check(compare(of_trl, trl_steps.formula_step(models, average_of_score)))
+    ours = trl_steps.jaxalign_step(models, {"loss": "dpo", "beta": BETA, "average": True} | JENSEN)
+    check(compare(ours, trl_steps.formula_step(models, score_of_average)))
+    assert compare(ours, of_trl).gradient > 1e-2
+    with pytest.raises(UserError, match="loss=ipo does not take divergence"):
+        build_method(dpo.load_config(overrides={"method.loss": "ipo", "method.divergence": "forward_kl"}).method, None)
+
+
+def test_accumulated_microbatches_average_the_sft_term_by_themselves_in_trl(models):
+    """``Trainer`` takes the mean over microbatches, whatever their numbers of tokens; here a batch has one mean."""
+    ours = trl_steps.jaxalign_step(models, {"loss": "nll"})
+    halves = [trl_steps.trl_step(models, DPOTrainer, {"loss_type": ["sft"]}, rows) for rows in (ROWS[:2], ROWS[2:])]
+    lengths = [len(tree.completions[0]) for tree in trl_steps.pair_trees()]
+    share = sum(lengths[:2]) / sum(lengths)
+    check(compare(ours, combine((share, halves[0]), (1 - share, halves[1]))))
+    assert compare(combine((0.5, halves[0]), (0.5, halves[1])), ours).gradient > 1e-2
+
+
+def test_the_first_delta_of_bco_is_that_of_trl(models):
+    """TRL's δ is 0. Here it is a running mean of rewards, 0 in the first step, unless ``method.delta`` sets it."""
+    ours = trl_steps.jaxalign_step(models, {"loss": "bco_pair", "beta": BETA})
+    check(compare(ours, trl_steps.trl_step(models, DPOTrainer, {"loss_type": ["bco_pair"]})))
+
+
+def test_a_run_of_the_recipe_is_a_run_of_the_trainer(models):
+    """Three steps of each from one model, with SGD: losses, and parameters at the end."""
+    overrides = {
+        "method.loss": {"dpo": 1.0, "nll": 0.2}, "method.beta": BETA, "data.holdout": 0, "data.template": "never",
+        "data.max_length": 128, "train.batch_size": len(ROWS), "train.steps": 3, "train.row_lengths": [64],
+        "optim.optimizer": "sgd", "optim.b1": 0.0, "optim.learning_rate": 0.02, "optim.schedule": "constant",
+        "optim.warmup_ratio": 0.0, "optim.max_grad_norm": None, "samples.prompts": 0,
+    }  # fmt: skip
+    start = jaxalign.load_model(models.directory / "reference")
+    result = dpo.train(dpo.load_config(overrides=overrides), model=start, tokenizer=TOKENIZER, rows=ROWS)
+    options = {
+        "loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.2], "max_steps": 3, "optim": "sgd",
+        "learning_rate": 0.02, "lr_scheduler_type": "constant",
+    }  # fmt: skip
+    trainer = trl_steps.make_trainer(models, DPOTrainer, options, policy="reference")
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert losses[2] < losses[0] - 0.05
+    np.testing.assert_allclose([line["loss"] for line in result.history], losses, rtol=VALUE_TOLERANCE)
+    jaxalign.save_model(models.directory / "result", result.model, result.params)
+    ours = trl_steps.load_torch(models.directory / "result").state_dict()
+    before = trl_steps.load_torch(models.directory / "reference").state_dict()
+    for name, parameter in trainer.model.state_dict().items():
+        step = np.linalg.norm(parameter - before[name])
+        assert np.linalg.norm(parameter - ours[name]) <= GRADIENT_TOLERANCE * step + 1e-6, name
+
+
+# The table in the documentation.
+
+
+def call(settings: dict[str, Any]) -> str:
+    """Settings below ``method``, but for the β that all cases share."""
+    return ", ".join(f"{name}={_json(value)}" for name, value in settings.items() if name != "beta")
+
+
+def rows_of(text: str) -> dict[tuple[str, str], Errors]:
+    """The rows of the table in the documentation."""
+    table = text[text.index(BEGIN) : text.index(END)]
+    lines = re.findall(r"^\| (.+?) \| `(.+?)` \| ([\d.e+-]+) \| ([\d.e+-]+) \|$", table, flags=re.MULTILINE)
+    return {(trl, ours): Errors(float(loss), float(gradient)) for trl, ours, loss, gradient in lines}
+
+
+def test_table_in_the_documentation(errors, paper_errors):
+    measured = {}
+    for case in CASES:
+        settings = call(case.method) + (", reference log-probs 0" if case.zero_reference else "")
+        measured[f"{case.trainer.__name__}, `{case}`", settings] = errors(case)
+    for name, (_, settings) in PAPERS.items():
+        measured[f"paper of {name}, in NumPy", call(settings)] = paper_errors(name)
+    text = DOCS.read_text()
+    if os.environ.get("JAXALIGN_WRITE_TABLES"):
+        lines = ["| TRL, or paper | jaxalign: settings below `method` | error of the loss | error of the gradient |"]
+        lines += ["|---|---|---|---|"]
+        lines += [f"| {trl} | `{ours}` | {e.loss:.0e} | {e.gradient:.0e} |" for (trl, ours), e in measured.items()]
+        text = text[: text.index(BEGIN) + len(BEGIN)] + "\n" + "\n".join(lines) + "\n" + text[text.index(END) :]
+        DOCS.write_text(text)
+    written = rows_of(text)
+    assert written.keys() == measured.keys()
+    for row, worst in measured.items():
+        assert worst.loss <= max(10 * written[row].loss, 2e-6), f"{row}: the documentation gives {written[row]}"
+        assert worst.gradient <= max(10 * written[row].gradient, 1e-5), f"{row}: the documentation gives {written[row]}"

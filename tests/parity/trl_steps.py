@@ -68,7 +68,7 @@ TINY = {
     "eos_token_id": TOKENIZER.eos_token_id,
     "initializer_range": 0.3,
 }
-NOISE = 0.05
+NOISE = 0.15
 # As fast as the settings in tests/conftest.py, which the parity environment does not use.
 FAST_COMPILATION = {
     "xla_backend_optimization_level": 0,
@@ -133,7 +133,9 @@ def load_torch(directory: Path) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
-def make_trainer(models: Models, trainer_type: type, options: dict, policy: str = "policy", rows: Sequence = ROWS) -> Any:
+def make_trainer(
+    models: Models, trainer_type: type, options: dict, policy: str = "policy", rows: Sequence = ROWS
+) -> Any:
     """Returns a TRL trainer that takes all rows as one batch."""
     references = {"ref_model": load_torch(models.directory / "reference")} if trainer_type is DPOTrainer else {}
     settings = {
@@ -161,7 +163,8 @@ def trl_step(models: Models, trainer_type: type, options: dict, rows: Sequence =
 def torch_gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
     """Returns the gradient of every parameter, zeros where the loss does not depend on it."""
     return {
-        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy() for name, p in model.named_parameters()
+        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
+        for name, p in model.named_parameters()
     }
 
 
