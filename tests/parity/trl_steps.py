@@ -1,6 +1,6 @@
 """One training step of jaxalign, of TRL's trainers, and of a formula in NumPy: value and gradient of every parameter.
 
-All three see the same texts and the same random Llama in float32. ``save_model`` writes it and ``transformers`` reads it::
+All three see the same texts and the same random Llama, which ``save_model`` writes and ``transformers`` reads::
 
     texts -> TRL's tokenisation, padded rows    -> Trainer.training_step -> loss, gradients by tensor name
     texts -> prompt trees, packed microbatches  -> loop.make_step        -> loss, gradients by tensor name
@@ -47,10 +47,10 @@ BETA = 0.5
 CONFIGS = {DPOTrainer: DPOConfig, CPOTrainer: CPOConfig, ORPOTrainer: ORPOConfig}
 # Answers of unequal length, the longer one chosen or rejected.
 ROWS = [
-    {"prompt": "what is the sky?", "chosen": " blue", "rejected": " it is deep red"},
-    {"prompt": "sea", "chosen": " green and tall grass", "rejected": " no"},
-    {"prompt": "the grass is", "chosen": " ok", "rejected": " red!"},
-    {"prompt": "a", "chosen": " tall tree", "rejected": " low"},
+    {"prompt": "what is the sky?", "chosen": " blue", "rejected": " it is red"},
+    {"prompt": "the grass is", "chosen": " ok", "rejected": " red"},
+    {"prompt": "sea", "chosen": " green and tall", "rejected": " no"},
+    {"prompt": "a", "chosen": " tall", "rejected": " low!"},
 ]
 TOKENIZER = byte_tokenizer()
 TINY = {
@@ -162,10 +162,8 @@ def trl_step(models: Models, trainer_type: type, options: dict, rows: Sequence =
 
 def torch_gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
     """Returns the gradient of every parameter, zeros where the loss does not depend on it."""
-    return {
-        name: np.zeros(p.shape, np.float32) if p.grad is None else p.grad.numpy()
-        for name, p in model.named_parameters()
-    }
+    zero = lambda p: np.zeros(p.shape, np.float32)  # noqa: E731
+    return {name: zero(p) if p.grad is None else p.grad.numpy() for name, p in model.named_parameters()}
 
 
 @functools.cache
@@ -175,18 +173,23 @@ def pair_trees() -> list[Tree]:
     return tokenize_preferences(records, TOKENIZER, template="never")[0]
 
 
-def jaxalign_step(models: Models, settings: dict[str, Any], *, zero_reference: bool = False) -> Step:
+def jaxalign_step(
+    models: Models, settings: dict[str, Any], *, zero_reference: bool = False, count: int = len(ROWS)
+) -> Step:
     """Runs one step of ``loop.make_step`` with the method that the settings below ``method`` name.
 
     Args:
         models: Policy and reference.
         settings: The settings, as ``recipes.dpo.load_config`` and the command line take them.
         zero_reference: Cache log-probs 0 as those of the reference.
+        count: Number of rows, from the first.
     """
     config = dpo.load_config(overrides={f"method.{name}": value for name, value in settings.items()})
     method = build_method(config.method, models.model)
-    trees = attach(pair_trees(), ref_logps=np.zeros((len(ROWS), 2))) if zero_reference else pair_trees()
-    packed = batches(trees, batch_size=len(trees), shapes=[(64, 64)])[0]  # several microbatches
+    trees = pair_trees()[:count]
+    if zero_reference:
+        trees = attach(trees, ref_logps=np.zeros((count, 2)))
+    packed = batches(trees, batch_size=count, shapes=[(64, 64)])[0]  # several microbatches
     batch = loop.place_batch(packed.rows, packed.used, models.model.mesh)
     params = jax.tree.map(jnp.copy, models.policy)  # the step donates its state
     state = loop.init_state(params, RECORD, jax.random.key(0), method_state=method.method_state)
