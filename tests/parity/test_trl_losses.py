@@ -29,7 +29,9 @@ from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
 import jaxalign
+from jaxalign import losses
 from jaxalign.errors import UserError
+from jaxalign.methods.wirings import WIRINGS, Wiring
 from jaxalign.recipes import dpo
 from jaxalign.recipes.preference import build_method
 from tests.parity import trl_steps
@@ -344,6 +346,18 @@ def test_divergences_of_length_averages(models):
         build_method(dpo.load_config(overrides={"method.loss": "ipo", "method.divergence": "forward_kl"}).method, None)
 
 
+def test_sums_and_averages_in_one_weighted_sum(models, monkeypatch):
+    """In TRL every type has its own. Here ``average`` is of all terms, and a row of ``WIRINGS`` makes an exception."""
+
+    def sigmoid_norm(pc, pr, rc, rr, *, beta):
+        return losses.dpo(pc, pr, rc, rr, beta=beta)
+
+    monkeypatch.setitem(WIRINGS, sigmoid_norm, Wiring(average=True))
+    step = trl_steps.jaxalign_step(models, {"loss": {"dpo": 0.3, "sigmoid_norm": 0.7}, "beta": BETA})
+    options = {"loss_type": ["sigmoid", "sigmoid_norm"], "loss_weights": [0.3, 0.7]}
+    check(compare(step, trl_steps.trl_step(models, DPOTrainer, options)))
+
+
 def test_what_spans_a_batch_spans_a_microbatch_in_trl(models):
     """TRL averages its microbatches. Here the SFT term is one mean, and ``aot`` one sort, of the whole batch."""
     parts = ROWS[:2], ROWS[2:]
@@ -394,9 +408,9 @@ def test_a_run_of_the_recipe_is_a_run_of_the_trainer(models):
     trainer = trl_steps.make_trainer(models, DPOTrainer, options, policy="reference")
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.train()
-    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    assert losses[2] < losses[0] - 0.05
-    np.testing.assert_allclose([line["loss"] for line in result.history], losses, rtol=VALUE_TOLERANCE)
+    expected = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    assert expected[2] < expected[0] - 0.05
+    np.testing.assert_allclose([line["loss"] for line in result.history], expected, rtol=VALUE_TOLERANCE)
     jaxalign.save_model(models.directory / "result", result.model, result.params)
     after = trl_steps.load_torch(models.directory / "result").state_dict()
     before = trl_steps.load_torch(models.directory / "reference").state_dict()
