@@ -30,17 +30,7 @@ T = TypeVar("T")
 REPORT, PICTURE = "audit.json", "audit.png"
 FIELDS = {"first_order", "second_order", "judge", "key", "principle", "weight", "probability", "orders", "answers"}
 FIELDS |= {"winner"} | ITEM_FIELDS - {"instruction", "input", "completions", "answer", "completion"}
-COLUMNS = (
-    "first_order",
-    "second_order",
-    "twice",
-    "human",
-    "length_difference",
-    "own",
-    "probabilities",
-    "keys",
-    "combined",
-)
+COLUMNS = ("first_order", "second_order", "combined", "twice", "human", "own", "probabilities", "keys")
 # The name of the panel's verdicts in a report.
 PANEL = "panel (vote)"
 LABELS: dict[str, Verdict | None] = {**HUMAN, "c": "tie", "": None, "none": None, "null": None}
@@ -175,7 +165,7 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     for field in ("first_order", *(["second_order"] if twice else [])):
         if field not in value:
             _usable(where, missing(field, value, "an audit needs the verdict in both orders"))
-    names = ("first_order", "second_order", "human", *config.annotators)
+    names = ("first_order", "second_order", "human")
     verdicts = {name: _verdict(where, name, value.get(name)) for name in names}
     if config.second_names == "response":
         verdicts["second_order"] = OPPOSITE[verdicts["second_order"]]
@@ -206,6 +196,7 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
         "probabilities": 1 - p if p is not None and flipped else p,
         "length_difference": float(lengths[0] - lengths[1]) if len(lengths) == 2 else None,
         "own": _own_side(where, value, answers, config.family.get(judge)),
+        "annotators": {name: _verdict(where, name, value.get(name)) for name in config.annotators},
         "groups": value.get(config.group) if config.group else None,
         "ordered": value.get("how") not in ("score", "pointwise"),
         "labelled_only": labelled,
@@ -272,7 +263,7 @@ def _vote(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _columns(name: str, lines: Sequence[dict[str, Any]], config: AuditConfig) -> Verdicts:
-    columns: dict[str, Any] = {field: [line[field] for line in lines] for field in COLUMNS}
+    columns: dict[str, Any] = {field: [line[field] for line in lines] for field in (*COLUMNS, "length_difference")}
     # A measurement needs one value, or for lengths all values.
     for field in ("human", "own", "probabilities"):
         if all(value is None for value in columns[field]):
@@ -281,7 +272,7 @@ def _columns(name: str, lines: Sequence[dict[str, Any]], config: AuditConfig) ->
         columns["length_difference"] = None
     return Verdicts(
         **columns,
-        annotators={annotator: [line[annotator] for line in lines] for annotator in config.annotators},
+        annotators={name: [line["annotators"][name] for line in lines] for name in config.annotators},
         groups=[line["groups"] for line in lines] if config.group else None,
         ordered=name != PANEL and any(line["ordered"] for line in lines),
         labelled_only=any(line["labelled_only"] for line in lines),
