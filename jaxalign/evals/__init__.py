@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from jaxalign.evals.outcome import Outcome as Outcome
     from jaxalign.evals.outcome import difference as difference
     from jaxalign.evals.outcome import figure as figure
+    from jaxalign.evals.preference import WinsReport as WinsReport
     from jaxalign.evals.preference import length_controlled_win_rate as length_controlled_win_rate
+    from jaxalign.evals.preference import measure_wins as measure_wins
     from jaxalign.evals.preference import win_rate as win_rate
-    from jaxalign.evals.refusal import is_refusal as is_refusal
-    from jaxalign.evals.refusal import refusals as refusals
     from jaxalign.evals.suite import SuiteReport as SuiteReport
     from jaxalign.evals.suite import TaskAnswers as TaskAnswers
     from jaxalign.evals.suite import measure_suite as measure_suite
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from jaxalign.evals.suite_tax import measure_tax as measure_tax
     from jaxalign.evals.text import distinct_n as distinct_n
     from jaxalign.evals.text import diversity as diversity
+    from jaxalign.evals.text import is_refusal as is_refusal
     from jaxalign.evals.text import ngram_entropy as ngram_entropy
     from jaxalign.evals.text import perplexity as perplexity
+    from jaxalign.evals.text import refusals as refusals
     from jaxalign.evals.text import verbosity as verbosity
-    from jaxalign.evals.wins import WinsReport as WinsReport
-    from jaxalign.evals.wins import measure_wins as measure_wins
 
 _NAMES = {
     "choices": ("Choice", "multiple_choice", "parse_choice"),
@@ -52,12 +52,10 @@ _NAMES = {
     "exchange": ("Exchange", "Tax", "tax"),
     "items": ("Subject",),
     "outcome": ("Difference", "Estimate", "Good", "NotFinite", "Outcome", "difference", "figure"),
-    "preference": ("length_controlled_win_rate", "win_rate"),
-    "refusal": ("is_refusal", "refusals"),
+    "preference": ("WinsReport", "length_controlled_win_rate", "measure_wins", "win_rate"),
     "suite": ("SuiteReport", "TaskAnswers", "measure_suite"),
     "suite_tax": ("TaxReport", "measure_tax"),
-    "text": ("distinct_n", "diversity", "ngram_entropy", "perplexity", "verbosity"),
-    "wins": ("WinsReport", "measure_wins"),
+    "text": ("distinct_n", "diversity", "is_refusal", "ngram_entropy", "perplexity", "refusals", "verbosity"),
 }
 _HOME = {name: f"jaxalign.evals.{module}" for module, names in _NAMES.items() for name in names}
 

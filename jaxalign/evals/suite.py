@@ -15,8 +15,7 @@ from jaxalign.evals.choices import multiple_choice
 from jaxalign.evals.config import AnswerTask, SuiteSection
 from jaxalign.evals.items import Subject, prompt_ids, read_choices, read_items, read_safety, score_answers, text_trees
 from jaxalign.evals.outcome import Estimate, Outcome, figure
-from jaxalign.evals.refusal import refusals
-from jaxalign.evals.text import diversity, perplexity, verbosity
+from jaxalign.evals.text import diversity, perplexity, refusals, verbosity
 from jaxalign.methods.collect import Sampler
 from jaxalign.methods.scoring import tree_logps, tree_scores
 from jaxalign.models.open import check_language_model, check_reward_model, open_model

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+
+from jaxalign.errors import UserError
 from jaxalign.judges.items import Item
-from jaxalign.judges.pairwise import Verdict, favoured_side
-from jaxalign.judges.votes import panel_vote
+from jaxalign.judges.pairwise import NAMES, TIE, Verdict, VerdictColumn, favoured_side, parse_labels
+from jaxalign.judges.raters import same_length
 
 Write: TypeAlias = Literal["preference", "binary", "score", "ranking"]
 By: TypeAlias = Literal["verdicts", "probabilities"]
@@ -188,6 +192,49 @@ def _origin(lines: Lines) -> dict[str, Any]:
     if len(lines) == 1:
         return {name: lines[0][name] for name in names} | cost
     return {name: [line[name] for line in lines] for name in names} | cost
+
+
+def panel_vote(
+    verdicts: Mapping[str, VerdictColumn], weights: Mapping[str, float] | None = None, *, least_share: float = 0.5
+) -> list[Verdict | None]:
+    """Returns a panel's verdicts: argmax_v Σ_j w_j [verdict_j = v], and a tie if several v have the maximum.
+
+    Failures do not vote. Source: a panel of judges, Verga et al. 2024, arXiv:2404.18796.
+
+    Args:
+        verdicts: Each judge's verdicts by its name, naming responses, ``[n]``.
+        weights: Weights of the judges by name, not negative. By default all are 1 (a majority vote).
+        least_share: Minimum share of the weight that must be behind parsed verdicts. Below it the panel has failed.
+
+    Returns:
+        The panel's verdicts, None where it failed, ``[n]``.
+
+    Raises:
+        UserError: If the panel is empty, names and weights do not match, verdicts are unknown, or lengths differ.
+
+    >>> panel_vote({"a": ["first", "first", None], "b": ["second", "first", None], "c": ["first", "tie", "tie"]})
+    ['first', 'first', None]
+    >>> panel_vote({"a": ["first"], "b": ["second"]}, {"a": 1, "b": 2}), panel_vote({"a": ["first"], "b": ["second"]})
+    (['second'], ['tie'])
+    """
+    if not verdicts:
+        raise UserError("The panel has no judge. Give the verdicts of at least one.")
+    weights = dict.fromkeys(verdicts, 1.0) if weights is None else weights
+    if unmatched := sorted(set(verdicts) ^ set(weights)):
+        lacks = "weight" if unmatched[0] in verdicts else "verdicts"
+        raise UserError(f"panel: judge {unmatched[0]!r} has no {lacks}. Give both for each judge.")
+    if bad := [name for name, weight in weights.items() if not 0 <= weight < math.inf]:
+        raise UserError(f"The weight of judge {bad[0]!r} is {weights[bad[0]]}. Give a finite number, 0 or more.")
+    if not sum(weights.values()):
+        raise UserError("The weights of all judges are 0. Give one judge a weight above 0.")
+    codes = {name: parse_labels(f"judge {name}", column) for name, column in verdicts.items()}
+    same_length(codes)
+    votes = np.array([[weights[name] * (column == v) for v in range(3)] for name, column in codes.items()]).sum(0)
+    leaders = votes >= votes.max(0) - 1e-9
+    winner = np.where(leaders.sum(0) > 1, TIE, votes.argmax(0))
+    cast = votes.sum(0)
+    failed = (cast == 0) | (cast < least_share * sum(weights.values()) - 1e-9)
+    return [None if bad else NAMES[code] for code, bad in zip(winner, failed, strict=True)]
 
 
 def vote_on(lines: Lines, field: str) -> Verdict | None:

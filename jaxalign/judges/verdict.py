@@ -1,8 +1,11 @@
-"""Parsers of a judge's answer. What is not certain is None, a failure, and never a label."""
+"""Verdicts and scores from a judge's answer and its log-probabilities. What is not certain is None, never a label."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Collection, Mapping, Sequence
+from string import ascii_uppercase
 
 from jaxalign.judges.pairwise import Verdict
 
@@ -35,6 +38,10 @@ _SCORE = re.compile(
 )
 _NUMBER = re.compile(r"(-?\d+(?:\.\d+)?)(?!\s*(?:-|–|to\b|or\b)\s*\d|,\d)(?:\s*(?:/|out\s+of)\s*(\d+))?(?![\w/])")
 _OUT_OF = re.compile(r"(?:/|\bout\s+of)\s*(\d+)")
+
+_RANKING = re.compile(r"\branking[\"'*_]*\s*(?:is\b|[:=])\s*(?P<rest>[^\n]*)", re.I)
+# Minimum probability of all labels together. Below it the judge was not choosing between them.
+MINIMUM_MASS = 0.5
 
 
 def parse_verdict(text: str | None) -> Verdict | None:
@@ -98,6 +105,34 @@ def parse_score(text: str | None) -> float | None:
     return float(number[1]) if 1 <= float(number[1]) <= 10 else None
 
 
+def parse_ranking(text: str | None, number: int) -> tuple[int, ...] | None:
+    """Returns the ranking at the end of a judge's answer: "Ranking: B > A" is (1, 0).
+
+    The last such line counts. It must contain every letter once, separated by ``>``. Reasoning in ``<think>`` tags
+    does not count.
+
+    Args:
+        text: The answer, if there was one.
+        number: K, how many responses were shown.
+
+    Returns:
+        The indices of the responses, best first, or None if the answer is not certain.
+
+    >>> parse_ranking("A is clear.\\n**Ranking: [[C]] > A > B.**", 3)
+    (2, 0, 1)
+    >>> parse_ranking("Ranking: A > B", 3), parse_ranking("Ranking: A = B > C", 3)
+    (None, None)
+    """
+    answer = strip_reasoning(text)
+    marks = list(_RANKING.finditer(answer))
+    lines = [line for line in answer.splitlines() if line.strip()]
+    rest = marks[-1]["rest"] if marks else lines[-1] if lines else ""
+    letters = [part.strip(" \t.*_`\"'[](){}").upper() for part in rest.split(">")]
+    if sorted(letters) != list(ascii_uppercase[:number]):
+        return None
+    return tuple(ascii_uppercase.index(letter) for letter in letters)
+
+
 def strip_reasoning(text: str | None) -> str:
     """Returns an answer without its reasoning; of one that was cut off while reasoning, the empty string.
 
@@ -114,3 +149,58 @@ def _named(label: str | None, place: str | None) -> Verdict | None:
     if word in ("b", "2", "second"):
         return "second"
     return "tie" if word else None
+
+
+def verdict_probability(logprobs: Sequence[Mapping[str, float]], verdict: Verdict | None = None) -> float | None:
+    """Returns P(first) = p(A) / (p(A) + p(B)) at the last token of an answer that is one of the labels A and B.
+
+    Args:
+        logprobs: Alternatives and their log-probabilities for every token of the answer, the API's ``top_logprobs``.
+        verdict: The verdict of the answer as a whole. A token with the other label is skipped ("A is wordy" after
+            "Verdict: B"). None takes the last label.
+
+    Returns:
+        The probability, or None if no token chooses, or if the labels together have less than ``MINIMUM_MASS``.
+
+    >>> verdict_probability([{"Verdict": -0.01}, {":": -0.01}, {" A": -0.22314, " B": -1.60944}])
+    0.8...
+    """
+    wanted = {None: "AB", "first": "A", "second": "B", "tie": ""}[verdict]
+    shares = _last_choice(logprobs, list(wanted), ["A", "B"])
+    mass = [sum(p for name, p in shares if name == label) for label in "AB"]
+    return mass[0] / sum(mass) if sum(mass) >= MINIMUM_MASS else None
+
+
+def score_expectation(logprobs: Sequence[Mapping[str, float]], written: float | None = None) -> float | None:
+    """Returns Σ_s s p(s) / Σ_s p(s) over the scores s from 1 to 10 at the last token that is a score.
+
+    Source: Liu et al. 2023, arXiv:2303.16634, eq. 1.
+
+    Args:
+        logprobs: Alternatives and their log-probabilities for every token of the answer.
+        written: The score in the answer. A token with another number is skipped (the "1" of a "10" in two tokens, or a
+            number in a remark). None takes the last number.
+
+    Returns:
+        The expectation, or None if no token scores, or if the scores together have less than ``MINIMUM_MASS``.
+
+    >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 7": -0.6931, " 8": -0.6931}])
+    7.5
+    >>> score_expectation([{"Score": -0.01}, {":": -0.01}, {" 1": -0.01}, {"0": -0.01}], written=10) is None
+    True
+    """
+    scale = {str(score): score for score in range(1, 11)}
+    wanted = [label for label, score in scale.items() if written in (None, score)]
+    shares = _last_choice(logprobs, wanted, scale)
+    total = sum(p for _, p in shares)
+    return sum(scale[label] * p for label, p in shares) / total if total >= MINIMUM_MASS else None
+
+
+def _last_choice(
+    logprobs: Sequence[Mapping[str, float]], wanted: Collection[str], labels: Collection[str]
+) -> list[tuple[str, float]]:
+    """Returns the labels and their probabilities at the last token whose likeliest alternative is wanted, if any."""
+    for token in reversed(logprobs):
+        if token and max(token, key=lambda name: token[name]).strip() in wanted:
+            return [(name.strip(), math.exp(value)) for name, value in token.items() if name.strip() in labels]
+    return []
