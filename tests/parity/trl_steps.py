@@ -35,7 +35,7 @@ from jaxalign import loop
 from jaxalign.data.batches import attach, batches
 from jaxalign.data.kinds import Preference
 from jaxalign.data.load import read_examples
-from jaxalign.data.tokenize import tokenize_preferences
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import Tree
 from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
@@ -170,7 +170,7 @@ def torch_gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
 def pair_trees() -> list[Tree]:
     """Returns the rows as prompt trees, tokenised as ``recipes.dpo`` does without a chat template."""
     records, _ = read_examples(Preference, None, rows=ROWS, holdout=0, seed=0)
-    return tokenize_preferences(records, TOKENIZER, template="never")[0]
+    return tokenize_completions(records, TOKENIZER, template="never")[0]
 
 
 def jaxalign_step(
