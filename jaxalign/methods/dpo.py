@@ -83,6 +83,10 @@ def dpo(
     coupled = [term for term in terms if term.wiring.coupled]
     if coupled and (wpo or soft_labels):
         raise UserError(f"loss={name_of(coupled[0].loss)} sorts the batch and takes no weights or labels of pairs.")
+    unused = {"average": average is not None, "wpo": wpo, "ld_alpha": ld_alpha is not None}
+    if not terms and any(unused.values()):
+        names = " and ".join(name for name, is_set in unused.items() if is_set)
+        raise UserError(f"loss=nll does not use {names}. Leave it out, or add a loss of pairs.")
     weight = added if sft is None else sft
     pairs = _Pairs(model, terms, options.get("beta", 1.0), weight, wpo, ld_alpha, soft_labels, metrics)
     return Method(pairs.prepare, pairs.loss, delta_state() if pairs.uses("running_delta") else ())

@@ -226,6 +226,7 @@ def test_metrics_of_ones_own_are_given_the_arrays_of_the_loss(parts):
         (lambda logps: logps, {}, "Give a loss that takes 4"),
         (losses.aot, {"beta": 1.0, "wpo": True}, "loss=aot sorts the batch"),
         (losses.ipo, {"beta": 1.0, "soft_labels": True}, "loss=ipo does not take label_smoothing"),
+        (losses.nll, {"wpo": True, "ld_alpha": 0.5}, "loss=nll does not use wpo and ld_alpha"),
         (functools.partial(losses.dpo, beta=1.0), {"tau": 1.0}, "loss=dpo does not take tau"),
     ],
 )
