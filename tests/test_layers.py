@@ -1,6 +1,8 @@
-"""Imports point down the layers that README draws, or stay on a line, and the array layer knows nothing of models."""
+"""Imports point down the layers that CONTRIBUTING.md draws, or stay on a line, and the array layer knows nothing of models."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import jaxalign
@@ -71,3 +73,10 @@ def test_flax_stays_inside_models():
 def test_files_stay_readable():
     for path in files():
         assert len(path.read_text().splitlines()) <= 450, f"{path.relative_to(ROOT)} outgrew its room"
+
+
+def test_importing_the_losses_costs_little_beyond_jax():
+    """At most 0.1 s of processor time, the minimum of three processes."""
+    code = "import time, jax; start = time.process_time(); import jaxalign.losses; print(time.process_time() - start)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) <= 0.1
