@@ -1,4 +1,4 @@
-"""Imports point down the layers that CONTRIBUTING.md draws, or stay on a line, and the array layer knows nothing of models."""
+"""Imports point down the layers that CONTRIBUTING.md draws, or stay on a line; the array layer knows no models."""
 
 import ast
 import subprocess

@@ -98,9 +98,8 @@ def train(
         policy = steps.make_trainable(config.lora, reference, params, config.train.seed, copy=copy)
         frozen = params if is_live and policy.fixed is None else None
         method, drawn = build_method(config.method, policy.model, loss, metrics), fit.make_batches(run, examples, plan)
-        fitted = fit.fit(run, method, policy, plan, *drawn, frozen=frozen, notes=examples.counts)
-    policy = policy._replace(trained=fitted.params)
-    return steps.finish(run, policy, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
+        policy, lines = fit.fit(run, method, policy, plan, *drawn, frozen=frozen, notes=examples.counts)
+    return steps.finish(run, policy, lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
 
 
 def check_soft_labels(config: Config, examples: fit.Examples) -> None:

@@ -17,7 +17,6 @@ from jaxalign.data.shapes import choose_shapes
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.keys import stream
-from jaxalign.models.params import Params
 from jaxalign.recipes.config import DataSection, TrainSection
 from jaxalign.recipes.interrupt import Interrupt
 from jaxalign.recipes.steps import Run, Trainable, open_budget
@@ -39,13 +38,6 @@ class Plan(NamedTuple):
     options: dict[str, Any]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-
-
-class Fitted(NamedTuple):
-    """Trained parameters, and the lines of the metrics file."""
-
-    params: Params
-    lines: list[dict[str, Any]]
 
 
 def load_examples(run: Run, kind: type[Record], rows: Any = None, eval_rows: Any = None) -> Examples:
@@ -147,7 +139,7 @@ def fit(
     frozen: Any = None,
     notes: Mapping[str, float] | None = None,
     derive: Callable[[dict[str, float]], dict[str, float]] = lambda metrics: metrics,
-) -> Fitted:
+) -> tuple[Trainable, list[dict[str, Any]]]:
     """Trains to the last step, from the latest checkpoint if there is one.
 
     Args:
@@ -162,7 +154,7 @@ def fit(
         derive: Adds metrics that follow from those of an evaluation.
 
     Returns:
-        The trained parameters, within the budget if one is set, and the metrics.
+        The trained policy, within the budget if one is set, and the lines of the metrics file.
     """
     train, steps, resuming = run.config.train, plan.steps, run.is_resuming
     state, resume_step = start_state(run, policy, plan, method.method_state)
@@ -213,7 +205,7 @@ def fit(
                 run.checkpoints.save(state, metrics=measured)
             if interrupt.requested:
                 raise KeyboardInterrupt
-    return Fitted(state.params, tracker.lines)
+    return policy._replace(trained=state.params), tracker.lines
 
 
 def start_state(run: Run, policy: Trainable, plan: Plan, method_state: Any) -> tuple[loop.TrainState, int | None]:

@@ -105,10 +105,9 @@ def train(
         method = build_method(run, policy)
         parts = online.compile_iteration(run, start, method, kl=config.kl, reference=reference)
         del policy
-        fitted = online.fit_online(run, method, parts)
-    trained = online.trained_policy(method, fitted.params)
+        trained, lines = online.fit_online(run, method, parts)
     prompts = online.shown_prompts(run, start)
-    return steps.finish(run, trained, fitted.lines, prompts=prompts, samples=samples)
+    return steps.finish(run, trained, lines, prompts=prompts, samples=samples)
 
 
 def validate_config(config: Config, functions: Mapping[str, Reward] | None = None) -> None:

@@ -146,11 +146,10 @@ def train(
         policy = steps.make_trainable(config.lora, reference, params, seed, copy=needs_reference or model is not None)
         frozen = params if needs_reference and policy.fixed is None else None
         method, notes = build_method(section, policy.model, weights, loss, metrics), examples.counts
-        fitted = fit.fit(run, method, policy, plan, *drawn, frozen=frozen, notes=notes, derive=with_margins)
-    policy = policy._replace(trained=fitted.params)
+        policy, lines = fit.fit(run, method, policy, plan, *drawn, frozen=frozen, notes=notes, derive=with_margins)
     figures = measure_separation(run, policy, examples.eval, plan, frozen) if examples.eval else {}
     count = len(examples.eval)
-    return steps.finish(run, policy, fitted.lines, prompts=prompts, samples=samples, num_eval=count, figures=figures)
+    return steps.finish(run, policy, lines, prompts=prompts, samples=samples, num_eval=count, figures=figures)
 
 
 def validate_config(config: Config) -> None:

@@ -28,7 +28,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.open import check_language_model, check_positions, check_tokens
 from jaxalign.models.params import Params, moving_average, replace_every, union
 from jaxalign.recipes.budget import check_budget
-from jaxalign.recipes.fit import Fitted, abstract, is_due
+from jaxalign.recipes.fit import abstract, is_due
 from jaxalign.recipes.interrupt import Interrupt
 from jaxalign.recipes.online_config import RANGES, OnlineConfig, PenaltySection, ReferenceSection
 from jaxalign.recipes.scorers import make_scorers, size_of, to_bfloat16
@@ -346,11 +346,11 @@ def make_collector(run: Run, start: Start, method: TrainableMethod) -> Collector
     )
 
 
-def fit_online(run: Run, method: TrainableMethod, parts: Compiled) -> Fitted:
+def fit_online(run: Run, method: TrainableMethod, parts: Compiled) -> tuple[Trainable, list[dict[str, Any]]]:
     """Runs the iterations from where the state stands, with metrics, budget, guards and checkpoints.
 
     Returns:
-        All trained parameters, within the budget if one is set, and the metrics.
+        The trained policy (no value model; within the budget if one is set), and the lines of the metrics file.
     """
     config, train = run.config, run.config.train
     state, done, resuming = parts.state, parts.position or 0, parts.position is not None
@@ -410,10 +410,8 @@ def fit_online(run: Run, method: TrainableMethod, parts: Compiled) -> Fitted:
             if interrupt.requested:
                 raise KeyboardInterrupt
     report_phases(run, seconds)
-    return Fitted(state.params, tracker.lines)
-
-
-def trained_policy(method: TrainableMethod, params: Params) -> Trainable:
-    """Returns the policy of a method with its trained parameters, without a value model."""
     fixed = method.trainable.fixed
-    return Trainable(method.trainable.model, method.policy(params), None if fixed is None else method.policy(fixed))
+    trained = Trainable(
+        method.trainable.model, method.policy(state.params), None if fixed is None else method.policy(fixed)
+    )
+    return trained, tracker.lines

@@ -117,8 +117,8 @@ def train(
         steps.record_inputs(run, scorer, trunk_params, examples[:2], metrics=metrics)
         policy = steps.make_trainable(config.lora, scorer, params, config.train.seed, copy=model is not None)
         method, drawn = build_method(config, policy.model, metrics), fit.make_batches(run, examples, plan)
-        fitted = fit.fit(run, method, policy, plan, *drawn, notes=examples.counts)
-    result = steps.finish(run, policy._replace(trained=fitted.params), fitted.lines, num_eval=len(examples.eval))
+        policy, lines = fit.fit(run, method, policy, plan, *drawn, notes=examples.counts)
+    result = steps.finish(run, policy, lines, num_eval=len(examples.eval))
     if not examples.eval or config.method.learn != "pairs":
         return result
     figures = measure_calibration(run, result.model, result.params, examples.eval, plan)

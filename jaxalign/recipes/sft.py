@@ -111,9 +111,8 @@ def train(
         policy = steps.make_trainable(config.lora, base, params, config.train.seed, copy=model is not None)
         method = sft(policy.model, loss=LOSSES[config.method.loss], **({"metrics": metrics} if metrics else {}))
         drawn = fit.make_batches(run, examples, plan)
-        fitted = fit.fit(run, method, policy, plan, *drawn, notes=examples.counts, derive=with_perplexity)
-    policy = policy._replace(trained=fitted.params)
-    return steps.finish(run, policy, fitted.lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
+        policy, lines = fit.fit(run, method, policy, plan, *drawn, notes=examples.counts, derive=with_perplexity)
+    return steps.finish(run, policy, lines, prompts=prompts, samples=samples, num_eval=len(examples.eval))
 
 
 def validate_config(config: Config) -> None:
