@@ -15,19 +15,6 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Paths that are not clean yet. Anything below them is excused.
-TO_CLEAN: tuple[str, ...] = (
-    ".ci",
-    "CHANGELOG.md",
-    "README.md",
-    "configs",
-    "docs",
-    "jaxalign",
-    "notebooks",
-    "pyproject.toml",
-    "tests",
-)
-
 # Names that say nothing about the value. A name is a variable, parameter, attribute, function, class or module.
 NAMES = frozenset(
     ["found", "each", "kept", "said", "mine", "theirs", "told", "beside", "feed", "arms", "warn", "decide"]
@@ -180,22 +167,17 @@ def bad_phrases(root: Path = ROOT) -> list[Place]:
     return sorted({Place(name, line, phrase) for name, text, first in texts for line, phrase in phrases(text, first)})
 
 
-def excused(place: Place) -> bool:
-    """Whether a place lies below a path that is not clean yet."""
-    return any(place.path == path or place.path.startswith((f"{path}/", f"{path} ")) for path in TO_CLEAN)
-
-
 def report(places: list[Place]) -> str:
     return "\n".join(["", *map(str, places)])
 
 
 def test_no_vague_names():
-    places = [place for place in bad_names() if not excused(place)]
+    places = bad_names()
     assert not places, report(places)
 
 
 def test_no_phrases_of_a_dialect():
-    places = [place for place in bad_phrases() if not excused(place)]
+    places = bad_phrases()
     assert not places, report(places)
 
 

@@ -31,6 +31,7 @@ class LiveReport:
         self._progress: Progress | None = None
 
     def __call__(self, line: str) -> None:
+        """Prints the line, or updates the live line."""
         match = PROGRESS_LINE.fullmatch(line)
         if match is None or not self.console.is_terminal:
             self.console.print(line, markup=False)

@@ -31,7 +31,7 @@ REQUIRED = ("model.path",)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Measure a model on a suite of tasks. (eval tax measures two models and the change; eval wins counts verdicts.)
+    """Measure a model on a suite of tasks; eval tax measures two models and the change, eval wins counts verdicts.
 
     Args:
         model: which model

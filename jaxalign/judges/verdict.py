@@ -45,7 +45,7 @@ MINIMUM_MASS = 0.5
 
 
 def parse_verdict(text: str | None) -> Verdict | None:
-    """Returns the verdict at the end of a judge's answer: A is "first", B "second".
+    r"""Returns the verdict at the end of a judge's answer: A is "first", B "second".
 
     It understands ``Verdict: A`` and similar marks (``Winner``, ``Final answer``, JSON), ``[[A]]``, ``[[C]]`` for a
     tie, an answer that is just the label, and a last line that says which response is better. The last of several
@@ -57,7 +57,7 @@ def parse_verdict(text: str | None) -> Verdict | None:
     Returns:
         "first", "second", "tie", or None if the answer is not certain.
 
-    >>> parse_verdict("Both are fine, but B is shorter.\\n**Verdict: B**")
+    >>> parse_verdict("Both are fine, but B is shorter.\n**Verdict: B**")
     'second'
     >>> parse_verdict("Verdict: a tie"), parse_verdict("Verdict: A or B"), parse_verdict("As an AI, I cannot choose.")
     ('tie', None, None)
@@ -78,7 +78,7 @@ def parse_verdict(text: str | None) -> Verdict | None:
 
 
 def parse_score(text: str | None) -> float | None:
-    """Returns the score from 1 to 10 at the end of a judge's answer.
+    r"""Returns the score from 1 to 10 at the end of a judge's answer.
 
     It understands ``Score: 7`` and similar marks (``Rating``, ``Grade``, JSON), ``[[7]]``, ``7/10``, and an answer that
     is just the number. The last of several marks counts. Reasoning in ``<think>`` tags does not count.
@@ -89,7 +89,7 @@ def parse_score(text: str | None) -> float | None:
     Returns:
         The score, or None if the answer is not certain. A number outside the scale is a failure, not the nearest end.
 
-    >>> parse_score("Clear and right.\\nScore: 8/10"), parse_score("Score: 11"), parse_score("Score: 1 to 10")
+    >>> parse_score("Clear and right.\nScore: 8/10"), parse_score("Score: 11"), parse_score("Score: 1 to 10")
     (8.0, None, None)
     """
     text = strip_reasoning(text)
@@ -106,7 +106,7 @@ def parse_score(text: str | None) -> float | None:
 
 
 def parse_ranking(text: str | None, number: int) -> tuple[int, ...] | None:
-    """Returns the ranking at the end of a judge's answer: "Ranking: B > A" is (1, 0).
+    r"""Returns the ranking at the end of a judge's answer: "Ranking: B > A" is (1, 0).
 
     The last such line counts. It must contain every letter once, separated by ``>``. Reasoning in ``<think>`` tags
     does not count.
@@ -118,7 +118,7 @@ def parse_ranking(text: str | None, number: int) -> tuple[int, ...] | None:
     Returns:
         The indices of the responses, best first, or None if the answer is not certain.
 
-    >>> parse_ranking("A is clear.\\n**Ranking: [[C]] > A > B.**", 3)
+    >>> parse_ranking("A is clear.\n**Ranking: [[C]] > A > B.**", 3)
     (2, 0, 1)
     >>> parse_ranking("Ranking: A > B", 3), parse_ranking("Ranking: A = B > C", 3)
     (None, None)

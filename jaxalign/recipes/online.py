@@ -248,7 +248,7 @@ def report_roles(run: Run, roles: Mapping[str, int]) -> None:
 
 
 def report_phases(run: Run, lines: Sequence[Mapping[str, float]]) -> None:
-    """Reports the median seconds of each phase of an iteration. (The first iteration compiles.)"""
+    """Reports the median seconds of each phase of an iteration. The first one compiles."""
     names = [name for name in (lines[-1] if lines else {}) if name != "step"]
     medians = ", ".join(f"{name} {statistics.median(line[name] for line in lines):.2f} s" for name in names)
     run.report(f"an iteration, by phase (median): {medians}")

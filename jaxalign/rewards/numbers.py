@@ -1,4 +1,4 @@
-"""Reads the final number of an answer, as GSM8K and MATH write it: ``#### 18``, ``\\boxed{18}``, or the last one."""
+r"""Reads the final number of an answer, as GSM8K and MATH write it: ``#### 18``, ``\boxed{18}``, or the last one."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _FRACTION = re.compile(r"(-?)\\[dt]?frac\s*(?:\{\s*(-?)([\d.,]+)\s*\}\s*\{\s*([\
 
 
 def final_number(text: str, *, marked: bool = False) -> Fraction | None:
-    """Returns the final number of an answer.
+    r"""Returns the final number of an answer.
 
-    It is the number in the last ``\\boxed{…}`` or after the last ``####``, whichever comes later. Without those it is
+    It is the number in the last ``\boxed{…}`` or after the last ``####``, whichever comes later. Without those it is
     the answer's last number. Thousands separators, currency, units and a percent sign are
     dropped (50 % is 50); fractions, mixed numbers, decimals and 1e3 are understood, GSM8K's ``<<2*3=6>>`` is skipped.
 
@@ -48,9 +48,9 @@ def final_number(text: str, *, marked: bool = False) -> Fraction | None:
     Returns:
         The exact value, or None if the answer has no number.
 
-    >>> final_number("3 * 6 = 18, so she makes\\n#### $1,018.50 a day")
+    >>> final_number("3 * 6 = 18, so she makes\n#### $1,018.50 a day")
     Fraction(2037, 2)
-    >>> final_number("thus \\\\boxed{-\\\\frac{3}{4}\\\\text{ km}}, of 7"), final_number("5 or 7."), final_number("no")
+    >>> final_number("thus \\boxed{-\\frac{3}{4}\\text{ km}}, of 7"), final_number("5 or 7."), final_number("no")
     (Fraction(-3, 4), Fraction(7, 1), None)
     """
     text = re.sub(r"<<[^<>\n]*>>", "", text)

@@ -183,11 +183,11 @@ def encode_prompts(tokenizer: Any, prompts: Sequence[PromptLike], *, chat: bool 
 
 
 def encode_prompt(encoder: Encoder, prompt: PromptLike, chat: bool, number: int) -> list[int]:
-    """Returns a prompt's token ids, as training sees them.
+    r"""Returns a prompt's token ids, as training sees them.
 
     Args:
         encoder: of the tokenizer.
-        prompt: a string, a transcript (``\\n\\nHuman: ...``), a chat, or token ids, which are returned as they are.
+        prompt: a string, a transcript (``\n\nHuman: ...``), a chat, or token ids, which are returned as they are.
         chat: whether a string becomes a user's message in the chat template, and a transcript a chat.
         number: of the prompt, for messages, counted from 1.
 
