@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from jaxalign.data.kinds import Demonstration
 from jaxalign.data.records import read_records
@@ -100,7 +101,7 @@ def figure_names(suite: SuiteSection, *, of_two: bool) -> list[str]:
 
 def file_digests(suite: SuiteSection) -> dict[str, str]:
     """Returns the SHA-256 digests of a suite's files by path. Hub ids and directories are omitted."""
-    tasks = [*suite.perplexity.values(), *suite.choices.values(), *suite.answers.values()]
+    tasks: list[Any] = [*suite.perplexity.values(), *suite.choices.values(), *suite.answers.values()]
     labels = {task.labels for task in suite.choices.values() if task.labels is not None}
     files = {path: resolve_path(path) for path in sorted({task.path for task in tasks} | labels)}
     return {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in files.items() if file.is_file()}

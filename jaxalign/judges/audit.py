@@ -199,6 +199,7 @@ def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootst
     human = verdicts.human if labelled else None
     judged, labels, probabilities = select(winners), select(human), select(verdicts.probabilities)
     parts: dict[str, Any] = {"agreement": None}
+    by_probability = None
     if labelled:
         parts["agreement"] = agreement(judged, labels, bootstrap=bootstrap)
     if verdicts.length_difference is not None and any(verdicts.length_difference):
@@ -209,26 +210,17 @@ def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootst
         outcomes = [WINS[label] for label in labels]
         parts["calibration"] = calibration(probabilities, outcomes, bootstrap=bootstrap)
         sides = [None if p is None else favoured_side(p - 0.5) for p in probabilities]
-        parts["by_probability"] = agreement(sides, labels, bootstrap=bootstrap)
+        by_probability = agreement(sides, labels, bootstrap=bootstrap)
     if len(verdicts.annotators) > 1:
         parts["ceiling"] = human_ceiling(winners, verdicts.annotators, bootstrap=bootstrap)
     if verdicts.groups is not None and labelled:
         parts["spots"] = blind_spots(judged, labels, select(verdicts.groups), bootstrap=bootstrap)
-    in_both_orders = len(winners) if verdicts.twice is None else sum(verdicts.twice)
-    result = JudgeAudit(len(winners), in_both_orders, report, ordered=verdicts.ordered, **parts)
-    warnings = trust_warnings(
-        report,
-        agreed=result.agreement,
-        verbosity=result.verbosity,
-        own=result.own,
-        lead=lead,
-        ceiling=result.ceiling,
-        spots=result.spots,
-        probabilities=result.calibration,
-    )
+    warnings = trust_warnings(report, lead=lead, **parts)
     if verdicts.labelled_only:
         warnings.insert(0, "Labelled pairs only: ties and failures are gone, so audit the run that made them.")
-    return dataclasses.replace(result, warnings=tuple(warnings))
+    parts |= {"by_probability": by_probability, "ordered": verdicts.ordered, "warnings": tuple(warnings)}
+    in_both_orders = len(winners) if verdicts.twice is None else sum(verdicts.twice)
+    return JudgeAudit(len(winners), in_both_orders, report, **parts)
 
 
 def _agreement_between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgreement | None:

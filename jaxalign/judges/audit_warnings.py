@@ -17,26 +17,26 @@ MINIMUM_CONSISTENCY, MAXIMUM_FAILURES = 0.8, 0.02
 def trust_warnings(
     report: PairwiseReport | None,
     *,
-    agreed: Agreement | None = None,
+    agreement: Agreement | None = None,
     verbosity: Favour | None = None,
     own: Favour | None = None,
     lead: tuple[float, Interval] | None = None,
     ceiling: Ceiling | None = None,
     spots: Mapping[Hashable, Agreement] | None = None,
-    probabilities: Calibration | None = None,
+    calibration: Calibration | None = None,
 ) -> list[str]:
     """Returns a sentence for each measurement whose whole interval is on the wrong side.
 
     Args:
         report: The judge in both orders; None if no pair was shown in both.
-        agreed: Its :func:`~jaxalign.judges.agreement` with the human labels, without a report.
+        agreement: Its :func:`~jaxalign.judges.agreement` with the human labels, without a report.
         verbosity: Its :func:`~jaxalign.judges.verbosity_bias`.
         own: Its :func:`~jaxalign.judges.self_preference`.
         lead: How much more often the judge is right than the policy as a judge of the same pairs, with the paired
             interval. A judge that is not better teaches the policy its own opinion.
         ceiling: Its :func:`~jaxalign.judges.human_ceiling`.
         spots: Its :func:`~jaxalign.judges.blind_spots`.
-        probabilities: Its :func:`~jaxalign.judges.calibration`.
+        calibration: Its :func:`~jaxalign.judges.calibration`.
 
     Returns:
         The sentences; an empty list if nothing is wrong in what was measured.
@@ -52,7 +52,7 @@ def trust_warnings(
     warnings = _order_warnings(report)
     warnings += _favour_warnings("Verbosity bias", "the longer response", verbosity)
     warnings += _favour_warnings("Self-preference", "the judge's own family", own)
-    accuracy = report.agreement if report is not None else agreed.accuracy if agreed is not None else None
+    accuracy = report.agreement if report is not None else agreement.accuracy if agreement is not None else None
     if accuracy is None:
         warnings.append("No human labels: whether the judge is right was not measured, only whether it is steady.")
     elif report is not None and report.human_kinds == 1:
@@ -79,10 +79,10 @@ def trust_warnings(
                 f"Blind spot on {group!r}: the judge is right in {100 * result.accuracy:.0f} % of the items"
                 f" ({_range(result.accuracy_ci)} %), overall in {100 * accuracy:.0f} %."
             )
-    if probabilities is not None and probabilities.ece > probabilities.ece_by_luck:
-        direction = "surer" if probabilities.overconfidence > 0 else "less sure"
+    if calibration is not None and calibration.ece > calibration.ece_by_luck:
+        direction = "surer" if calibration.overconfidence > 0 else "less sure"
         warnings.append(
-            f"Calibration: probabilities are off by {100 * probabilities.ece:.0f} points on average, and the judge is"
+            f"Calibration: probabilities are off by {100 * calibration.ece:.0f} points on average, and the judge is"
             f" {direction} than it is right: recalibrate them before using them as soft labels."
         )
     return warnings

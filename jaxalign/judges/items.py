@@ -161,11 +161,12 @@ def _group_rows(rows: Iterator[Row], columns: Mapping[str, str]) -> Iterator[tup
     parsed = ((row, value, _single_answer(value)) for row, value in renamed)
     # A row of another kind is a group of its own: no object equals a new one.
     for _, group in itertools.groupby(parsed, lambda part: object() if part[2] is None else part[2]["prompt"]):
-        (row, value, single), *others = group
-        for _, _, other in others:
-            for field in ("completions", "by"):
-                single[field] += other[field]
-        yield row, value if single is None else single, 1 + len(others)
+        members = list(group)
+        row, value, single = members[0]
+        if single is not None:
+            answers = [other for _, _, other in members if other is not None]
+            value = single | {field: [part[field][0] for part in answers] for field in ("completions", "by")}
+        yield row, value, len(members)
 
 
 def _rename(value: dict[str, Any] | Problem, columns: Mapping[str, str]) -> dict[str, Any] | Problem:
@@ -228,11 +229,8 @@ def _parse_item(value: dict[str, Any], row: Row, minimum: int) -> Item | Problem
     record = Ranking.parse({**fields, "completions": doubled}, None, row.file, row.number)
     if isinstance(record, Problem):
         # Rankings speak of completions; these rows may have called them something else.
-        places = {"field 'completions[0]'": "the first answer", "field 'completions[1]'": "the second answer"}
-        text = record.text
-        for place, words in places.items():
-            text = text.replace(place, words)
-        return Problem(record.kind, text)
+        text = record.text.replace("field 'completions[0]'", "the first answer")
+        return Problem(record.kind, text.replace("field 'completions[1]'", "the second answer"))
     (ranking,) = record
     ranking = dataclasses.replace(ranking, ranked=ranking.ranked[: len(answers)])
     texts = tuple(text.strip() for text in ranking.ranked)

@@ -116,11 +116,10 @@ def pairwise_report(
     if not labelled.any():
         return PairwiseReport(*report)
     both, counts, labels = _combine(one, two)[labelled], counts[labelled], truth[labelled]
-    accuracies = [
-        estimate_mean(same(codes, labels), counts, bootstrap) for codes in (one[labelled], back[labelled], both)
-    ]
+    sides = (one[labelled], back[labelled], both)
+    first, second, agreed = (estimate_mean(same(codes, labels), counts, bootstrap) for codes in sides)
     cohen = estimate(kappa(both, labels), counts, bootstrap, bounds=(-1, 1))
-    return PairwiseReport(*report, *(part for pair in accuracies for part in pair), *cohen, len(np.unique(labels)))
+    return PairwiseReport(*report, *first, *second, *agreed, *cohen, len(np.unique(labels)))
 
 
 def combine_orders(first_order: VerdictColumn, second_order: VerdictColumn) -> list[Verdict | None]:

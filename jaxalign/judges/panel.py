@@ -178,7 +178,7 @@ def _judge_pairs(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str
     )
     lines = []
     for (item, principle), pair in zip(cases, judged, strict=True):
-        verdicts = {"first_order": pair.first_order, "second_order": pair.second_order, "winner": pair.winner}
+        verdicts: dict[str, Any] = {name: getattr(pair, name) for name in ("first_order", "second_order", "winner")}
         verdicts |= {"probability": pair.first_is_better, "probabilities": list(pair.probabilities)}
         lines.append(_line(rater, item, principle, task.how, pair.replies, pair.prompt_hash, **verdicts))
     return lines

@@ -16,7 +16,7 @@ from jaxalign.paths import write_whole
 # Okabe and Ito's colours, which colour-blind readers can distinguish.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "0.55"
-STYLE: dict[str, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
+STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 9}
 # Bins of pairs by difference in length.
 BINS = 5
 # Measures of the first two panels: label, field of an audit, and field of that.

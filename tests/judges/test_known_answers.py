@@ -303,7 +303,7 @@ def test_warnings_name_each_fault():
     able = pairwise_report(human, ["second", "first"] * 100, human)
     sure = calibration([0.99] * 200, [1, 0] * 100)
     warnings = trust_warnings(
-        report, verbosity=longer, own=family, lead=(0.0, (-0.1, 0.1)), ceiling=ceiling, probabilities=sure
+        report, verbosity=longer, own=family, lead=(0.0, (-0.1, 0.1)), ceiling=ceiling, calibration=sure
     ) + trust_warnings(able, spots=spots)
     titles = [sentence.partition(":")[0] for sentence in warnings]
     assert titles == [
