@@ -16,9 +16,9 @@ from jaxalign.errors import UserError
 from jaxalign.judges.aggregate import vote_on, weighted_mean
 from jaxalign.judges.audit import TrustReport, Verdicts, audit
 from jaxalign.judges.items import FIELDS as ITEM_FIELDS
-from jaxalign.judges.items import HUMAN, SIDES, check_fields
+from jaxalign.judges.items import SIDES, check_fields
 from jaxalign.judges.journal import VERDICTS
-from jaxalign.judges.pairwise import OPPOSITE, Verdict, combine_orders
+from jaxalign.judges.pairwise import OPPOSITE, VERDICTS_BY_NAME, Verdict, combine_orders
 from jaxalign.judges.plot import plot_audit
 from jaxalign.paths import write_whole
 from jaxalign.plotting import check_matplotlib
@@ -33,7 +33,7 @@ FIELDS |= {"winner"} | ITEM_FIELDS - {"instruction", "input", "completions", "an
 COLUMNS = ("first_order", "second_order", "combined", "twice", "human", "own", "probabilities", "keys")
 # The name of the panel's verdicts in a report.
 PANEL = "panel (vote)"
-LABELS: dict[str, Verdict | None] = {**HUMAN, "c": "tie", "": None, "none": None, "null": None}
+LABELS: dict[str, Verdict | None] = {**VERDICTS_BY_NAME, "c": "tie", "": None, "none": None, "null": None}
 
 
 @dataclasses.dataclass(frozen=True)

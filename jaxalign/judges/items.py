@@ -14,11 +14,9 @@ from jaxalign.data.messages import shown
 from jaxalign.data.records import BadRow, ReadReport
 from jaxalign.errors import UserError
 from jaxalign.judges.hashing import text_hash, uniform_hash
-from jaxalign.judges.pairwise import OPPOSITE, Verdict
+from jaxalign.judges.pairwise import OPPOSITE, VERDICTS_BY_NAME, Verdict
 
 How: TypeAlias = Literal["pairwise", "pointwise", "ranking"]
-HUMAN: dict[str, Verdict] = {"first": "first", "a": "first", "1": "first", "second": "second", "b": "second"}
-HUMAN |= {"2": "second", "tie": "tie"}
 SIDES = ("answer_a", "answer_b")
 FIELDS = {"prompt", "instruction", "input", "completions", "answer", "completion", "human", "by", *SIDES, *PAIR}
 FIELDS |= {f"{side}_by" for side in SIDES}
@@ -135,7 +133,10 @@ def read_items(data: JudgeDataSection, how: How, seed: int, *, pairs: bool = Tru
             skipped.append(BadRow(row.file, row.number, *item))
             continue
         used += size
-        for part in _all_pairs(item) if pairs and how == "pairwise" and len(item.answers) > 2 else [item]:
+        parts = [item]
+        if pairs and how == "pairwise":
+            parts = [select_answers(item, pair) for pair in itertools.combinations(range(len(item.answers)), 2)]
+        for part in parts:
             if how != "pointwise" and len({text.strip() for text in part.answers}) < len(part.answers):
                 equal += 1
             else:
@@ -199,7 +200,7 @@ def _answers(value: Mapping[str, Any]) -> tuple[list[Any], list[Any], Verdict | 
         for field in SIDES:
             if value.get(field) is None:
                 return missing(field, value, "these rows need answer_a and answer_b")
-        human = None if value.get("human") is None else HUMAN.get(str(value["human"]).strip().lower())
+        human = None if value.get("human") is None else VERDICTS_BY_NAME.get(str(value["human"]).strip().lower())
         if human is None and value.get("human") is not None:
             return Problem("not a label", f"field 'human' is {shown(value['human'])} where a, b or tie is needed")
         return [value[field] for field in SIDES], [value.get(f"{field}_by") or field for field in SIDES], human
@@ -244,11 +245,6 @@ def _prompt_text(record: Ranking) -> str:
     if len(record.prompt) == 1:
         return record.prompt[0].content
     return "\n\n".join(f"{message.role}: {message.content}" for message in record.prompt)
-
-
-def _all_pairs(item: Item) -> Iterator[Item]:
-    for pair in itertools.combinations(range(len(item.answers)), 2):
-        yield select_answers(item, pair)
 
 
 def _shuffle(item: Item, seed: int) -> Item:

@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -32,6 +34,21 @@ SETTINGS, VERDICTS, CACHE = "config.yaml", "verdicts.jsonl", "cache.sqlite"
 FREE: tuple[str, ...] = ("output", "save_every", "write", "decide_by", "decide", "threshold")
 FREE += ("data.limit", "data.on_error", "data.path")
 ENDPOINT_FREE = ("concurrency", "requests_per_minute", "timeout", "retries", "backoff", "cache", "key_env")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """What a run of judges returns.
+
+    Attributes:
+        rows: The rows to train on, for the data layer.
+        counts: How many items had each outcome.
+        file: The file with the rows.
+    """
+
+    rows: list[dict[str, Any]]
+    counts: Counter[str]
+    file: Path
 
 
 class Journal:
@@ -67,6 +84,12 @@ class Journal:
     def write_settings(self) -> None:
         """Writes the settings into the run's directory."""
         write_whole(self.output / SETTINGS, yaml.safe_dump(self.settings, sort_keys=False))
+
+    def write_rows(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Writes rows as lines of JSON into the run's directory, replacing the file, and returns its path."""
+        file = self.output / name
+        write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        return file
 
     def is_done(self, key: str, judge: str, principle: str | None) -> bool:
         """Returns whether there is a verdict or a failed one; a question without a reply is not done."""
@@ -147,11 +170,6 @@ def open_journal(config: Any, files: Mapping[str, str]) -> Journal:
                 f"{output}: its verdicts have other settings: {changes}. Give another output, or these settings."
             )
     return Journal(output / VERDICTS, settings)
-
-
-def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes rows as lines of JSON, replacing the file."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _is_free(key: str) -> bool:

@@ -6,13 +6,12 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from jaxalign.errors import UserError
 from jaxalign.judges.aggregate import label_rows
 from jaxalign.judges.items import Item, JudgeDataSection, read_items
-from jaxalign.judges.journal import CACHE, Journal, open_journal, write_rows
+from jaxalign.judges.journal import CACHE, Journal, RunResult, open_journal
 from jaxalign.judges.open import JudgeSection, check_judges, name_of, open_rater
 from jaxalign.judges.panel import TEMPLATES, JudgingTask, Rater, judge_items
 from jaxalign.judges.prompts import load_constitution
@@ -68,22 +67,7 @@ class LabellingConfig:
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """What a labelling run returns.
-
-    Attributes:
-        rows: The labelled rows, for the data layer.
-        counts: How many items were "labelled", "tied" and "failed".
-        file: The file with the rows.
-    """
-
-    rows: list[dict[str, Any]]
-    counts: Counter[str]
-    file: Path
-
-
-def label_answers(config: LabellingConfig, report: Report = silent) -> Labels:
+def label_answers(config: LabellingConfig, report: Report = silent) -> RunResult:
     """Labels answers with a panel of judges. Nothing is written before the settings and the data are checked.
 
     Args:
@@ -91,7 +75,7 @@ def label_answers(config: LabellingConfig, report: Report = silent) -> Labels:
         report: Receives a line about each step.
 
     Returns:
-        The labelled rows, which are also in the output directory.
+        The labelled rows, which are also in the output directory, and counts of labelled, tied and failed items.
 
     Raises:
         UserError: If a setting, a row or a judge is unusable, the directory contains other verdicts, or no item got a
@@ -123,9 +107,7 @@ def label_answers(config: LabellingConfig, report: Report = silent) -> Labels:
         collect_verdicts(rater, read.items, task, journal, config.save_every, report)
     margin = max(rater.margin for rater in raters)
     rows, counts = combine_journal(config, read.items, journal, margin, report)
-    file = journal.output / f"{FILES[config.write]}.jsonl"
-    write_rows(file, rows)
-    return Labels(rows, counts, file)
+    return RunResult(rows, counts, journal.write_rows(f"{FILES[config.write]}.jsonl", rows))
 
 
 def validate_config(config: LabellingConfig, panel: Sequence[JudgeSection]) -> None:

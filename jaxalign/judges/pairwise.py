@@ -17,6 +17,9 @@ VerdictColumn: TypeAlias = Sequence[Verdict | None]
 FIRST, SECOND, TIE = range(3)
 NAMES: tuple[Verdict, ...] = ("first", "second", "tie")
 OPPOSITE: dict[Verdict | None, Verdict | None] = {"first": "second", "second": "first", "tie": "tie", None: None}
+# Names of verdicts in judges' answers and in files.
+VERDICTS_BY_NAME: dict[str, Verdict] = {"a": "first", "1": "first", "b": "second", "2": "second"}
+VERDICTS_BY_NAME |= {name: name for name in NAMES}
 # The wins of the first response.
 WINS = {"first": 1.0, "second": 0.0, "tie": 0.5}
 _CODE = {"first": FIRST, "second": SECOND, "tie": TIE, None: FAILURE}

@@ -154,8 +154,6 @@ def annotator_agreement(annotators: Mapping[str, Labels], *, bootstrap: Bootstra
 
 def _mean_agreement(raters: Mapping[str, Labels], bootstrap: Bootstrap, mask_of: Mask) -> RaterAgreement:
     """Averages over pairs of raters. ``mask_of`` returns the outcomes that count, from two raters' codes."""
-    if len(raters) < 2:
-        raise UserError(f"raters has {len(raters)} entries. Give the labels of at least two.")
     tables, outcomes, counts = tabulate(raters)
     couples = _couples(dict(zip(raters, tables, strict=True)), mask_of)
     coded = list(couples.values())
@@ -195,8 +193,6 @@ def human_ceiling(judge: Labels, annotators: Mapping[str, Labels], *, bootstrap:
     >>> result.judge, result.human, result.gap
     (0.625, 0.75, 0.125)
     """
-    if len(annotators) < 2:
-        raise UserError(f"annotators has {len(annotators)} entries. A ceiling needs the labels of at least two.")
     named = {f"annotator {name}": labels for name, labels in annotators.items()}
     (judged, *humans), _, counts = tabulate({"judge": judge, **named})
     of_humans = _mean_accuracy(list(_couples(dict(zip(named, humans, strict=True)), _both_labelled).values()))
@@ -294,6 +290,8 @@ def estimate_mean(
 
 def _couples(coded: Mapping[str, Codes], mask_of: Mask) -> dict[tuple[str, str], tuple[Codes, Codes, Any]]:
     """Returns the codes of every two raters with a common item, and the outcomes that count."""
+    if len(coded) < 2:
+        raise UserError(f"Agreement needs two raters, not {len(coded)}. Give the labels of at least two.")
     couples = {
         (one, two): (coded[one], coded[two], mask_of(coded[one], coded[two])) for one, two in combinations(coded, 2)
     }

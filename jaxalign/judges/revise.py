@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jaxalign.errors import UserError
 from jaxalign.judges.aggregate import answer_row
 from jaxalign.judges.endpoint import Reply, summarise_replies
 from jaxalign.judges.items import Item, JudgeDataSection, read_items, select_answers
-from jaxalign.judges.journal import CACHE, open_journal, write_rows
+from jaxalign.judges.journal import CACHE, RunResult, open_journal
 from jaxalign.judges.judge import Ask, check_same_number, get_replies, make_question, prompt_hash
 from jaxalign.judges.open import JudgeSection, check_judges, name_of, open_writer
 from jaxalign.judges.prompts import CONSTITUTION, Principle, draw_principle, load_constitution
@@ -57,20 +58,7 @@ class RevisionConfig:
     seed: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class Revisions:
-    """What a revision run returns.
-
-    Attributes:
-        rows: The revised answers, for the data layer.
-        file: The file with the rows.
-    """
-
-    rows: list[dict[str, Any]]
-    file: Path
-
-
-def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions:
+def revise_answers(config: RevisionConfig, report: Report = silent) -> RunResult:
     """Rewrites answers by principles. Nothing is written before the settings and the data are checked.
 
     Args:
@@ -78,7 +66,7 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions
         report: Receives a line about each step.
 
     Returns:
-        The revisions, which are also in the output directory.
+        The revisions, which are also in the output directory, and counts of rewritten, unusable and unanswered drafts.
 
     Raises:
         UserError: If a setting, a row or the judge is unusable, the directory contains other verdicts, or no draft got
@@ -119,9 +107,8 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> Revisions
         report(f"{len(unanswered)} had no answer ({unanswered[0]}). Rerun to ask again.")
     if not rows:
         raise UserError(f"{journal.path}: the judge wrote nothing to train on ({outcome}). Read its replies there.")
-    file = journal.output / REVISIONS
-    write_rows(file, rows)
-    return Revisions(rows, file)
+    counts = Counter(rewritten=len(rows), unusable=unusable, unanswered=len(unanswered))
+    return RunResult(rows, counts, journal.write_rows(REVISIONS, rows))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from string import ascii_uppercase
 
-from jaxalign.judges.pairwise import Verdict
+from jaxalign.judges.pairwise import VERDICTS_BY_NAME, Verdict
 
 _NOUN = r"(?:(?:the\s+)?(?:response|output|answer|assistant|option|completion|candidate)\s*)"
 _WRAP = r"[\s\"'`*_(\[{]*"
@@ -65,16 +65,16 @@ def parse_verdict(text: str | None) -> Verdict | None:
     text = strip_reasoning(text)
     marks: list[tuple[int, Verdict | None]] = []
     for match in _BRACKETS.finditer(text):
-        marks.append((match.start(), _named(match[1], None)))
+        marks.append((match.start(), _verdict_of(match[1])))
     for match in _MARKED.finditer(text):
         rest = _CHOSEN.match(match["rest"])
         if not match["rest"].startswith("[["):
-            marks.append((match.start(), _named(rest["label"] or rest["tie"], rest["place"]) if rest else None))
+            marks.append((match.start(), _verdict_of(rest["place"] or rest["label"] or rest["tie"]) if rest else None))
     if marks:
         return max(marks, key=lambda mark: mark[0])[1]
     lines = [line for line in text.splitlines() if line.strip()]
     whole = _WHOLE.fullmatch(lines[-1]) if lines else None
-    return _named(whole["label"] or whole["tie"], whole["place"]) if whole else None
+    return _verdict_of(whole["place"] or whole["label"] or whole["tie"]) if whole else None
 
 
 def parse_score(text: str | None) -> float | None:
@@ -142,13 +142,9 @@ def strip_reasoning(text: str | None) -> str:
     return re.sub(r"(?is)<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", "", text or "")
 
 
-def _named(label: str | None, place: str | None) -> Verdict | None:
-    word = (place or label or "").lower()
-    if word in ("a", "1", "first"):
-        return "first"
-    if word in ("b", "2", "second"):
-        return "second"
-    return "tie" if word else None
+def _verdict_of(name: str | None) -> Verdict | None:
+    """Returns the verdict that a label, a place or a word for a tie names."""
+    return VERDICTS_BY_NAME.get(name.lower(), "tie") if name else None
 
 
 def verdict_probability(logprobs: Sequence[Mapping[str, float]], verdict: Verdict | None = None) -> float | None:
