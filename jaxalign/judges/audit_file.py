@@ -41,8 +41,8 @@ class AuditConfig:
     """Measure whether to believe a judge: jaxalign judge audit RUN, or a FILE with verdicts.
 
     Args:
-        path: the output directory of `jaxalign judge`, its verdicts.jsonl, or any file whose rows have first_order and
-            second_order (and maybe human, answer_a, answer_b, probability, judge), one row a pair
+        path: the output directory of `jaxalign judge`, its verdicts.jsonl, or any file with a row for each pair: with
+            first_order, second_order, and optionally human, answer_a, answer_b, probability and judge
         columns: what fields are called in the file, as {first_order: gpt4, human: label}
         second_names: what a verdict in the second order names, the position shown or the response
         annotators: fields with the labels of single humans, for the human ceiling

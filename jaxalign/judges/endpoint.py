@@ -122,8 +122,8 @@ def ask(endpoint: Endpoint, questions: Sequence[Messages]) -> list[Reply]:
         A reply for each question.
 
     Raises:
-        UserError: If the settings are wrong, the key is missing or refused, the address or model does not exist, the
-            quota is exhausted, or the server cannot be reached. The message never contains the key.
+        UserError: If the settings are wrong, the key is missing or refused, or the address or model does not exist.
+            Also if the quota is exhausted or the server cannot be reached. The message never contains the key.
 
     >>> ask(Endpoint("any", key_env=None), [])
     []

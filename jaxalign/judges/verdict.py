@@ -47,9 +47,9 @@ MINIMUM_MASS = 0.5
 def parse_verdict(text: str | None) -> Verdict | None:
     r"""Returns the verdict at the end of a judge's answer: A is "first", B "second".
 
-    It understands ``Verdict: A`` and similar marks (``Winner``, ``Final answer``, JSON), ``[[A]]``, ``[[C]]`` for a
-    tie, an answer that is just the label, and a last line that says which response is better. The last of several
-    marks counts. Reasoning in ``<think>`` tags does not count.
+    It understands ``Verdict: A`` and similar marks (``Winner``, ``Final answer``, JSON), ``[[A]]``, and ``[[C]]`` for
+    a tie. It also understands an answer that is just the label, and a last line that says which response is better.
+    The last of several marks counts. Reasoning in ``<think>`` tags does not count.
 
     Args:
         text: The answer, if there was one.
