@@ -10,20 +10,10 @@ from typing import Any
 import numpy as np
 
 from jaxalign.errors import UserError
+from jaxalign.judges import raters
 from jaxalign.judges.audit_warnings import trust_warnings
 from jaxalign.judges.bias import Favour, self_preference, verbosity_bias
 from jaxalign.judges.pairwise import WINS, PairwiseReport, Verdict, combine_orders, favoured_side, pairwise_report
-from jaxalign.judges.raters import (
-    Agreement,
-    Ceiling,
-    RaterAgreement,
-    agreement,
-    annotator_agreement,
-    blind_spots,
-    estimate_mean,
-    human_ceiling,
-    rater_agreement,
-)
 from jaxalign.judges.reliability import Calibration, calibration
 from jaxalign.stats import DEFAULT, Bootstrap, Interval
 
@@ -104,13 +94,13 @@ class JudgeAudit:
     pairs: int
     in_both_orders: int
     report: PairwiseReport | None
-    agreement: Agreement | None
+    agreement: raters.Agreement | None
     verbosity: Favour | None = None
     own: Favour | None = None
     calibration: Calibration | None = None
-    ceiling: Ceiling | None = None
-    spots: dict[Hashable, Agreement] | None = None
-    by_probability: Agreement | None = None
+    ceiling: raters.Ceiling | None = None
+    spots: dict[Hashable, raters.Agreement] | None = None
+    by_probability: raters.Agreement | None = None
     ordered: bool = True
     warnings: tuple[str, ...] = ()
 
@@ -120,8 +110,8 @@ class TrustReport:
     """The audit of every judge, and the agreement between judges and between humans."""
 
     judges: dict[str, JudgeAudit]
-    between_judges: RaterAgreement | None = None
-    between_humans: RaterAgreement | None = None
+    between_judges: raters.RaterAgreement | None = None
+    between_humans: raters.RaterAgreement | None = None
 
     def plain(self) -> dict[str, Any]:
         """Returns the report as values for JSON: NaN is null, tables of counts are lists."""
@@ -156,7 +146,7 @@ def audit(columns: Mapping[str, Verdicts], *, policy: str | None = None, bootstr
         lead = _lead(verdicts, columns[policy], bootstrap) if policy is not None and policy != name else None
         judges[name] = _audit_judge(verdicts, lead, bootstrap)
     annotators = next(iter(columns.values())).annotators
-    humans = annotator_agreement(annotators, bootstrap=bootstrap) if len(annotators) > 1 else None
+    humans = raters.annotator_agreement(annotators, bootstrap=bootstrap) if len(annotators) > 1 else None
     return TrustReport(judges, _agreement_between(columns, bootstrap), humans)
 
 
@@ -184,7 +174,7 @@ def _lead(verdicts: Verdicts, policy: Verdicts, bootstrap: Bootstrap) -> tuple[f
     if not gaps:
         return None
     values, counts = np.unique(gaps, return_counts=True)
-    return estimate_mean(values, counts, bootstrap, (-1, 1))
+    return raters.estimate_mean(values, counts, bootstrap, (-1, 1))
 
 
 def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootstrap: Bootstrap) -> JudgeAudit:
@@ -201,7 +191,7 @@ def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootst
     parts: dict[str, Any] = {"agreement": None}
     by_probability = None
     if labelled:
-        parts["agreement"] = agreement(judged, labels, bootstrap=bootstrap)
+        parts["agreement"] = raters.agreement(judged, labels, bootstrap=bootstrap)
     if verdicts.length_difference is not None and any(verdicts.length_difference):
         parts["verbosity"] = verbosity_bias(winners, verdicts.length_difference, human, bootstrap=bootstrap)
     if verdicts.own is not None and any(side in ("first", "second") for side in verdicts.own):
@@ -210,11 +200,11 @@ def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootst
         outcomes = [WINS[label] for label in labels]
         parts["calibration"] = calibration(probabilities, outcomes, bootstrap=bootstrap)
         sides = [None if p is None else favoured_side(p - 0.5) for p in probabilities]
-        by_probability = agreement(sides, labels, bootstrap=bootstrap)
+        by_probability = raters.agreement(sides, labels, bootstrap=bootstrap)
     if len(verdicts.annotators) > 1:
-        parts["ceiling"] = human_ceiling(winners, verdicts.annotators, bootstrap=bootstrap)
+        parts["ceiling"] = raters.human_ceiling(winners, verdicts.annotators, bootstrap=bootstrap)
     if verdicts.groups is not None and labelled:
-        parts["spots"] = blind_spots(judged, labels, select(verdicts.groups), bootstrap=bootstrap)
+        parts["spots"] = raters.blind_spots(judged, labels, select(verdicts.groups), bootstrap=bootstrap)
     warnings = trust_warnings(report, lead=lead, **parts)
     if verdicts.labelled_only:
         warnings.insert(0, "Labelled pairs only: ties and failures are gone, so audit the run that made them.")
@@ -223,7 +213,7 @@ def _audit_judge(verdicts: Verdicts, lead: tuple[float, Interval] | None, bootst
     return JudgeAudit(len(winners), in_both_orders, report, **parts)
 
 
-def _agreement_between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> RaterAgreement | None:
+def _agreement_between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) -> raters.RaterAgreement | None:
     """Returns the agreement between judges, on the pairs that all of them have judged."""
     if len(columns) < 2:
         return None
@@ -231,7 +221,7 @@ def _agreement_between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) ->
     common = [key for key in next(iter(tables.values())) if all(key in table for table in tables.values())]
     if not common:
         return None
-    return rater_agreement({name: [t[key] for key in common] for name, t in tables.items()}, bootstrap=bootstrap)
+    return raters.rater_agreement({name: [t[key] for key in common] for name, t in tables.items()}, bootstrap=bootstrap)
 
 
 def _plain(value: Any) -> Any:

@@ -26,11 +26,11 @@ class Cache:
             file = Path(self.path).expanduser()
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = sqlite3.connect(file, timeout=30, check_same_thread=False)
-                with self._connection:
-                    self._connection.execute(
-                        "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, reply TEXT NOT NULL)"
-                    )
+                # Without an isolation level each statement is a transaction of its own.
+                self._connection = sqlite3.connect(file, timeout=30, isolation_level=None, check_same_thread=False)
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, model TEXT, reply TEXT NOT NULL)"
+                )
             except (OSError, sqlite3.Error) as error:
                 self.__exit__()
                 raise UserError(f"{self.path}: it cannot be used as a cache ({error}). Give another file.") from None
@@ -47,10 +47,9 @@ class Cache:
             return None
         try:
             row = self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)).fetchone()
+            reply = None if row is None else json.loads(row[0])
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: it is not a cache of replies ({error}). Give another file.") from None
-        try:
-            reply = None if row is None else json.loads(row[0])
         except (TypeError, ValueError):
             return None
         return reply if isinstance(reply, dict) and "text" in reply and set(reply) <= set(fields) else None
@@ -60,8 +59,7 @@ class Cache:
         if self._connection is None:
             return
         try:
-            with self._connection:
-                row = (key, model, json.dumps(reply))
-                self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
+            row = (key, model, json.dumps(reply))
+            self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?, ?)", row)
         except sqlite3.Error as error:
             raise UserError(f"{self.path}: it cannot be written ({error}). Free some space, or give another.") from None

@@ -13,13 +13,11 @@ from jaxalign.errors import UserError
 from jaxalign.judges.endpoint import Endpoint, Messages, Reply, ask
 from jaxalign.judges.hashing import text_hash
 from jaxalign.judges.pairwise import Verdict, combine_orders
-from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, render
+from jaxalign.judges.prompts import PAIRWISE, POINTWISE, RANKING, Principle, render
 from jaxalign.judges.verdict import parse_ranking, parse_score, parse_verdict, score_expectation, verdict_probability
 
 # A judge: any function from questions to replies, one for each. `endpoint_judge` makes one.
 Ask: TypeAlias = Callable[[Sequence[Messages]], list[Reply]]
-
-RANKING = "jaxalign:assets/judge/ranking.txt"
 
 
 @dataclass(frozen=True)

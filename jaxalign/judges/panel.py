@@ -12,18 +12,9 @@ from typing import Any, TypeAlias
 from jaxalign.judges.endpoint import Messages, Reply, summarise_replies
 from jaxalign.judges.hashing import uniform_hash
 from jaxalign.judges.items import How, Item
-from jaxalign.judges.judge import (
-    RANKING,
-    Ask,
-    get_replies,
-    judge_pairs,
-    judge_rankings,
-    make_question,
-    prompt_hash,
-    read_score,
-)
+from jaxalign.judges.judge import Ask, get_replies, judge_pairs, judge_rankings, make_question, prompt_hash, read_score
 from jaxalign.judges.pairwise import NAMES, OPPOSITE, favoured_side
-from jaxalign.judges.prompts import PAIRWISE, POINTWISE, Principle, draw_principle
+from jaxalign.judges.prompts import PAIRWISE, POINTWISE, RANKING, Principle, draw_principle
 
 Grade: TypeAlias = Callable[[Sequence[Messages]], list[tuple[float | None, Reply]]]
 Score: TypeAlias = Callable[[Sequence[Item]], Sequence[Sequence[float]]]

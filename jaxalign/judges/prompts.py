@@ -19,6 +19,7 @@ from jaxalign.paths import resolve_path
 
 PAIRWISE = "jaxalign:assets/judge/pairwise.txt"
 POINTWISE = "jaxalign:assets/judge/pointwise.txt"
+RANKING = "jaxalign:assets/judge/ranking.txt"
 CONSTITUTION = "jaxalign:assets/judge/constitution.yaml"
 
 
