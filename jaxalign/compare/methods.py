@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from jaxalign.loop import Batch, TrainState, init_state, make_step
 from jaxalign.methods import dpo as dpo_method
 from jaxalign.methods import experience, kto, ppo, reward
 from jaxalign.methods.collect import Collector, model_scorer
-from jaxalign.methods.rollouts import Packing, iterate, make_prepare
+from jaxalign.methods.rollouts import Packing, iterate, make_prepare, update
 from jaxalign.models.model import Model
 from jaxalign.testbed import learner
 
@@ -132,18 +133,10 @@ def run_ppo(start: Start) -> Trained:
     gold = np.mean([collected.metrics["rewards/gold"] for collected in before])
     curve = Curve([0.0], [float(proxy)], [float(gold)])
     tokens, seconds = 0, []
-    for iteration in iterate(
-        state,
-        collect,
-        prepare,
-        step,
-        packing,
-        iterations=setting.iterations,
-        weights=method.weights,
-        size=PPO_PROMPTS,
-        epochs=2,
-        num_minibatches=2,
-    ):
+    batch_update = functools.partial(
+        update, step_fn=step, packing=packing, weights=method.weights, size=PPO_PROMPTS, epochs=2, num_minibatches=2
+    )
+    for iteration in iterate(state, collect, prepare, batch_update, iterations=setting.iterations):
         state = iteration.state
         tokens += 2 * sum(map(len, iteration.trees))
         seconds.append(sum(iteration.seconds.values()))

@@ -116,8 +116,8 @@ class _Pairs:
             extras["ref_logps"] = batch_logps(*reference_of(self.model, params, frozen), batch, self.ld_alpha)
         extras["weight"] = used / jnp.maximum(jnp.sum(used), 1)  # of the whole batch: microbatches add
         if self.sft:
-            chosen = _chosen_tokens(batch.rows)
-            extras["sft_weight"] = chosen / jnp.maximum(jnp.sum(chosen), 1)
+            tokens = _chosen_tokens(batch.rows)
+            extras["sft_weight"] = tokens / jnp.maximum(jnp.sum(tokens), 1)
         if self.uses("coupled") or self.uses("running_delta"):
             logps = batch_logps(self.model, params, batch, self.ld_alpha)
             ref_logps = jnp.where(used[..., None], extras["ref_logps"] if self.uses("reference") else 0, 0)
@@ -127,8 +127,8 @@ class _Pairs:
                 extras["coupled"] = value * extras["weight"]
             if self.uses("running_delta"):
                 rewards = self.beta * (logps - ref_logps)
-                sums = (sum_count(rewards[..., side], used) for side in (CHOSEN, REJECTED))
-                delta, method_state = running_delta(method_state, *sums)
+                chosen, rejected = (sum_count(rewards[..., side], used) for side in (CHOSEN, REJECTED))
+                delta, method_state = running_delta(method_state, chosen, rejected)
                 extras["delta"] = jnp.broadcast_to(delta, used.shape)
         return batch.with_extras(**extras), method_state
 

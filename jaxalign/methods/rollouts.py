@@ -262,10 +262,10 @@ class Update(NamedTuple):
 def update(
     state: TrainState,
     examples: Examples,
+    key: jax.Array,
+    *,
     step_fn: Step,
     packing: Packing,
-    *,
-    key: jax.Array,
     weights: Callable[[Any], Any] | None,
     epochs: int = 1,
     num_minibatches: int = 1,
@@ -277,9 +277,9 @@ def update(
     Args:
         state: donated to the first step; do not use it afterwards.
         examples: the examples, from ``prepare``.
+        key: epoch e is ordered by ``fold_in(key, e)``.
         step_fn: the step, from ``loop.make_step``.
         packing: packing of minibatches.
-        key: epoch e is ordered by ``fold_in(key, e)``.
         weights: the method's reduction; None if the step computes its own.
         epochs: passes over the examples.
         num_minibatches: minibatches per epoch.
@@ -320,15 +320,9 @@ def iterate(
     state: TrainState,
     collect: Callable[[Any, int, jax.Array], Collected],
     prepare: Prepare,
-    step_fn: Step,
-    packing: Packing,
+    update: Callable[[TrainState, Examples, jax.Array], Update],
     *,
     iterations: int,
-    weights: Callable[[Any], Any] | None,
-    size: int | None = None,
-    epochs: int = 1,
-    num_minibatches: int = 1,
-    max_kl: float | None = None,
     refresh: Callable[[Any, Any, Any], Any] | None = None,
 ) -> Iterator[Iteration]:
     """Yields iterations from the position of the state to ``iterations``.
@@ -337,14 +331,9 @@ def iterate(
         state: a state with an ``OnlineState``. The next iteration donates a yielded one.
         collect: (params, iteration, key) -> scored trees; see ``collect.Collector``.
         prepare: see ``make_prepare``.
-        step_fn: the step, from ``loop.make_step``.
-        packing: packing of minibatches.
+        update: (state, examples, key) -> the updated state and metrics: the function ``update`` with its other
+            arguments bound.
         iterations: the iteration to stop at.
-        weights: as in ``update``.
-        size: as in ``update``.
-        epochs: as in ``update``.
-        num_minibatches: as in ``update``.
-        max_kl: as in ``update``.
         refresh: (reference, params, completed iterations) -> reference, for a reference in the method state.
     """
     for iteration in range(int(state.method_state.iteration), iterations):
@@ -354,18 +343,8 @@ def iterate(
         examples, method_state, measured = prepare(state.params, state.method_state, trees)
         seconds = {**seconds, "prepare": time.perf_counter() - started}
         started = time.perf_counter()
-        state, updated = update(
-            dataclasses.replace(state, method_state=method_state),
-            examples,
-            step_fn,
-            packing,
-            key=jax.random.fold_in(key, 1),
-            weights=weights,
-            epochs=epochs,
-            num_minibatches=num_minibatches,
-            size=size,
-            max_kl=max_kl,
-        )
+        state = dataclasses.replace(state, method_state=method_state)
+        state, updated = update(state, examples, jax.random.fold_in(key, 1))
         if refresh is not None:
             after = state.method_state
             reference = refresh(after.reference, state.params, iteration + 1)

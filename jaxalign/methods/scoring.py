@@ -14,7 +14,8 @@ from jaxalign.data.batches import attach
 from jaxalign.data.shapes import LENGTHS
 from jaxalign.data.trees import Tree, pack
 from jaxalign.errors import UserError
-from jaxalign.masking import Rows, completion_sums
+from jaxalign.masking import Rows
+from jaxalign.methods.dpo import completion_logps
 from jaxalign.models.model import Model
 
 # Trees that are packed together.
@@ -72,9 +73,7 @@ def _map_completions(
     return result
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logps(model: Model, params: Any, rows: Rows) -> Float[Array, "R E K"]:
-    return completion_sums(model.token_logps(params, rows), rows)
+_logps = jax.jit(completion_logps, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=0)

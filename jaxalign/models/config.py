@@ -239,5 +239,5 @@ def _rope(fields: Mapping[str, Any], max_positions: int, where: str) -> tuple[fl
     if rope_type == "linear":
         return theta, RopeScaling("linear", number("factor"))
     original = _integer(where, rope, "original_max_position_embeddings", default=max_positions)
-    numbers = (number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    return theta, RopeScaling("llama3", *numbers, original)
+    factor, low, high = (number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    return theta, RopeScaling("llama3", factor, low, high, original)

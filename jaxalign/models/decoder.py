@@ -10,18 +10,20 @@ import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from jaxalign.models.config import LoraConfig, ModelConfig
+from jaxalign.models.config import ModelConfig
 from jaxalign.models.names import LINEAR
 from jaxalign.models.sharding import constrain
+
+if TYPE_CHECKING:
+    from jaxalign.models.model import Model
 
 # attend(per-layer input, q [R, T, H, h], k [R, T, G, h], v [R, T, G, h]) -> (output [R, T, H, h], values to return)
 Attend = Callable[[Any, Array, Array, Array], tuple[Array, Any]]
@@ -85,18 +87,10 @@ class Linear(nnx.Linear):
     B starts at zero, so a new adapter changes nothing. A is sampled from U(-1/√in, 1/√in), as in PEFT.
     """
 
-    def __init__(
-        self,
-        name: str,
-        sizes: tuple[int, int],
-        config: ModelConfig,
-        dtype: Any,
-        lora: LoraConfig | None,
-        **options: Any,
-    ):
-        init = nnx.initializers.normal(config.initializer_range)
-        super().__init__(*sizes, dtype=dtype, kernel_init=init, **options)
-        self.lora = lora if lora is not None and re.search(lora.targets, LINEAR[name]) else None
+    def __init__(self, model: Model, name: str, sizes: tuple[int, int], **options: Any):
+        init = nnx.initializers.normal(model.config.initializer_range)
+        super().__init__(*sizes, dtype=model.dtype, kernel_init=init, **options)
+        self.lora = model.lora if model.lora is not None and re.search(model.lora.targets, LINEAR[name]) else None
         if self.lora is not None:
             init_a = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
             self.lora_a = nnx.Param(init_a(options["rngs"].params(), (sizes[0], self.lora.rank)))
@@ -114,12 +108,11 @@ class Linear(nnx.Linear):
 class Attention(nnx.Module):
     """Projections and rotary embedding around the caller's attention."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
-        self.config, self.mesh = config, mesh
+    def __init__(self, model: Model, rngs: nnx.Rngs):
+        self.model, config = model, model.config
         width, head_dim = config.hidden_size, config.head_dim
         query, key = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
-        shared: dict[str, Any] = {"config": config, "dtype": dtype, "lora": lora, "rngs": rngs}
-        linear = functools.partial(Linear, use_bias=config.attention_bias, **shared)
+        linear = functools.partial(Linear, model, use_bias=config.attention_bias, rngs=rngs)
         self.q = linear("attention.q", (width, query))
         self.k = linear("attention.k", (width, key))
         self.v = linear("attention.v", (width, key))
@@ -127,11 +120,11 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
         """Returns the layer's attention output, and the extra value of ``attend``."""
-        split = lambda y: y.reshape(*y.shape[:-1], -1, self.config.head_dim)  # noqa: E731
+        split = lambda y: y.reshape(*y.shape[:-1], -1, self.model.config.head_dim)  # noqa: E731
         q, k, v = split(self.q(x)), split(self.k(x)), split(self.v(x))
-        q = constrain(rotate(q, angles), self.mesh, "batch", None, "heads", None)
-        k = constrain(rotate(k, angles), self.mesh, "batch", None, "kv_heads", None)
-        v = constrain(v, self.mesh, "batch", None, "kv_heads", None)
+        q = constrain(rotate(q, angles), self.model.mesh, "batch", None, "heads", None)
+        k = constrain(rotate(k, angles), self.model.mesh, "batch", None, "kv_heads", None)
+        v = constrain(v, self.model.mesh, "batch", None, "kv_heads", None)
         out, extra = attend(q, k, v)
         return self.o(out.reshape(*x.shape[:-1], -1)), extra
 
@@ -139,38 +132,36 @@ class Attention(nnx.Module):
 class MLP(nnx.Module):
     """The gated layer down(silu(gate(x)) · up(x)) (SwiGLU, Shazeer 2020, arXiv:2002.05202, eq. 6)."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
-        self.mesh = mesh
-        width, inner = config.hidden_size, config.intermediate_size
-        shared: dict[str, Any] = {"config": config, "dtype": dtype, "lora": lora, "rngs": rngs}
-        shared["use_bias"] = config.mlp_bias
-        self.gate = Linear("mlp.gate", (width, inner), **shared)
-        self.up = Linear("mlp.up", (width, inner), **shared)
+    def __init__(self, model: Model, rngs: nnx.Rngs):
+        self.model = model
+        width, inner = model.config.hidden_size, model.config.intermediate_size
+        linear = functools.partial(Linear, model, use_bias=model.config.mlp_bias, rngs=rngs)
+        self.gate = linear("mlp.gate", (width, inner))
+        self.up = linear("mlp.up", (width, inner))
         # With a tensor axis each device already sums its own part. In narrower types each half would be rounded.
-        if dtype == jnp.float32 and mesh.shape["tensor"] == 1 and inner % 2 == 0:
-            shared["dot_general"] = dot_in_halves
-        self.down = Linear("mlp.down", (inner, width), **shared)
+        in_halves = model.dtype == jnp.float32 and model.mesh.shape["tensor"] == 1 and inner % 2 == 0
+        self.down = linear("mlp.down", (inner, width), **({"dot_general": dot_in_halves} if in_halves else {}))
 
     def __call__(self, x: Float[Array, "R T D"]) -> Float[Array, "R T D"]:
         """Applies the layer."""
-        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), self.mesh, "batch", None, "mlp"))
+        return self.down(constrain(jax.nn.silu(self.gate(x)) * self.up(x), self.model.mesh, "batch", None, "mlp"))
 
 
 class Block(nnx.Module):
     """One pre-norm layer."""
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None, *, rngs: nnx.Rngs):
-        self.mesh = mesh
-        self.attention_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-        self.attention = Attention(config, dtype, mesh, lora, rngs=rngs)
-        self.mlp_norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
-        self.mlp = MLP(config, dtype, mesh, lora, rngs=rngs)
+    def __init__(self, model: Model, rngs: nnx.Rngs):
+        self.model = model
+        self.attention_norm = _norm(model, rngs)
+        self.attention = Attention(model, rngs)
+        self.mlp_norm = _norm(model, rngs)
+        self.mlp = MLP(model, rngs)
 
     def __call__(self, x: Float[Array, "R T D"], angles: Float[Array, "R T h/2"], attend: Any) -> tuple[Array, Any]:
         """Returns the states after the layer, and the extra value of ``attend``."""
         attended, extra = self.attention(self.attention_norm(x), angles, attend)
-        x = constrain(x + attended, self.mesh, "batch", None, None)
-        return constrain(x + self.mlp(self.mlp_norm(x)), self.mesh, "batch", None, None), extra
+        x = constrain(x + attended, self.model.mesh, "batch", None, None)
+        return constrain(x + self.mlp(self.mlp_norm(x)), self.model.mesh, "batch", None, None), extra
 
 
 class Decoder(nnx.Module):
@@ -179,13 +170,12 @@ class Decoder(nnx.Module):
     A tied model has no head of its own. A reward model has scalar heads.
     """
 
-    def __init__(self, config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None = None, *, rngs: nnx.Rngs):
-        self.config, self.dtype, self.mesh = config, dtype, mesh
+    def __init__(self, model: Model, rngs: nnx.Rngs):
+        self.model, config, dtype = model, model.config, model.dtype
         init = nnx.initializers.normal(config.initializer_range)
         self.embed = nnx.Embed(config.vocab_size, config.hidden_size, dtype=dtype, embedding_init=init, rngs=rngs)
-        stack = nnx.vmap(lambda keys: Block(config, dtype, mesh, lora, rngs=keys))
-        self.layers = stack(rngs.split(config.num_hidden_layers))
-        self.norm = nnx.RMSNorm(config.hidden_size, epsilon=config.rms_norm_eps, dtype=dtype, rngs=rngs)
+        self.layers = nnx.vmap(lambda keys: Block(model, keys))(rngs.split(config.num_hidden_layers))
+        self.norm = _norm(model, rngs)
         output = functools.partial(nnx.Linear, config.hidden_size, use_bias=False, dtype=dtype, rngs=rngs)
         if config.num_scores:
             # As in the summarisation reward models (Stiennon et al. 2020, arXiv:2009.01325): std 1/√(width + 1).
@@ -200,7 +190,6 @@ class Decoder(nnx.Module):
         position: Int[Array, "R T"],
         attend: Attend,
         per_layer: Any,
-        remat: str,
         layers: tuple[Any, ...] | None = None,
     ) -> tuple[Float[Array, "R T D"], Any]:
         """Returns the final-normed states, and the extra values of ``attend``, stacked over layers.
@@ -210,17 +199,18 @@ class Decoder(nnx.Module):
         ``per_layer`` and the extra values are tuples with one tree per layer.
         """
         # The table is gathered along fsdp while in use. Otherwise the lookup would split the states along their width.
-        table = constrain(self.embed.embedding[...].astype(self.dtype), self.mesh, "vocab", None)
-        x = constrain(jnp.take(table, tokens, axis=0, mode="clip"), self.mesh, "batch", None, None)
-        angles = rotary_angles(self.config, position, self.dtype)
+        model = self.model
+        table = constrain(self.embed.embedding[...].astype(model.dtype), model.mesh, "vocab", None)
+        x = constrain(jnp.take(table, tokens, axis=0, mode="clip"), model.mesh, "batch", None, None)
+        angles = rotary_angles(model.config, position, model.dtype)
         graphdef, stacked = nnx.split(self.layers)
 
         def layer(x: Array, slices: tuple[Any, Any]) -> tuple[Array, Any]:
             params, given = slices
             return nnx.merge(graphdef, params)(x, angles, functools.partial(attend, given))
 
-        if remat != "none":
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        if model.remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[model.remat], prevent_cse=False)
         if layers is None:
             x, extras = jax.lax.scan(layer, x, (stacked, per_layer))
             return self.norm(x), extras
@@ -229,3 +219,8 @@ class Decoder(nnx.Module):
             x, extra = layer(x, slices)
             extras.append(extra)
         return self.norm(x), tuple(extras)
+
+
+def _norm(model: Model, rngs: nnx.Rngs) -> nnx.RMSNorm:
+    """Returns a new RMSNorm of the model's width."""
+    return nnx.RMSNorm(model.config.hidden_size, epsilon=model.config.rms_norm_eps, dtype=model.dtype, rngs=rngs)

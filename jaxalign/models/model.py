@@ -67,12 +67,12 @@ class Model:
 
     def init_in_jit(self, key: Array, dtype: Any = jnp.float32) -> Params:
         """Returns the parameters of ``init``, for use under jit, where unused ones are never computed."""
-        module = Decoder(self.config, self.dtype, self.mesh, self.lora, rngs=nnx.Rngs(params=key))
+        module = Decoder(self, nnx.Rngs(params=key))
         return jax.tree.map(lambda p: p.astype(dtype), nnx.to_pure_dict(nnx.split(module)[1]))
 
     def param_shapes(self) -> Params:
         """Returns the tree of ``jax.ShapeDtypeStruct`` (float32) that ``params`` has to match."""
-        return _abstract(self.config, self.dtype, self.mesh, self.lora)[1]
+        return _abstract(self)[1]
 
     def param_shardings(self) -> Params:
         """Returns the ``NamedSharding`` of each parameter."""
@@ -166,8 +166,7 @@ class Model:
         layers = params["layers"] if isinstance(params["layers"], tuple) else None
         if layers is not None:  # one tree per layer: see for_decoding
             params = {**params, "layers": layers[0]}
-        module = nnx.merge(_abstract(self.config, self.dtype, self.mesh, self.lora)[0], params)
-        return module(tokens, position, attend, per_layer, self.remat, layers)
+        return nnx.merge(_abstract(self)[0], params)(tokens, position, attend, per_layer, layers)
 
     def for_decoding(self, params: Params) -> Params:
         """Returns the parameters in the form that is fastest for a loop of one-token steps, for ``apply`` and ``head``.
@@ -193,8 +192,8 @@ def _unstack(stacked: Any, count: int) -> tuple[Any, ...]:
 
 
 @functools.lru_cache(maxsize=32)
-def _abstract(config: ModelConfig, dtype: Any, mesh: Mesh, lora: LoraConfig | None) -> tuple[Any, Params]:
+def _abstract(model: Model) -> tuple[Any, Params]:
     """Returns the module's static structure and the shapes of its parameters, without allocating any."""
-    module = nnx.eval_shape(lambda: Decoder(config, dtype, mesh, lora, rngs=nnx.Rngs(params=0)))
+    module = nnx.eval_shape(lambda: Decoder(model, nnx.Rngs(params=0)))
     graphdef, state = nnx.split(module)
     return graphdef, nnx.to_pure_dict(state)

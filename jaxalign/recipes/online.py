@@ -374,19 +374,18 @@ def fit_online(run: Run, method: TrainableMethod, parts: Compiled) -> tuple[Trai
         budget = stack.enter_context(open_budget(run, method.trainable, policy=method.policy, unit="iteration"))
         if budget is not None and not resuming:
             tracker.log_eval(0, budget.begin(state), prefix="budget/")
-        for iteration in rollouts.iterate(
-            state,
-            parts.collect,
-            parts.prepare,
-            parts.step_fn,
-            parts.packing,
-            iterations=train.iterations,
+        update = functools.partial(
+            rollouts.update,
+            step_fn=parts.step_fn,
+            packing=parts.packing,
             weights=method.algorithm.weights,
             size=train.batch_size,
             epochs=train.epochs,
             num_minibatches=train.minibatches,
             max_kl=train.max_update_kl,
-            refresh=parts.refresh,
+        )
+        for iteration in rollouts.iterate(
+            state, parts.collect, parts.prepare, update, iterations=train.iterations, refresh=parts.refresh
         ):
             state, done = iteration.state, done + 1
             tracker.log(done, iteration.metrics)

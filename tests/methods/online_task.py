@@ -19,7 +19,7 @@ from jaxalign import losses
 from jaxalign.loop import init_state, make_step
 from jaxalign.methods import experience, grpo, online_dpo, ppo
 from jaxalign.methods.collect import Collector, Sampler
-from jaxalign.methods.rollouts import Packing, iterate, make_prepare
+from jaxalign.methods.rollouts import Packing, iterate, make_prepare, update
 from jaxalign.models.config import ModelConfig
 from jaxalign.models.model import Model
 
@@ -132,19 +132,16 @@ def run(name, seed, iterations, *, state=None, scorer=score, refresh=None, live=
 
     collect = Collector(draw, {"true": (1.0, scorer)}, PROMPTS, [{}] * len(PROMPTS), setting.batch_size, seed)
     prepare = prepared(name, None if live else seed, **options)
-    yield from iterate(
-        state,
-        collect,
-        prepare,
-        step,
-        packing,
-        iterations=iterations,
+    steps = functools.partial(
+        update,
+        step_fn=step,
+        packing=packing,
         weights=setting.online.weights,
         size=setting.batch_size,
         epochs=setting.epochs,
         num_minibatches=setting.num_minibatches,
-        refresh=refresh,
     )
+    yield from iterate(state, collect, prepare, steps, iterations=iterations, refresh=refresh)
 
 
 @functools.cache

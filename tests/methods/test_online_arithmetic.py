@@ -143,9 +143,9 @@ def run_iteration(online, model, params, frozen, trees, *, rows=1, shape=(64, 64
     done = update(
         state,
         examples,
-        step,
-        packing,
-        key=jax.random.key(9),
+        jax.random.key(9),
+        step_fn=step,
+        packing=packing,
         weights=online.weights,
         epochs=EPOCHS,
         num_minibatches=PARTS,

@@ -159,11 +159,12 @@ def test_epochs_end_early_where_the_policy_has_moved_too_far():
     collect = Collector(task.sampler(4), {"true": (1.0, task.score)}, task.PROMPTS, [{}] * 169, 32)
     trees = collect(state.params, 0, jax.random.key(0)).trees
     examples, method_state, _ = task.prepared("grpo", 0)(state.params, state.method_state, trees)
-    both = {"key": jax.random.key(0), "weights": setting.online.weights, "num_minibatches": 2, "size": 32, "epochs": 4}
+    both = {"step_fn": step, "packing": packing, "weights": setting.online.weights}
+    both |= {"num_minibatches": 2, "size": 32, "epochs": 4}
 
     def steps(**options):
         fresh = dataclasses.replace(task.start("grpo", 0), method_state=jax.tree.map(lambda x: x + 0, method_state))
-        return rollouts.update(fresh, examples, step, packing, **both, **options).metrics["steps"]
+        return rollouts.update(fresh, examples, jax.random.key(0), **both, **options).metrics["steps"]
 
     assert (steps(), steps(max_kl=10.0), steps(max_kl=1e-9)) == (8, 8, 2)
 

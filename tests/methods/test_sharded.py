@@ -1,5 +1,7 @@
 """On eight virtual devices, KTO's update and whole iterations with sampling give the results of one device."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from jaxalign.loop import init_state, make_step
 from jaxalign.methods import experience, kto, ppo
 from jaxalign.methods.collect import Collector, Sampler
-from jaxalign.methods.rollouts import Packing, iterate, make_prepare
+from jaxalign.methods.rollouts import Packing, iterate, make_prepare, update
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh
 from tests.methods.test_kto import batch_of, labelled_trees
@@ -75,9 +77,8 @@ def iteration(config, shape):
         [{}] * len(prompts),
         B,
     )
-    (done,) = iterate(
-        state, collect, prepare, step, packing, iterations=1, weights=online.weights, size=B, num_minibatches=2
-    )
+    steps = functools.partial(update, step_fn=step, packing=packing, weights=online.weights, size=B, num_minibatches=2)
+    (done,) = iterate(state, collect, prepare, steps, iterations=1)
     texts = [c.tolist() for tree in done.trees for c in tree.completions]
     return texts, done.metrics, jax.tree.map(np.asarray, done.state.params), start
 
