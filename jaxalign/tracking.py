@@ -278,7 +278,7 @@ class Tracker:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Pace at a logged step: seconds a step and tokens a second since the step logged before, and seconds left."""
+    """Pace since the last logged step, in seconds per step and tokens per second, and the seconds left."""
 
     seconds: float
     tokens_per_second: float

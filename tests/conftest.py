@@ -44,24 +44,7 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """A two-layer Llama with grouped queries, small enough for float64 and for every mesh of eight devices."""
-    from jaxalign.models.config import from_hf_config
+    """Configuration of a two-layer Llama (``tests.tiny``)."""
+    from tests import tiny
 
-    return from_hf_config(
-        {
-            "model_type": "llama",
-            "vocab_size": 96,
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 8,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 512,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-            "initializer_range": 0.2,
-        }
-    )
+    return tiny.config()

@@ -1,4 +1,4 @@
-"""Best-of-n sampling, the baseline that training has to beat: the answer is the best of n completions."""
+"""Best-of-n sampling: the answer is the best of n completions. It is the baseline for training."""
 
 from __future__ import annotations
 

@@ -88,12 +88,12 @@ def dpo(
         names = " and ".join(name for name, is_set in unused.items() if is_set)
         raise UserError(f"loss=nll does not use {names}. Leave it out, or add a loss of pairs.")
     weight = added if sft is None else sft
-    pairs = _Pairs(model, terms, options.get("beta", 1.0), weight, wpo, ld_alpha, soft_labels, metrics)
-    return Method(pairs.prepare, pairs.loss, delta_state() if pairs.uses("running_delta") else ())
+    wired = _WiredLoss(model, terms, options.get("beta", 1.0), weight, wpo, ld_alpha, soft_labels, metrics)
+    return Method(wired.prepare, wired.loss, delta_state() if wired.uses("running_delta") else ())
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pairs:
+class _WiredLoss:
     """A wired preference loss; ``prepare`` and ``loss`` are the functions of its method."""
 
     model: Model
@@ -105,9 +105,9 @@ class _Pairs:
     soft_labels: bool
     metrics: ExtraMetrics | None
 
-    def uses(self, what: str) -> bool:
-        """Returns whether the wiring of a term has this attribute set."""
-        return any(getattr(term.wiring, what) for term in self.terms)
+    def uses(self, attribute: str) -> bool:
+        """Returns whether this attribute of ``Wiring`` is set for any term."""
+        return any(getattr(term.wiring, attribute) for term in self.terms)
 
     def prepare(self, params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
         """Attaches the reference's log-probs, and what depends on the whole batch: weights, slopes and δ."""

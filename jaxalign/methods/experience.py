@@ -8,7 +8,7 @@ An online method is a value with four pure functions (``OnlineMethod``):
 3. ``weights`` computes the weight of every token from the mask of a minibatch: the reduction.
 4. ``step`` is the loss of one microbatch; microbatches add.
 
-Packing and microbatches therefore never change an update. ``rollouts`` draws the forms that the examples take.
+Packing and microbatches therefore never change an update. ``rollouts`` describes the forms that the examples take.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxalign.errors import UserError
 from jaxalign.logprobs import kl_estimate
-from jaxalign.loop import Batch, Method
-from jaxalign.losses import KLState
-from jaxalign.losses.metrics import sum_count
+from jaxalign.loop import Batch, Method, Metrics
+from jaxalign.losses import KLState, metrics
 from jaxalign.masking import Rows
 from jaxalign.methods.dpo import reference_of
 from jaxalign.models.model import Model
@@ -242,6 +241,11 @@ def reference_logps(model: Model, params: Any, frozen: Mapping[str, Any], rows: 
     return reference_model.token_logps(reference, rows)
 
 
+def measure_reference(model: Model, params: Any, frozen: Mapping[str, Any], rows: Rows) -> Measurements:
+    """Computes the measurements of methods that only need the reference's log-probs."""
+    return Measurements(ref_logps=reference_logps(model, params, frozen, rows))
+
+
 def advance(
     state: OnlineState, experience: Experience, scores: RunningMoments, controller: Controller
 ) -> tuple[OnlineState, ScalarMetrics]:
@@ -251,7 +255,7 @@ def advance(
     """
     x, in_use = experience, jnp.any(experience.mask, axis=-1)
     lengths = jnp.sum(x.mask, axis=-1).astype(x.old_logps.dtype)
-    metrics = {
+    measured = {
         "objective/scores": _mean(x.scores, in_use),
         "objective/scores_std": _std(x.scores, in_use),
         "objective/entropy": _mean(-jnp.sum(jnp.where(x.mask, x.old_logps, 0), axis=-1), in_use),
@@ -263,9 +267,9 @@ def advance(
     kl_state = state.kl
     if x.ref_logps is not None:
         for name, estimator in (("objective/kl", "k1"), ("objective/kl_k3", "k3")):
-            metrics[name] = _mean(jnp.sum(token_kl(x, estimator), axis=-1), in_use)
-        kl_state = controller(kl_state, metrics["objective/kl"])
-    return OnlineState(kl_state, scores, state.iteration + 1, state.reference), metrics
+            measured[name] = _mean(jnp.sum(token_kl(x, estimator), axis=-1), in_use)
+        kl_state = controller(kl_state, measured["objective/kl"])
+    return OnlineState(kl_state, scores, state.iteration + 1, state.reference), measured
 
 
 def token_kl(experience: Experience, estimator: str) -> Tokens:
@@ -285,6 +289,18 @@ def step_inputs(rows: Rows) -> StepInputs:
     extras = {name: value for name, value in rows.extras.items() if name in StepInputs._fields}
     # Masked slots may contain NaN, and NaN · 0 would be NaN.
     return StepInputs(**{name: jnp.where(rows.mask, value, 0) for name, value in extras.items()})
+
+
+def step_metrics(
+    logps: Array, old_logps: Array, advantages: Array, entropy: Array, losses: Array, mask: Array, **clips: float
+) -> Metrics:
+    """Returns the metrics of a policy step from values per token, [R, S]; ``clips`` as in ``policy_metrics``."""
+    return {
+        **metrics.policy_metrics(logps, old_logps, advantages, mask, **clips),
+        **metrics.ratio_extremes(logps, old_logps, mask),
+        "policy/entropy_avg": metrics.sum_count(entropy, mask),
+        "loss/policy_avg": metrics.sum_count(losses, mask),
+    }
 
 
 def prepare_nothing(params: Any, frozen: Any, method_state: Any, batch: Batch) -> tuple[Batch, Any]:
@@ -337,7 +353,7 @@ def guard(
 
 
 def _mean(values: Array, mask: Array) -> Array:
-    total, count = sum_count(values, mask)
+    total, count = metrics.sum_count(values, mask)
     return total / jnp.maximum(count, 1)
 
 

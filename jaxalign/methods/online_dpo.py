@@ -6,7 +6,8 @@ worst completion, and steps on ``methods.dpo``. A judge is a scorer as well (``j
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,17 +15,15 @@ from jaxtyping import Array
 
 from jaxalign import losses
 from jaxalign.losses.controllers import fixed_kl
-from jaxalign.masking import Rows
 from jaxalign.methods.dpo import dpo
 from jaxalign.methods.experience import (
     Experience,
-    Measurements,
     OnlineMethod,
     OnlineState,
     Outcome,
     StepInputs,
     advance,
-    reference_logps,
+    measure_reference,
     shape_scores,
 )
 from jaxalign.models.model import Model
@@ -49,9 +48,6 @@ def online_dpo(
         The method, for ``rollouts.iterate``.
     """
 
-    def measure(params: Any, frozen: Mapping[str, Any], rows: Rows) -> Measurements:
-        return Measurements(ref_logps=reference_logps(model, params, frozen, rows))
-
     def experience(state: OnlineState, x: Experience) -> Outcome:
         rewards, moments = shape(state.scores, x)
         after, metrics = advance(state, x, moments, fixed_kl)
@@ -60,4 +56,5 @@ def online_dpo(
         pairs = jnp.stack([jnp.argmax(rewards, axis=1), jnp.argmin(rewards, axis=1)], axis=1)
         return Outcome(inputs, after, metrics, pairs)
 
+    measure = functools.partial(measure_reference, model)
     return OnlineMethod(measure, experience, None, dpo(model, beta=beta, loss=loss))

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,24 +15,24 @@ from jaxtyping import Array, Float
 from jaxalign import advantages
 from jaxalign.logprobs import kl_estimate
 from jaxalign.loop import Method, Metrics
-from jaxalign.losses import metrics as loss_metrics
 from jaxalign.losses import reductions
 from jaxalign.losses.controllers import fixed_kl
+from jaxalign.losses.metrics import sum_count
 from jaxalign.masking import Rows, completion_sums, take_by_owner
 from jaxalign.methods.experience import (
     Controller,
     Experience,
-    Measurements,
     OnlineMethod,
     OnlineState,
     Outcome,
     StepInputs,
     advance,
+    measure_reference,
     moment_metrics,
     prepare_nothing,
-    reference_logps,
     shape_scores,
     step_inputs,
+    step_metrics,
 )
 from jaxalign.models.model import Model
 
@@ -89,9 +90,6 @@ def policy_gradient(
         The method, for ``rollouts.iterate``.
     """
 
-    def measure(params: Any, frozen: Mapping[str, Any], rows: Rows) -> Measurements:
-        return Measurements(ref_logps=reference_logps(model, params, frozen, rows))
-
     def experience(state: OnlineState, x: Experience) -> Outcome:
         scores, moments = shape(state.scores, x)
         # Without a KL in the reward, the policy's own log-probs as the reference make every kl_t zero.
@@ -110,19 +108,14 @@ def policy_gradient(
         new = model.token_statistics(params, model.predictors(params, rows), rows)
         logps, old_logps = ratio(new.logps, rows), ratio(x.old_logps, rows)
         policy = loss(logps, old_logps, x.advantages)
-        metrics: Metrics = {
-            **loss_metrics.policy_metrics(logps, old_logps, x.advantages, rows.mask),
-            **loss_metrics.ratio_extremes(logps, old_logps, rows.mask),
-            "policy/entropy_avg": loss_metrics.sum_count(new.entropy, rows.mask),
-            "loss/policy_avg": loss_metrics.sum_count(policy, rows.mask),
-        }
+        metrics = step_metrics(logps, old_logps, x.advantages, new.entropy, policy, rows.mask)
         total = reductions.weighted_sum(policy, x.weight)
         if loss_kl is not None:
             kl = kl_estimate(new.logps, x.ref_logps, estimator=loss_kl)
             total += reductions.weighted_sum(x.beta * kl, x.weight)
-            metrics["loss/kl_avg"] = loss_metrics.sum_count(kl, rows.mask)
+            metrics["loss/kl_avg"] = sum_count(kl, rows.mask)
         return total, metrics
 
     needs_reference = reward_kl is not None or loss_kl is not None
-    step = Method(prepare_nothing, microbatch_loss)
-    return OnlineMethod(measure if needs_reference else None, experience, weights, step)
+    measure = functools.partial(measure_reference, model) if needs_reference else None
+    return OnlineMethod(measure, experience, weights, Method(prepare_nothing, microbatch_loss))

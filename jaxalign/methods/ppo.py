@@ -33,6 +33,7 @@ from jaxalign.methods.experience import (
     reference_logps,
     shape_scores,
     step_inputs,
+    step_metrics,
     token_kl,
 )
 from jaxalign.models.model import Model
@@ -116,10 +117,7 @@ def ppo(
         total = reductions.weighted_sum(policy + value_coefficient * value, x.weight)
         clipped = loss_metrics.value_clip_fraction(values, x.old_values, x.returns, rows.mask, clip=value_clip)
         return total, {
-            **loss_metrics.policy_metrics(new.logps, x.old_logps, x.advantages, rows.mask, **clips),
-            **loss_metrics.ratio_extremes(new.logps, x.old_logps, rows.mask),
-            "policy/entropy_avg": loss_metrics.sum_count(new.entropy, rows.mask),
-            "loss/policy_avg": loss_metrics.sum_count(policy, rows.mask),
+            **step_metrics(new.logps, x.old_logps, x.advantages, new.entropy, policy, rows.mask, **clips),
             "loss/value_avg": loss_metrics.sum_count(value, rows.mask),
             "val/clipfrac_avg": clipped,
         }

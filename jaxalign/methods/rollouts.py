@@ -17,9 +17,9 @@ A packed row of two examples with K = 2, and the rectangle of the same values (C
     completion   2  3  3  3  0  0  1  ·  ·
 
 ``token`` is the place of a target slot in the flattened rectangle [B·K·C], ``completion`` that of its completion in
-[B·K]. Both travel with the packed trees, so both directions are one indexing operation.
+[B·K]. Both are extras of the packed trees, so each direction is one indexing operation.
 
-``iterate`` is a generator that anyone can write instead; its parts are plain functions::
+``iterate`` is a generator. You can write it yourself instead, because its parts are plain functions::
 
     trees = collector(params, iteration, key).trees                # host: generate, score
     examples, method_state, metrics = prepare(params, method_state, trees)   # reference, values, advantages
@@ -55,7 +55,7 @@ Step = Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, Any]]]
 
 
 class Examples(NamedTuple):
-    """What the optimiser steps of an iteration learn from.
+    """Examples that the optimiser steps of an iteration learn from.
 
     Attributes:
         trees: prompts and completions.

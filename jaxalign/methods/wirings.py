@@ -1,6 +1,6 @@
-"""What each preference loss takes, and what its paper adds to it: one table, keyed by the loss function.
+"""The inputs of each preference loss, and the terms that its paper adds: one table, keyed by the loss function.
 
-A loss of your own is taken as ``loss(pc, pr, rc, rr) -> [B]``: summed log-probs of the chosen and the rejected
+Your own loss is called as ``loss(pc, pr, rc, rr) -> [B]``, with summed log-probs of the chosen and the rejected
 completion, first of the policy, then of the reference. To wire it in another way, add a row to ``WIRINGS``.
 """
 

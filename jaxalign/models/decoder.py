@@ -36,7 +36,7 @@ REMAT_POLICIES = {
 
 
 def inverse_frequencies(config: ModelConfig) -> np.ndarray:
-    """Returns the rotary inverse frequencies θ^(-2i/h), i < h/2, scaled as the configuration says.
+    """Returns the rotary inverse frequencies θ^(-2i/h), i < h/2, scaled by ``config.rope_scaling``.
 
     ``linear`` divides all by ``factor`` (Chen et al. 2023, arXiv:2306.15595). ``llama3`` divides those whose
     wavelength exceeds original/low by ``factor``, keeps those below original/high, and blends in between

@@ -99,7 +99,7 @@ class Model:
     def _states(
         self, params: Params, tokens: Int[Array, "R T"], position: Int[Array, "R T"], seen: Bool[Array, "R T T"]
     ) -> Float[Array, "R T D"]:
-        """Returns the final-normed states of tokens that attend to each other as ``seen`` says."""
+        """Returns the final-normed states of tokens; ``seen`` is True where a token attends to another."""
 
         def attend(_: None, q: Array, k: Array, v: Array) -> tuple[Array, None]:
             return attention(q, k, v, seen), None

@@ -1,4 +1,4 @@
-"""Opening the model that a section describes, and the checks of a model against what it is to be used for."""
+"""Opens the model that a section of a configuration describes, and checks that a model fits its use."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from jaxalign.rewards.call import Reward, Rows, Texts
 
 _DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
 _CURRENCY = "[$€£¥₹]"
-# A sign counts where no number, word or bracket stands before it: 5-3 is a difference, -3 a number.
+# A sign counts unless a number, word or bracket comes before it: 5-3 is a difference, -3 a number.
 _NUMBER = re.compile(
     rf"(?<![\w.])(?:(?<![\w).,])(?P<sign>[-+]))?(?:{_CURRENCY}\s?)?(?:(?<=[$€£¥₹])(?P<inner>[-+]))?"
     rf"(?:(?P<whole>{_DIGITS})\s+(?P<over>\d+)\s?/\s?(?P<under>\d+)"  # 1 3/4

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 import jaxalign
 from jaxalign.cli import main
-from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
 from jaxalign.models.weights import save_model
+from tests import tiny
 
 WORDS = ["sky", "sea", "grass", "blue", "green", "red", "deep", "tall"]
 TEMPLATE = (
@@ -38,22 +38,16 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(tmp_path_factory) -> Path:
     """A one-layer model in Hugging Face layout."""
     tokenizer = byte_tokenizer()
-    config = from_hf_config(
-        {
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 1024,
-            "eos_token_id": tokenizer.eos_token_id,
-            "initializer_range": 0.3,
-        }
+    config = tiny.config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=1024,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.3,
     )
     model = Model(config)
     directory = tmp_path_factory.mktemp("model")

@@ -9,30 +9,23 @@ from jaxalign.data.messages import Message
 from jaxalign.errors import UserError
 from jaxalign.judges import judge_pairs
 from jaxalign.judges.local import label_logps, local_judge, local_scores
-from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
+from tests import tiny
 from tests.cli.conftest import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
 def judge():
     tokenizer = byte_tokenizer()
-    config = from_hf_config(
-        {
-            "model_type": "llama",
-            "vocab_size": len(tokenizer),
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0,
-            "tie_word_embeddings": True,
-            "max_position_embeddings": 2048,
-            "eos_token_id": tokenizer.eos_token_id,
-            "initializer_range": 0.4,
-        }
+    config = tiny.config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=2048,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.4,
     )
     model = Model(config)
     return model, model.init(jax.random.key(0)), tokenizer

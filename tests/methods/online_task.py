@@ -20,22 +20,19 @@ from jaxalign.loop import init_state, make_step
 from jaxalign.methods import experience, grpo, online_dpo, ppo
 from jaxalign.methods.collect import Collector, Sampler
 from jaxalign.methods.rollouts import Packing, iterate, make_prepare, update
-from jaxalign.models.config import ModelConfig
 from jaxalign.models.model import Model
+from tests import tiny
 
 END, LENGTH, VOCABULARY = 2, 5, 16
 PROMPTS = [np.array(pair, np.int32) for pair in itertools.product(range(3, VOCABULARY), repeat=2)]
-CONFIG = ModelConfig(
-    "llama",
+CONFIG = tiny.config(
     vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=64,
     num_hidden_layers=1,
     num_attention_heads=2,
     num_key_value_heads=2,
-    head_dim=16,
+    rms_norm_eps=1e-6,
     tie_word_embeddings=False,
-    eos_token_ids=(END,),
+    eos_token_id=END,
     initializer_range=0.3,
 )
 

