@@ -88,10 +88,11 @@ def run(config: Config) -> None:
     if data.path is None:
         raise UserError("data.path must be set. Run: jaxalign data inspect FILE.")
     tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
-    options: Any = {"kind": data.kind, "signals": data.signals, "limit": data.limit, "loss_on": data.loss_on}
-    options |= {"eval_source": data.eval_path, "eval_split": data.eval_split, "template": data.template}
-    options |= {"max_length": data.max_length, "max_completion_length": data.max_completion_length, **data.reading}
-    report = inspect_data(data.path, tokenizer=tokenizer, num_examples=config.examples, **options)
+    options: Any = {"kind": data.kind, "signals": data.signals, "limit": data.limit, **data.reading}
+    options |= {"eval_source": data.eval_path, "eval_split": data.eval_split, "num_examples": config.examples}
+    names = ("loss_on", "template", "max_length", "max_completion_length")
+    tokenizing = {name: getattr(data, name) for name in names}
+    report = inspect_data(data.path, tokenizer=tokenizer, tokenizing=tokenizing, **options)
     for name, read in report.reports.items():
         console.print(f"{name}: {read}", markup=False)
     console.print(f"read as {report.kind} rows of format {report.records[0].format}")

@@ -63,39 +63,31 @@ class Encoder:
         """Encodes plain text that continues another text."""
         return self._ordinary(text)
 
-    def prompt(self, messages: Sequence[Message]) -> Ids | Problem:
+    def prompt(self, messages: Sequence[Message]) -> Ids:
         """Encodes a chat that waits for an answer: ``apply_chat_template(messages, add_generation_prompt=True)``."""
-        encoded = self.conversation(messages, [])
-        return encoded if isinstance(encoded, Problem) else encoded[0]
+        return self.conversation(messages, [])[0]
 
-    def conversation(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[Ids, list[Ids]] | Problem:
+    def conversation(self, messages: Sequence[Message], replies: Sequence[str]) -> tuple[Ids, list[Ids]]:
         """Encodes a chat as the tokenizer's template renders it: (prompt, one completion per reply).
 
         The prompt is :meth:`prompt`. A completion is what the template puts behind it for an assistant's message. It
         ends with the first control token after the content (EOS if the template has none): what the model has to write
         until its turn ends.
+
+        Raises:
+            Problem: If the template refuses the chat, or changes its contents beyond recognition.
         """
         layout, asked = self._layout(messages, generate=True), self._render(messages, generate=True)
-        if isinstance(layout, Problem):
-            return layout
-        if isinstance(asked, Problem):
-            return asked
         contents = _contents(layout, asked, messages)
         if contents is not None:
             prompt = self._encode_prompt(layout, contents)
         elif self._spells_control(message.content for message in messages):
-            return _rewritten()
+            raise _rewritten()
         else:  # a template may rewrite contents: inference then sees the rewritten text, so training does too
             prompt = self._at_once(asked)
-        completions = []
-        for reply in replies:
-            runs = self._reply(messages, reply, layout, asked)
-            if isinstance(runs, Problem):
-                return runs
-            completions.append(self._encode_runs(runs))
-        return prompt, completions
+        return prompt, [self._encode_runs(self._reply(messages, reply, layout, asked)) for reply in replies]
 
-    def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turns] | Problem:
+    def turns(self, messages: Sequence[Message], start: int = 0) -> list[Turns]:
         """Encodes every answer of the assistant from message ``start`` behind the prompt that inference would use.
 
         A prompt that continues the answer before it joins that text, so a conversation is usually one text. Where the
@@ -106,10 +98,7 @@ class Encoder:
         for number, message in enumerate(messages):
             if message.role != "assistant" or number < start:
                 continue
-            encoded = self.conversation(messages[:number], [message.content])
-            if isinstance(encoded, Problem):
-                return encoded
-            prompt, (reply,) = encoded
+            prompt, (reply,) = self.conversation(messages[:number], [message.content])
             if texts and prompt[: len(seen)] == seen:
                 first, completion, mask = texts[-1]
                 between = prompt[len(seen) :]
@@ -120,17 +109,13 @@ class Encoder:
             seen = prompt + reply
         return texts
 
-    def _reply(self, messages: Sequence[Message], reply: str, opening: str, asked: str) -> list[Run] | Problem:
+    def _reply(self, messages: Sequence[Message], reply: str, opening: str, asked: str) -> list[Run]:
         """Returns what the template writes behind the prompt for this answer, up to the turn's end.
 
         ``opening`` is the layout of the prompt, ``asked`` its text.
         """
         whole = [*messages, Message("assistant", reply)]
         layout, answered = self._layout(whole, generate=False), self._render(whole, generate=False)
-        if isinstance(layout, Problem):
-            return layout
-        if isinstance(answered, Problem):
-            return answered
         contents = _contents(layout, answered, whole)
         if contents is not None:
             content = contents[-1]
@@ -138,10 +123,10 @@ class Encoder:
         else:
             content = next((text for text in (reply, reply.strip()) if text in answered[len(asked) :]), "")
             if not content or self._spells_control(message.content for message in whole):
-                return _rewritten()
+                raise _rewritten()
             before, behind, after = answered[len(asked) :].partition(content)
         if not layout.startswith(opening) or not answered.startswith(asked) or not behind:
-            return Problem(
+            raise Problem(
                 "unusable chat template",
                 "the tokenizer's chat template does not render an answer behind its own generation prompt. "
                 "Use another template, or set template='never'",
@@ -221,27 +206,24 @@ class Encoder:
                 return list(with_special[:start])
         return []
 
-    def _layout(self, messages: Sequence[Message], generate: bool) -> str | Problem:
+    def _layout(self, messages: Sequence[Message], generate: bool) -> str:
         """Renders the template with slots in place of contents. The result depends on the roles alone."""
         roles = tuple(message.role for message in messages)
         if (roles, generate) not in self._layouts:
             slots = [Message(role, SLOT.format(i)) for i, role in enumerate(roles)]
-            layout = self._render(slots, generate)
-            if isinstance(layout, Problem):
-                return layout
-            self._layouts[roles, generate] = layout
+            self._layouts[roles, generate] = self._render(slots, generate)
         return self._layouts[roles, generate]
 
-    def _render(self, messages: Sequence[Message], generate: bool) -> str | Problem:
+    def _render(self, messages: Sequence[Message], generate: bool) -> str:
         try:
             return self.tokenizer.apply_chat_template(
                 [message._asdict() for message in messages], tokenize=False, add_generation_prompt=generate
             )
         except Exception as error:  # a template is a program: it may raise anything
-            return Problem(
+            raise Problem(
                 "refused by the chat template",
                 f"the tokenizer's chat template refuses it ({first_line(error)}). Use another template",
-            )
+            ) from None
 
 
 def _contents(layout: str, rendered: str, messages: Sequence[Message]) -> list[str] | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from jaxalign.data.files import Problem, Row, Source, read_rows, source_name
-from jaxalign.data.formats import ASSISTANT, CONVERSATIONS, label, number
+from jaxalign.data.formats import ASSISTANT, CONVERSATIONS, first_field, flag, label, number
 from jaxalign.data.kinds import PAIR, UnpairedPreference
 from jaxalign.data.records import FormatOption, OnError, ReadReport, collect, parse_rows
 from jaxalign.errors import UserError
@@ -53,36 +53,28 @@ class Signals:
         named = (self.up, self.down, self.accepted, self.rejected, self.edited, self.regenerated, self.stars)
         return [field for field in named if field is not None]
 
-    def read(self, value: Mapping[str, Any]) -> set[bool] | Problem:
+    def read(self, value: Mapping[str, Any]) -> set[bool]:
         """Returns all labels that a row supports: True for liked, False for not.
+
+        Raises:
+            Problem: If a field cannot be understood.
 
         >>> Signals(up="likes", stars="rating").read({"likes": 2, "rating": 1}) == {True, False}
         True
         """
         labels: set[bool] = set()
-        counts = {}
-        for side, field in (("up", self.up), ("down", self.down), ("again", self.regenerated)):
-            count = _count(field, value)
-            if isinstance(count, Problem):
-                return count
-            counts[side] = count
-        if abs(lead := counts["up"] - counts["down"]) >= self.min_votes:
-            labels.add(lead > 0)
-        if counts["again"]:
+        up, down, again = (_count(field, value) for field in (self.up, self.down, self.regenerated))
+        if abs(up - down) >= self.min_votes:
+            labels.add(up > down)
+        if again:
             labels.add(False)
         for field, meanings in ((self.accepted, {True: True, False: False}), (self.rejected, {True: False})):
-            if field is not None and value.get(field) not in (None, ""):
-                flag = label(field, value[field])
-                if isinstance(flag, Problem):
-                    return flag
-                labels |= {meanings[flag]} if flag in meanings else set()
-        if self.stars is not None and value.get(self.stars) not in (None, ""):
-            rating = number(self.stars, value[self.stars])
-            if isinstance(rating, Problem):
-                return rating
+            if field and (cell := _cell(field, value)) is not None and (accepted := label(field, cell)) in meanings:
+                labels.add(meanings[accepted])
+        if self.stars and (cell := _cell(self.stars, value)) is not None:
+            rating = number(self.stars, cell)
             labels |= {True} if rating >= self.stars_liked else {False} if rating <= self.stars_disliked else set()
-        edit = _edit(self.edited, value)
-        return edit if isinstance(edit, Problem) else labels | ({False} if edit else set())
+        return labels | {False} if _edit(self.edited, value) else labels
 
 
 def read_feedback(
@@ -145,23 +137,13 @@ def settle(records: Iterable[UnpairedPreference]) -> tuple[list[UnpairedPreferen
     >>> settle([once, once, dataclasses.replace(once, prompt="How?", label=False)])[1]
     {'repeated': 1, 'in conflict with another row': 0}
     """
-    labels: dict[Any, set[bool]] = {}
-    everything = list(records)
-    for record in everything:
-        labels.setdefault((record.prompt, record.completion), set()).add(record.label)
-    settled: list[UnpairedPreference] = []
-    taken: set[Any] = set()
-    doubts = {"repeated": 0, "in conflict with another row": 0}
-    for record in everything:
-        answer = (record.prompt, record.completion)
-        if len(labels[answer]) > 1:
-            doubts["in conflict with another row"] += 1
-        elif answer in taken:
-            doubts["repeated"] += 1
-        else:
-            taken.add(answer)
-            settled.append(record)
-    return settled, doubts
+    answers: dict[Any, list[UnpairedPreference]] = {}
+    for record in records:
+        answers.setdefault((record.prompt, record.completion), []).append(record)
+    clear = [rows for rows in answers.values() if len({record.label for record in rows}) == 1]
+    unclear = sum(map(len, answers.values())) - sum(map(len, clear))
+    repeated = sum(map(len, clear)) - len(clear)
+    return [rows[0] for rows in clear], {"repeated": repeated, "in conflict with another row": unclear}
 
 
 def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str], counts: Counter[str]) -> Iterator[Row]:
@@ -172,7 +154,9 @@ def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str],
     """
     rows = list(rows)
     sound = [row.value for row in rows if not isinstance(row.value, Problem)]
-    flags = all(not isinstance(_edit(signals.edited, value), str) for value in sound)
+    edits = (_cell(signals.edited, value) for value in sound)
+    # In a file without types, a column contains flags if every cell is one: "0" may also be the corrected answer.
+    flags = all(flag(edit) is not None for edit in edits if isinstance(edit, str))
     for row in rows:
         counts[READ] += 1
         value = row.value
@@ -180,18 +164,18 @@ def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str],
             yield row
             continue
         answer = _answer(value, columns)
-        if answer is None and all(value.get(field) is not None for field in PAIR):
-            text = "the row is a pair (chosen and rejected), which signals cannot label. Remove one of them"
-            yield row._replace(value=Problem("a pair", text))
+        try:
+            if answer is None and all(value.get(field) is not None for field in PAIR):
+                text = "the row is a pair (chosen and rejected), which signals cannot label. Remove one of them"
+                raise Problem("a pair", text)
+            edit = _edit(signals.edited, value, flags=flags)
+            if isinstance(edit, str) and answer is not None and edit.strip() == answer.strip():
+                edit = False  # such logs store the last version of every answer
+            labels = signals.read(value if signals.edited is None else {**value, signals.edited: bool(edit)})
+        except Problem as problem:
+            yield row._replace(value=problem)
             continue
-        edit = _edit(signals.edited, value, flags=flags)
-        if isinstance(edit, str) and answer is not None and edit.strip() == answer.strip():
-            edit = False  # such logs store the last version of every answer
-        seen = value if signals.edited is None or isinstance(edit, Problem) else {**value, signals.edited: bool(edit)}
-        labels = signals.read(seen)
-        if isinstance(labels, Problem):
-            yield row._replace(value=labels)
-        elif len(labels) != 1:
+        if len(labels) != 1:
             counts[CONFLICT if labels else UNLABELLED] += 1
         else:
             yield row._replace(value={**value, "label": labels == {True}})
@@ -207,16 +191,9 @@ def _labelled(rows: Iterable[Row], signals: Signals, columns: Mapping[str, str],
         raise UserError(f"{row.file}: {text}")
 
 
-def _answer_field(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
-    """Returns the field that contains the answer."""
-    named = (columns.get(field, field) for field in ("completion", *CONVERSATIONS))
-    return next((field for field in named if value.get(field) is not None), None)
-
-
 def _answer(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
     """Returns the answer's text, or None if it cannot be determined."""
-    field = _answer_field(value, columns)
-    given = None if field is None else value[field]
+    given = _given(value, columns)[1]
     if isinstance(given, list) and given and isinstance(given[-1], Mapping):
         given = given[-1].get("content", given[-1].get("value"))
     if not isinstance(given, str):
@@ -224,45 +201,50 @@ def _answer(value: Mapping[str, Any], columns: Mapping[str, str]) -> str | None:
     return given.rpartition(ASSISTANT)[2] if _is_transcript(value, columns, given) else given
 
 
+def _given(value: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[str | None, Any]:
+    """Returns the field that contains the answer, and its value."""
+    field = first_field(value, [columns.get(field, field) for field in ("completion", *CONVERSATIONS)])
+    return field, value.get(field or "")
+
+
 def _is_transcript(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> bool:
     return value.get(columns.get("prompt", "prompt")) is None and ASSISTANT in answer
 
 
 def _with_answer(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> dict[str, Any]:
-    """Returns the row with another answer in it."""
-    field = _answer_field(value, columns)
-    if field is None:  # a bad row stays bad, and is reported later
-        return dict(value)
-    given = value[field]
+    """Returns the row with another answer in it. A bad row stays bad, and is reported later."""
+    field, given = _given(value, columns)
     if isinstance(given, list):
         return {**value, field: [*given[:-1], {"role": "assistant", "content": answer}]}
-    if _is_transcript(value, columns, given):
+    if isinstance(given, str) and _is_transcript(value, columns, given):
         answer = f"{given[: given.rfind(ASSISTANT) + len(ASSISTANT)]} {answer.strip()}"
-    return {**value, field: answer}
+    return {**value, field: answer} if field else dict(value)
 
 
-def _count(field: str | None, value: Mapping[str, Any]) -> float | Problem:
+def _cell(field: str | None, value: Mapping[str, Any]) -> Any:
+    """Returns the value of a field; None without a field, without a value, or for an empty string."""
+    cell = None if field is None else value.get(field)
+    return None if cell == "" else cell
+
+
+def _count(field: str | None, value: Mapping[str, Any]) -> float:
     """Returns a count, also from true or false; 0 where the row has none."""
-    given = None if field is None else value.get(field)
-    if field is None or given is None or given == "":
+    cell = _cell(field, value)
+    if field is None or cell is None:
         return 0
-    flag = label(field, given)
-    count = number(field, given) if isinstance(flag, Problem) else int(flag)
-    if not isinstance(count, Problem) and count < 0:
-        return Problem("not a count", f"field {field!r} is {given!r}. Give a number of 0 or more")
+    known = flag(cell)
+    count = number(field, cell) if known is None else int(known)
+    if count < 0:
+        raise Problem("not a count", f"field {field!r} is {cell!r}. Give a number of 0 or more")
     return count
 
 
-def _edit(field: str | None, value: Mapping[str, Any], *, flags: bool = True) -> bool | str | Problem:
+def _edit(field: str | None, value: Mapping[str, Any], *, flags: bool = True) -> bool | str:
     """Returns the correction, or whether there was one.
 
-    With ``flags``, a text such as "true" or "0" says only whether there was one. In a file without types, a column
-    contains flags if every cell is one: "0" may also be the corrected answer.
+    With ``flags``, a text such as "true" or "0" says only whether there was one.
     """
-    given = None if field is None else value.get(field)
-    if field is None or given is None or given == "":
+    cell = _cell(field, value)
+    if field is None or cell is None:
         return False
-    if isinstance(given, str) and not flags:
-        return given
-    flag = label(field, given)
-    return given if isinstance(flag, Problem) and isinstance(given, str) else flag
+    return cell if isinstance(cell, str) and (not flags or flag(cell) is None) else label(field, cell)

@@ -7,6 +7,7 @@ for one bad row. ``datasets`` reads Parquet files, saved data sets and the hub.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -30,14 +31,33 @@ Source: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 ENDINGS = (".jsonl", ".json", ".csv", ".parquet")
 
 
-class Problem(NamedTuple):
-    """What is wrong with a row: a short kind for counts, and a text that says what is wrong and what to do.
+class Problem(Exception):
+    """What is wrong with a row. Parsers raise it, and readers turn it into an error or a skipped row.
 
-    The text begins with a small letter, because a place precedes it, and has no final period.
+    Args:
+        kind: A short kind for counts.
+        text: What is wrong and what to do. It begins with a small letter, because a place precedes it, and has no final
+            period.
     """
 
-    kind: str
-    text: str
+    def __init__(self, kind: str, text: str):
+        super().__init__(kind, text)
+        self.kind, self.text = kind, text
+
+
+@contextlib.contextmanager
+def located(place: str, advice: str = "") -> Iterator[None]:
+    """Turns a :class:`Problem` into an error that names a place.
+
+    >>> with located("a.jsonl, row 3"):
+    ...     raise Problem("empty text", "field 'text' is empty. Remove the row")
+    Traceback (most recent call last):
+    jaxalign.errors.UserError: a.jsonl, row 3: field 'text' is empty. Remove the row.
+    """
+    try:
+        yield
+    except Problem as problem:
+        raise UserError(f"{place}: {problem.text}.{advice}") from None
 
 
 class Row(NamedTuple):
@@ -90,7 +110,8 @@ def read_rows(
         yield from _rows(source, place, split, name=name, data_dir=data_dir, streaming=streaming)
     except OSError as error:
         raise UserError(
-            f"{source}: the path cannot be read ({error.strerror or error}). Check the path and its permissions."
+            f"{error.filename or source}: the path cannot be read ({error.strerror or error}). Check it and its "
+            "permissions."
         ) from None
 
 
@@ -113,12 +134,9 @@ def _memory_row(row: Any) -> dict[str, Any] | Problem:
     # The checks of fields know Python's scalars only, and data sets in memory often contain NumPy's.
     value = {field: part.item() if isinstance(part, np.generic) else part for field, part in row.items()}
     try:
-        json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True).encode()
-    except UnicodeEncodeError:
-        return _half_character()
+        return value if _has_whole_characters(value) else _half_character()
     except (ValueError, RecursionError):
         return Problem("nested too deeply", "the row contains itself, or is nested too deeply. Give plain values")
-    return value
 
 
 def _rows(path: str | Path, place: Path, split: str, **hub: Any) -> Iterator[Row]:
@@ -142,9 +160,6 @@ def _file(path: Path) -> Iterator[Row]:
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty. Give a file with at least one row.")
     if ending == "parquet":
-        with path.open("rb") as stream:
-            if stream.read(4) != b"PAR1":  # checked here, because `datasets` would also write to the log
-                raise UserError(f"{path}: the content is not a Parquet file. Fetch it again, or rename it.")
         _check_parquet(path)
         yield from _through_datasets(path, "parquet", data_files=str(path), split="train", streaming=True)
         return
@@ -159,18 +174,18 @@ def _file(path: Path) -> Iterator[Row]:
         raise UserError(f"{path}: the gzip file ends early. It is truncated, so fetch it again.") from None
     except (gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: not a sound gzip file ({error}). Fetch it again, or rename it.") from None
-    except OSError as error:
-        raise UserError(f"{path}: the file cannot be read ({error.strerror}). Check its permissions.") from None
 
 
 def _check_parquet(path: Path) -> None:
-    """Raises for sound files that ``datasets`` would report as damaged: without rows, or with a column twice."""
+    """Raises for what ``datasets`` reports badly: other content, a damaged file, no rows, or a column twice."""
     import pyarrow.parquet  # type: ignore[import-untyped]
 
     try:
         about = pyarrow.parquet.read_metadata(path)
     except (OSError, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: a damaged Parquet file ({first_line(error)}). Fetch it again.") from None
+        raise UserError(
+            f"{path}: not a sound Parquet file ({first_line(error)}). Fetch it again, or rename it."
+        ) from None
     if about.num_rows == 0:
         raise UserError(f"{path}: the file has no rows. Give a file with at least one row.")
     names = about.schema.to_arrow_schema().names
@@ -201,15 +216,10 @@ def _json(path: Path, stream: Stream) -> Iterator[Row]:
         yield Row(str(path), number, _check_object(row, content))
 
 
-def _has_whole_characters(content: bytes, value: Any) -> bool:
-    """Returns whether a value is free of half surrogate pairs, which JSON can spell and tokenizers refuse.
-
-    A search of the file's ``content`` saves the check of most values.
-    """
-    if b"\\ud" not in content.lower():
-        return True
+def _has_whole_characters(value: Any) -> bool:
+    """Returns whether a value is free of half surrogate pairs, which JSON can spell and tokenizers refuse."""
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=repr, skipkeys=True).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -254,7 +264,8 @@ def _loads(text: str) -> Any:
 
 
 def _check_object(row: Any, content: bytes) -> dict[str, Any] | Problem:
-    if not _has_whole_characters(content, row):
+    # A search of the file's content saves the check of most values.
+    if b"\\ud" in content.lower() and not _has_whole_characters(row):
         return _half_character()
     if isinstance(row, _DuplicateFields):
         return Problem("doubled field", f"the row has the field {row.field!r} more than once. Rename or remove one")
@@ -275,10 +286,7 @@ def _csv(path: Path, stream: Stream) -> Iterator[Row]:
             cells = next(reader, None)
             fault = None
         except csv.Error as error:
-            cells, fault = (
-                [],
-                Problem("not CSV", f"the row is not CSV ({error}). Quote cells that contain commas"),
-            )
+            cells, fault = [], Problem("not CSV", f"the row is not CSV ({error}). Quote cells that contain commas")
         if cells is None:
             return
         if not all(cell.isascii() or _SURROGATES.search(cell) is None for cell in cells):
@@ -327,8 +335,6 @@ def _through_datasets(place: str | Path, identifier: str, **options: Any) -> Ite
 
     try:
         yield from _number(str(place), datasets.load_dataset(identifier, **options))
-    except UserError:
-        raise
     except Exception as error:  # `datasets` and the libraries below it have no common exception type
         what = "a damaged Parquet file" if identifier == "parquet" else "neither a local file nor a data set on the hub"
         raise UserError(f"{place}: {what} ({first_line(error)}). Check the name, or give a local file.") from None

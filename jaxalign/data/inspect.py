@@ -11,20 +11,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from jaxalign.data.feedback import Signals
 from jaxalign.data.files import Source, read_rows, source_name
 from jaxalign.data.formats import CONVERSATIONS, PromptText
 from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
 from jaxalign.data.load import read_source
-from jaxalign.data.records import FormatOption, OnError, ReadReport
-from jaxalign.data.tokenize import (
-    LossOn,
-    Template,
-    TokenizeReport,
-    tokenize_completions,
-    tokenize_prompts,
-    tokenize_sft,
-)
+from jaxalign.data.records import OnError, ReadReport
+from jaxalign.data.tokenize import TokenizeReport, tokenize_completions, tokenize_prompts
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.paths import resolve_path
@@ -135,17 +127,9 @@ def inspect_data(
     tokenizer: Any = None,
     num_examples: int = 0,
     limit: int | None = None,
-    signals: Signals | None = None,
-    columns: Mapping[str, str] | None = None,
-    format: FormatOption = "auto",
     on_error: OnError = "skip",
-    split: str = "train",
-    name: str | None = None,
-    data_dir: str | None = None,
-    template: Template = "auto",
-    loss_on: LossOn = "assistant",
-    max_length: int | None = None,
-    max_completion_length: int | None = None,
+    tokenizing: Mapping[str, Any] | None = None,
+    **reading: Any,
 ) -> Inspection:
     """Reads a data set and reports what training would make of it.
 
@@ -157,17 +141,9 @@ def inspect_data(
         tokenizer: A ``transformers`` tokenizer, to count tokens and to show which tokens count.
         num_examples: Number of examples to return.
         limit: Maximum number of records.
-        signals: Fields of a log that say whether an answer was liked.
-        columns: See :func:`jaxalign.data.records.read_records`, as for ``format`` and ``on_error``.
-        format: The format of the rows.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
-        split: The split of a folder or hub data set.
-        name: The configuration of a hub data set.
-        data_dir: A folder within a hub data set.
-        template: See :func:`jaxalign.data.tokenize.tokenize_completions`, as for the limits.
-        loss_on: See :func:`jaxalign.data.tokenize.tokenize_sft`.
-        max_length: Maximum tokens of a prompt and one completion.
-        max_completion_length: Maximum tokens of a completion.
+        tokenizing: Options of :func:`jaxalign.data.tokenize.tokenize_completions`.
+        reading: Options of :func:`jaxalign.data.load.read_source`, such as ``columns``, ``signals`` and ``split``.
 
     Returns:
         The report.
@@ -179,17 +155,17 @@ def inspect_data(
     >>> report.kind, report.findings.repeated, report.lengths["prompt"].maximum
     ('sft', 1, 4)
     """
-    place: Any = {"split": split, "name": name, "data_dir": data_dir}
-    record_kind = KINDS[kind] if kind != "auto" else _first_kind(source, signals, columns, **place)
-    reading: Any = {"signals": signals, "columns": columns, "format": format, "on_error": on_error, **place}
+    record_kind = _first_kind(source, reading) if kind == "auto" else KINDS[kind]
+    reading["on_error"] = on_error
     records, read = _read(record_kind, source, **reading)
     reports = {source_name(source): read}
     other: Sequence[Record] = ()
     if eval_source is not None or eval_split is not None:
-        compared, reading["split"] = source if eval_source is None else eval_source, eval_split or split
+        compared = source if eval_source is None else eval_source
         label = source_name(compared, "eval_rows")
         if eval_split is not None and isinstance(compared, str | Path) and resolve_path(compared).is_file():
             raise UserError(f"{label} is one file and has no splits. Name another file to compare.")
+        reading["split"] = eval_split or reading.get("split", "train")
         # The other rows may be of any kind: what must not leak are their prompts (or texts without prompts).
         other, read = _read(Prompt if records[0].prompt else record_kind, compared, **reading)
         reports[f"{label} ({eval_split})" if eval_split else label] = read
@@ -200,12 +176,8 @@ def inspect_data(
         answers: Sequence[Any] = [text for record in records for text in record.completions]
         examples = [_record_spans(record) for record in records[:num_examples]]
     else:
-        options: Any = {"template": template, "on_error": on_error, "max_length": max_length}
-        if record_kind is not Prompt:
-            options["max_completion_length"] = max_completion_length
-        if record_kind is Demonstration:
-            options["loss_on"] = loss_on
-        prompts, answers, examples, tokenized = _tokenize(record_kind, records, tokenizer, num_examples, options)
+        options = {**(tokenizing or {}), "on_error": on_error}
+        prompts, answers, examples, tokenized = _tokenize(records, tokenizer, num_examples, options)
     lengths = {"prompt": prompts, "completion": answers}
     return Inspection(
         kind=next(name for name, known in KINDS.items() if known is record_kind),
@@ -231,17 +203,17 @@ def kind_of(value: Mapping[str, Any]) -> type[Record]:
 
 
 def _read(
-    kind: type[Record], source: Source, *, signals: Signals | None, **options: Any
+    kind: type[Record], source: Source, *, signals: Signals | None = None, **options: Any
 ) -> tuple[Sequence[Record], ReadReport]:
     return read_source(kind, source, signals=signals if kind is UnpairedPreference else None, **options)
 
 
-def _first_kind(
-    source: Source, signals: Signals | None, columns: Mapping[str, str] | None, **place: Any
-) -> type[Record]:
+def _first_kind(source: Source, reading: Mapping[str, Any]) -> type[Record]:
+    signals, columns = reading.get("signals"), reading.get("columns")
     if signals is not None and signals.fields:
         return UnpairedPreference
-    rows = read_rows(source, streaming=True, **place)
+    part = {name: reading[name] for name in ("split", "name", "data_dir") if name in reading}
+    rows = read_rows(source, streaming=True, **part)
     first = next((row.value for row in rows if isinstance(row.value, dict)), {})
     return kind_of({**first, **{field: first.get(column) for field, column in (columns or {}).items()}})
 
@@ -263,7 +235,10 @@ def count_findings(records: Sequence[Record], other: Sequence[Record] = ()) -> F
     Findings(prompts=1, repeated=1, contradicted=3, undecided=0, leaked=3)
     """
     prompts = [_normalise(record.prompt or record.completions) for record in records]
-    claims = [(prompt, record.completions, _label(record)) for prompt, record in zip(prompts, records, strict=True)]
+    claims = [
+        (prompt, record.completions, record.extras.get("label"))
+        for prompt, record in zip(prompts, records, strict=True)
+    ]
     counts = Counter(claims)
     contradicted = sum(
         any((prompt, *opposite) in counts for opposite in _opposites(answers, label))
@@ -301,16 +276,10 @@ def measure_balance(records: Sequence[Record]) -> dict[str, float]:
 
 def _normalise(prompt: PromptText | tuple[str, ...]) -> str:
     """Returns a key that is equal for prompts that differ in case and white space only."""
-    parts = [prompt] if isinstance(prompt, str) else [text for part in prompt for text in (part, "\0")]
-    return " ".join(" ".join(map(str, _flatten(parts))).casefold().split())
-
-
-def _flatten(parts: Sequence[Any]) -> list[str]:
-    return [text for part in parts for text in ([part] if isinstance(part, str) else _flatten(part))]
-
-
-def _label(record: Record) -> bool | None:
-    return record.label if isinstance(record, UnpairedPreference) else None
+    parts = (
+        [prompt] if isinstance(prompt, str) else [part if isinstance(part, str) else "\0".join(part) for part in prompt]
+    )
+    return " ".join("\0".join(parts).casefold().split())
 
 
 def _opposites(answers: tuple[str, ...], label: bool | None) -> list[tuple[tuple[str, ...], bool | None]]:
@@ -320,14 +289,15 @@ def _opposites(answers: tuple[str, ...], label: bool | None) -> list[tuple[tuple
 
 
 def _tokenize(
-    kind: type[Record], records: Sequence[Any], tokenizer: Any, num_examples: int, options: Any
+    records: Sequence[Any], tokenizer: Any, num_examples: int, options: dict[str, Any]
 ) -> tuple[list[Any], list[Any], list[list[Span]], TokenizeReport]:
     """Returns prompts and completions as token ids, the first examples, and a report on what was cut."""
-    if kind is Prompt:
+    if isinstance(records[0], Prompt):
+        options = {name: value for name, value in options.items() if name in ("max_length", "template", "on_error")}
         prompts, report = tokenize_prompts(records, tokenizer, **options)
         ids = [prompt for prompt, _ in prompts]
         return ids, [], [[Span(tokenizer.decode(prompt), "prompt")] for prompt in ids[:num_examples]], report
-    trees, report = (tokenize_sft if kind is Demonstration else tokenize_completions)(records, tokenizer, **options)
+    trees, report = tokenize_completions(records, tokenizer, **options)
     completions = [completion for tree in trees for completion in tree.completions]
     examples = [tree_spans(tree, tokenizer) for tree in trees[:num_examples]]
     return [tree.prompt for tree in trees], completions, examples, report

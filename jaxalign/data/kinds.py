@@ -24,6 +24,7 @@ from jaxalign.data.formats import (
     CONVERSATIONS,
     Format,
     PromptText,
+    first_field,
     label,
     missing,
     number,
@@ -63,8 +64,12 @@ class Record:
         return {}
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
-        """Returns the records of one row, or what is wrong with it."""
+    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self]:
+        """Returns the records of one row.
+
+        Raises:
+            Problem: If the row cannot be used.
+        """
         raise NotImplementedError
 
 
@@ -88,10 +93,9 @@ class Demonstration(Record):
         return (self.completion if isinstance(self.completion, str) else self.completion[-1].content,)
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self]:
         """Returns the demonstration of one row."""
-        parts = parse_demonstration(value, expected)
-        return parts if isinstance(parts, Problem) else [cls(*parts, file, row)]
+        return [cls(*parse_demonstration(value, expected), file, row)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +126,17 @@ class Preference(Record):
         return {name: value for name, value in extras.items() if value is not None}
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self]:
         """Returns the preference of one row."""
         fields = {field: value.get(field) for field in PAIR}
-        parsed = parse_replies(value, fields, expected, "preference rows need chosen and rejected")
-        if isinstance(parsed, Problem):
-            return parsed
-        extras: list[float | None] = []
-        for name in ("margin", "label_smoothing"):
-            extra = None if value.get(name) is None else number(name, value[name])
-            if isinstance(extra, Problem):
-                return extra
-            extras.append(extra)
-        if extras[1] is not None and not 0 <= extras[1] <= 0.5:
-            text = f"field 'label_smoothing' is {extras[1]:g}. Give a probability from 0 to 0.5"
-            return Problem("not a probability", text)
-        chosen, rejected = parsed.replies
-        return [cls(parsed.prompt, chosen, rejected, parsed.format, file, row, *extras)]
+        needs = "preference rows need chosen and rejected"
+        prompt, (chosen, rejected), format = parse_replies(value, fields, expected, needs)
+        names = [name for name in ("margin", "label_smoothing") if value.get(name) is not None]
+        extras = {name: number(name, value[name]) for name in names}
+        if not 0 <= extras.get("label_smoothing", 0) <= 0.5:
+            text = f"field 'label_smoothing' is {extras['label_smoothing']:g}. Give a probability from 0 to 0.5"
+            raise Problem("not a probability", text)
+        return [cls(prompt, chosen, rejected, format, file, row, **extras)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,20 +155,17 @@ class Ranking(Record):
         return self.ranked
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self]:
         """Returns the ranking of one row."""
         needs, ranked = "ranking rows need completions, the best first", value.get("completions")
         if ranked is None:
-            return missing("completions", value, needs)
+            raise missing("completions", value, needs)
         if not isinstance(ranked, list) or len(ranked) < 2:
-            return Problem(
+            raise Problem(
                 "no ranking", "field 'completions' is not a list of two answers or more. Give one, the best first"
             )
         fields = {f"completions[{i}]": answer for i, answer in enumerate(ranked)}
-        parsed = parse_replies(value, fields, expected, needs)
-        if isinstance(parsed, Problem):
-            return parsed
-        return [cls(parsed.prompt, parsed.replies, parsed.format, file, row)]
+        return [cls(*parse_replies(value, fields, expected, needs), file, row)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,27 +190,21 @@ class UnpairedPreference(Record):
         return {"label": self.label}
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self]:
         """Returns the answer of one row, or both answers of a pair."""
         needs = "unpaired rows need completion and label, or chosen and rejected"
-        chat = next((name for name in CONVERSATIONS if value.get(name) is not None), None)
-        single = chat is not None or value.get("completion") is not None
-        if not single and all(value.get(field) is not None for field in PAIR):
-            fields, labels = {field: value[field] for field in PAIR}, [True, False]
+        field = first_field(value, ("completion", *CONVERSATIONS))
+        if field is None and all(value.get(side) is not None for side in PAIR):
+            fields, labels = {side: value[side] for side in PAIR}, [True, False]
+        elif field is None:
+            raise missing("completion", value, needs)
+        elif value.get("label") is None:
+            raise missing("label", value, needs)
         else:
-            field = chat if chat is not None and value.get("completion") is None else "completion"
-            if value.get(field) is not None and value.get("label") is None:
-                return missing("label", value, needs)
-            liked = label("label", value.get("label")) if value.get(field) is not None else False
-            if isinstance(liked, Problem):
-                return liked
-            fields, labels = {field: value.get(field)}, [liked]
+            fields, labels = {field: value[field]}, [label("label", value["label"])]
             value = {key: part for key, part in value.items() if key != "prompt" or field == "completion"}
-        parsed = parse_replies(value, fields, expected, needs)
-        if isinstance(parsed, Problem):
-            return parsed
-        pairs = zip(parsed.replies, labels, strict=True)
-        return [cls(parsed.prompt, reply, liked, parsed.format, file, row) for reply, liked in pairs]
+        prompt, replies, format = parse_replies(value, fields, expected, needs)
+        return [cls(prompt, reply, liked, format, file, row) for reply, liked in zip(replies, labels, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +223,6 @@ class Prompt(Record):
         return ()
 
     @classmethod
-    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self] | Problem:
+    def parse(cls, value: Mapping[str, Any], expected: str | None, file: str, row: int) -> list[Self]:
         """Returns the prompt of one row."""
-        parts = prompt_only(value, expected)
-        return parts if isinstance(parts, Problem) else [cls(*parts, dict(value), file, row)]
+        return [cls(*prompt_only(value, expected), dict(value), file, row)]

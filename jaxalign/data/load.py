@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from jaxalign.data.feedback import Signals, read_feedback
 from jaxalign.data.files import Source, source_name
-from jaxalign.data.kinds import Demonstration, Record
-from jaxalign.data.records import OnError, ReadReport, read_records, split_by_prompt
-from jaxalign.data.tokenize import LossOn, Template, tokenize_completions, tokenize_sft
+from jaxalign.data.kinds import Record
+from jaxalign.data.records import ReadReport, read_records, split_by_prompt
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.reporting import Report, silent
@@ -106,12 +106,8 @@ def tokenize_examples(
     tokenizer: Any,
     purpose: str,
     *,
-    loss_on: LossOn = "assistant",
-    max_length: int | None = None,
-    max_completion_length: int | None = None,
-    template: Template = "auto",
-    on_error: OnError = "stop",
     report: Report = silent,
+    **options: Any,
 ) -> tuple[list[Tree], dict[str, int]]:
     """Tokenises records into prompt trees, reports a line about it, and counts what was cut.
 
@@ -119,12 +115,8 @@ def tokenize_examples(
         records: Any number of records of one kind.
         tokenizer: A ``transformers`` tokenizer.
         purpose: What the trees are for (``training``, ``held out``), for the line and the names of the counts.
-        loss_on: The tokens of a demonstration to learn: the ``assistant``'s, or ``all``.
-        max_length: Maximum tokens of a prompt and one completion.
-        max_completion_length: Maximum tokens of a completion.
-        template: When to use the chat template, see :func:`jaxalign.data.tokenize.tokenize_completions`.
-        on_error: ``stop`` at the first record that cannot be tokenised, or ``skip`` it.
         report: Receives the line.
+        options: Options of :func:`jaxalign.data.tokenize.tokenize_completions`.
 
     Returns:
         The trees, and counts that serve as metrics: ``training/prompts_truncated`` and so on. Both are empty without
@@ -135,12 +127,7 @@ def tokenize_examples(
     """
     if not records:
         return [], {}
-    options: Any = {"max_length": max_length, "max_completion_length": max_completion_length}
-    options |= {"template": template, "on_error": on_error}
-    if isinstance(records[0], Demonstration):
-        trees, result = tokenize_sft(records, tokenizer, loss_on=loss_on, **options)  # type: ignore[arg-type]
-    else:
-        trees, result = tokenize_completions(records, tokenizer, **options)
+    trees, result = tokenize_completions(records, tokenizer, **options)
     report(f"{purpose}: {result}")
     counts = {"examples": result.examples, "tokens": result.tokens, "skipped": len(result.skipped)}
     counts |= {name: getattr(result, name) for name in ("prompts_truncated", "completions_truncated")}

@@ -19,30 +19,35 @@ class Message(NamedTuple):
     content: str
 
 
-def messages(field: str, value: Any) -> tuple[Message, ...] | Problem:
-    """Returns the messages in a field, if their order is one that a conversation can have."""
+def messages(field: str, value: Any) -> tuple[Message, ...]:
+    """Returns the messages in a field.
+
+    Raises:
+        Problem: If a message is malformed, or their order is not one that a conversation can have.
+    """
     if not isinstance(value, list):
-        return not_a_string(field, value)
+        raise not_a_string(field, value)
     if not value:
-        return Problem("empty conversation", f"field {field!r} is an empty list. Give at least one message")
+        raise Problem("empty conversation", f"field {field!r} is an empty list. Give at least one message")
     turns: list[Message] = []
     for number, given in enumerate(value, start=1):
         turn = _message(given)
         if isinstance(given, Mapping) and given.get("tool_calls"):
             text = f"message {number} of field {field!r} has 'tool_calls', which templates write differently. "
-            return Problem("tool calls", text + "Spell the call out in 'content'")
+            raise Problem("tool calls", text + "Spell the call out in 'content'")
         if turn is None:
             text = f"message {number} of field {field!r} is malformed. Give an object with strings 'role' and 'content'"
-            return Problem("malformed message", text)
+            raise Problem("malformed message", text)
         if turn.role not in ROLES:
             text = f"message {number} of field {field!r} has the role {shown(turn.role)}. Give {', '.join(ROLES)}"
-            return Problem("unknown role", text)
+            raise Problem("unknown role", text)
         turns.append(turn)
-    return misordered(field, turns) or tuple(turns)
+    check_order(field, turns)
+    return tuple(turns)
 
 
-def misordered(field: str, turns: Sequence[Message]) -> Problem | None:
-    """Returns what is wrong with the order of the roles, if anything."""
+def check_order(field: str, turns: Sequence[Message]) -> None:
+    """Raises a :class:`Problem` if the order of the roles is wrong."""
     for number, turn in enumerate(turns, start=1):
         before = turns[number - 2].role if number > 1 else None
         if turn.role in ("system", "developer") and before not in (None, "system", "developer"):
@@ -53,8 +58,7 @@ def misordered(field: str, turns: Sequence[Message]) -> Problem | None:
             advice = f"Join the two consecutive messages of the {turn.role}"
         else:
             continue
-        return Problem("roles out of order", f"message {number} of field {field!r} is out of order. {advice}")
-    return None
+        raise Problem("roles out of order", f"message {number} of field {field!r} is out of order. {advice}")
 
 
 def transcript_messages(transcript: str) -> list[Message]:

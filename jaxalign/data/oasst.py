@@ -27,12 +27,15 @@ def is_tree(value: Mapping[str, Any]) -> bool:
     return isinstance(prompt, Mapping) and "role" in prompt and "text" in prompt
 
 
-def rows(tree: Mapping[str, Any], kind: type[Record]) -> list[dict[str, Any]] | Problem:
+def rows(tree: Mapping[str, Any], kind: type[Record]) -> list[dict[str, Any]]:
     """Returns the rows that a tree contains for records of a kind, in the order of the tree.
 
     Args:
         tree: The row.
         kind: A class of :mod:`jaxalign.data.kinds`.
+
+    Raises:
+        Problem: If the tree is malformed.
 
     >>> answers = [{"text": text, "role": "assistant", "rank": rank} for text, rank in [("So.", 1), ("Air.", 0)]]
     >>> tree = {"prompt": {"text": "Why?", "role": "prompter", "replies": answers}}
@@ -41,7 +44,7 @@ def rows(tree: Mapping[str, Any], kind: type[Record]) -> list[dict[str, Any]] | 
     """
     if not _sound(tree["prompt"]):
         text = "the tree has a message without a string 'text', a 'role' of prompter or assistant, or sound 'replies', "
-        return Problem("malformed tree", text + "'rank' or 'emojis'. Correct or remove the row")
+        raise Problem("malformed tree", text + "'rank' or 'emojis'. Correct or remove the row")
     build = {
         Preference: _pairs,
         Ranking: _rankings,

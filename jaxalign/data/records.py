@@ -7,7 +7,7 @@ import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from jaxalign.data import oasst
 from jaxalign.data.files import Problem, Row, Source, read_rows, source_name
@@ -32,6 +32,17 @@ class BadRow(NamedTuple):
     row: int
     kind: str
     text: str
+
+    @classmethod
+    def of(cls, problem: Problem, file: str, row: int, on_error: OnError) -> BadRow:
+        """Returns the row to skip.
+
+        Raises:
+            UserError: If ``on_error`` is ``stop``.
+        """
+        if on_error == "stop":
+            raise UserError(f"{file}, row {row}: {problem.text}, or set on_error='skip'.") from None
+        return cls(file, row, problem.kind, problem.text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +99,20 @@ def read_records(
     columns: Mapping[str, str] | None = None,
     format: FormatOption = "auto",
     on_error: OnError = "stop",
-    split: str = "train",
-    name: str | None = None,
-    data_dir: str | None = None,
     rows_name: str = "rows",
+    **part: Any,
 ) -> tuple[list[R], ReadReport]:
     """Reads records of one kind from a file, folder, hub id, ``package:file``, or from rows in memory.
 
     Args:
         kind: :class:`Demonstration`, :class:`Preference`, :class:`Ranking`, :class:`UnpairedPreference` or
             :class:`Prompt`.
-        source: See :func:`jaxalign.data.files.read_rows`, as for ``split``, ``name``, ``data_dir`` and ``rows_name``.
+        source: See :func:`jaxalign.data.files.read_rows`, as for ``rows_name``.
         columns: Names of fields in this source, as ``{"prompt": "question", "completion": "answer"}``.
         format: The format of the rows; ``auto`` is that of the first sound row.
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows and report them.
-        split: The split of a folder or hub data set.
-        name: The configuration of a hub data set.
-        data_dir: A folder within a hub data set.
         rows_name: The name of rows in memory in error messages.
+        part: Which part of a folder or hub data set: ``split``, ``name`` and ``data_dir`` of ``read_rows``.
 
     Returns:
         The records in the order of the source, and a report on what was read and skipped.
@@ -117,7 +124,7 @@ def read_records(
     >>> str(report), sorted(records[0].fields)
     ('160 of 160 rows kept', ['chosen', 'prompt', 'rejected'])
     """
-    rows = read_rows(source, split=split, name=name, data_dir=data_dir, rows_name=rows_name)
+    rows = read_rows(source, rows_name=rows_name, **part)
     parsed = parse_rows(kind, rows, columns=columns, format=format, on_error=on_error)
     return collect(source_name(source, rows_name), parsed)
 
@@ -131,9 +138,7 @@ def stream_records(
     on_error: OnError = "stop",
     on_bad: Callable[[BadRow], None] | None = None,
     start: int = 0,
-    split: str = "train",
-    name: str | None = None,
-    data_dir: str | None = None,
+    **part: Any,
 ) -> Iterator[R]:
     """Yields the records of :func:`read_records` one by one, for sources too large for memory.
 
@@ -149,9 +154,7 @@ def stream_records(
         on_error: ``stop`` at the first bad row, or ``skip`` bad rows.
         on_bad: Called with every skipped row.
         start: Number of rows to pass over.
-        split: The split of a folder or hub data set.
-        name: The configuration of a hub data set.
-        data_dir: A folder within a hub data set.
+        part: Which part of a folder or hub data set.
 
     Raises:
         UserError: As :func:`read_records`, when the row is reached. A source without sound rows does not raise.
@@ -159,7 +162,7 @@ def stream_records(
     >>> next(stream_records(Prompt, "jaxalign:assets/brief_pairs.jsonl")).row
     1
     """
-    rows = itertools.islice(read_rows(source, split=split, name=name, data_dir=data_dir, streaming=True), start, None)
+    rows = itertools.islice(read_rows(source, streaming=True, **part), start, None)
     for parsed in parse_rows(kind, rows, columns=columns, format=format, on_error=on_error):
         if not isinstance(parsed, BadRow):
             yield from parsed
@@ -192,16 +195,15 @@ def parse_rows(
     first: R | None = None
     for row in rows:
         expected = first.format if first else None if format == "auto" else format
-        records = _parse(kind, row, columns or {}, expected)
-        if first and not isinstance(records, Problem) and records:
-            records = _compare_extras(records[0], first) or records
-        if not isinstance(records, Problem):
+        try:
+            records = _parse(kind, row, columns or {}, expected)
+            if first and records:
+                _compare_extras(records[0], first)
+        except Problem as problem:
+            yield BadRow.of(problem, row.file, row.number, on_error)
+        else:
             first = first or next(iter(records), None)
             yield records
-        elif on_error == "stop":
-            raise UserError(f"{row.file}, row {row.number}: {records.text}, or set on_error='skip'.")
-        else:
-            yield BadRow(row.file, row.number, *records)
 
 
 def collect(name: str, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], ReadReport]:
@@ -214,53 +216,37 @@ def collect(name: str, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], Rea
     Raises:
         UserError: If there are zero records.
     """
-    records: list[R] = []
-    skipped: list[BadRow] = []
-    rows_kept = 0
-    for row in parsed:
-        if isinstance(row, BadRow):
-            skipped.append(row)
-        else:
-            records += row
-            rows_kept += 1
+    rows = list(parsed)
+    skipped = tuple(row for row in rows if isinstance(row, BadRow))
+    records = [record for row in rows if not isinstance(row, BadRow) for record in row]
     if not records and skipped:
         first = skipped[0]
         raise UserError(f"{name}: no row of {len(skipped)} can be used. {first.file}, row {first.row}: {first.text}.")
-    if not records and rows_kept:
-        raise UserError(f"{name}: the {rows_kept} rows contain nothing to learn from. Give rows with answers.")
+    if not records and rows:
+        raise UserError(f"{name}: the {len(rows)} rows contain nothing to learn from. Give rows with answers.")
     if not records:
         raise UserError(f"{name}: the source has no rows. Give at least one row.")
-    return records, ReadReport(rows_kept + len(skipped), rows_kept, tuple(skipped), len(records))
+    return records, ReadReport(len(rows), len(rows) - len(skipped), skipped, len(records))
 
 
-def _parse(kind: type[R], row: Row, columns: Mapping[str, str], expected: str | None) -> list[R] | Problem:
+def _parse(kind: type[R], row: Row, columns: Mapping[str, str], expected: str | None) -> list[R]:
     value = row.value
     if isinstance(value, Problem):
-        return value
+        raise value
     for field, column in columns.items():
         if value.get(column) is None:
-            return missing(column, value, f"the option columns names it as the {field}")
+            raise missing(column, value, f"the option columns names it as the {field}")
     value = {**value, **{field: value[column] for field, column in columns.items()}}
-    records: list[R] = []
     parts = oasst.rows(value, kind) if oasst.is_tree(value) else [value]
-    if isinstance(parts, Problem):
-        return parts
-    for part in parts:
-        parsed = kind.parse(part, expected, row.file, row.number)
-        if isinstance(parsed, Problem):
-            return parsed
-        records += parsed
-    return records
+    return [record for part in parts for record in kind.parse(part, expected, row.file, row.number)]
 
 
-def _compare_extras(record: Record, first: Record) -> Problem | None:
-    """Returns a problem if a record has other extras than the first: a batch is an array, so all must have them."""
-    differing = sorted(record.extras.keys() ^ first.extras.keys())
-    if not differing:
-        return None
-    has = "is set, but not" if differing[0] in record.extras else "is missing, but set"
-    text = f"field {differing[0]!r} {has} in the rows before. Give it in all rows or in none"
-    return Problem(f"{differing[0]} not in all rows", text)
+def _compare_extras(record: Record, first: Record) -> None:
+    """Raises if a record has other extras than the first: a batch is an array, so all must have them."""
+    for name in sorted(record.extras.keys() ^ first.extras.keys()):
+        has = "is set, but not" if name in record.extras else "is missing, but set"
+        text = f"field {name!r} {has} in the rows before. Give it in all rows or in none"
+        raise Problem(f"{name} not in all rows", text)
 
 
 def split_by_prompt(records: Sequence[R], *, holdout: int | float, seed: int = 0) -> tuple[list[R], list[R]]:
@@ -285,20 +271,15 @@ def split_by_prompt(records: Sequence[R], *, holdout: int | float, seed: int = 0
         raise UserError(
             f"holdout is {holdout} of {len(records)} records, which leaves nothing to train on. Hold out fewer."
         )
-    keys = [_split_key(record, seed) for record in records]
-    held: set[bytes] = set()
-    count = 0
-    for key, size in sorted(Counter(keys).items()):
-        if count >= wanted:
-            break
-        held.add(key)
-        count += size
-    if count == len(records):
+    keyed = [(_split_key(record, seed), record) for record in records]
+    # The key of the last record to hold out. Its prompt may have more records.
+    last = sorted(key for key, _ in keyed)[wanted - 1] if wanted else b""
+    train = [record for key, record in keyed if key > last]
+    if not train:
         raise UserError(
             f"holdout is {holdout}, which leaves nothing to train on: records share prompts. Hold out fewer."
         )
-    train = [record for record, key in zip(records, keys, strict=True) if key not in held]
-    return train, [record for record, key in zip(records, keys, strict=True) if key in held]
+    return train, [record for key, record in keyed if key <= last]
 
 
 def is_held_out(record: Record, *, share: float, seed: int = 0) -> bool:

@@ -65,19 +65,25 @@ def tokenize_completions(
     records: Sequence[Record],
     tokenizer: Any,
     *,
+    loss_on: LossOn = "assistant",
     max_length: int | None = None,
     max_completion_length: int | None = None,
     template: Template = "auto",
     on_error: OnError = "stop",
 ) -> tuple[list[Tree], TokenizeReport]:
-    """Tokenises preferences, rankings or unpaired preferences: a tree per record, with its completions and extras.
+    """Tokenises records with completions: a tree per record, with its completions and extras.
 
     With a chat template, chats and transcripts become messages, and a completion ends with the end of turn that the
     template writes. Without a chat template, a text is prompt, completion and EOS.
 
+    A demonstration is a tree of one completion. In a chat every turn of the assistant counts, end of turn included. The
+    turns between are context. If the chat template rewrites its history, a conversation becomes several trees
+    (:meth:`jaxalign.data.encode.Encoder.turns`).
+
     Args:
         records: What :func:`jaxalign.data.records.read_records` returns.
         tokenizer: A ``transformers`` tokenizer.
+        loss_on: ``assistant`` learns completions, ``all`` the whole texts of demonstrations: all tokens but the first.
         max_length: Maximum tokens of the prompt and the longest completion together. A longer prompt loses its
             beginning (never its BOS), down to half of ``max_length``. Then completions lose their end.
         max_completion_length: Maximum tokens of a completion, end of turn included.
@@ -91,67 +97,37 @@ def tokenize_completions(
     Raises:
         UserError: If the limits leave no completion token, or the tokenizer lacks what the records need.
     """
-    encoder = _encoder(tokenizer, max_length, max_completion_length, template)
-
-    def encode(record: Record) -> list[Text] | Problem:
-        ids = _encode(record, record.completions, encoder, template)
-        return ids if isinstance(ids, Problem) else [Text(*ids)]
-
-    return _trees(records, encode, encoder, max_length, max_completion_length, on_error)
-
-
-# The name for callers with preferences only.
-
-
-def tokenize_sft(
-    records: Sequence[Demonstration],
-    tokenizer: Any,
-    *,
-    loss_on: LossOn = "assistant",
-    max_length: int | None = None,
-    max_completion_length: int | None = None,
-    template: Template = "auto",
-    on_error: OnError = "stop",
-) -> tuple[list[Tree], TokenizeReport]:
-    """Tokenises demonstrations: trees of one completion, where the assistant's tokens count, or all.
-
-    In a chat every turn of the assistant counts, end of turn included. The turns between are context. A conversation is
-    one tree, or several if the chat template rewrites its history (:meth:`jaxalign.data.encode.Encoder.turns`).
-
-    Args:
-        records: The demonstrations.
-        tokenizer: A ``transformers`` tokenizer.
-        loss_on: ``assistant`` learns completions, ``all`` whole texts: all tokens but the first.
-        max_length: See :func:`tokenize_completions`, as for the remaining arguments.
-        max_completion_length: Maximum tokens behind the prompt.
-        template: When to use the chat template.
-        on_error: ``stop`` or ``skip``.
-
-    Returns:
-        Trees in the order of the records, and a report on what was truncated and skipped.
-
-    Raises:
-        UserError: As :func:`tokenize_completions`, or for another ``loss_on``.
-    """
     if loss_on not in ("assistant", "all"):
         raise UserError(f"loss_on is {loss_on!r}. Give assistant or all.")
     encoder = _encoder(tokenizer, max_length, max_completion_length, template)
 
-    def encode(record: Demonstration) -> list[Text] | Problem:
-        if record.prompt == "":
-            first, *rest = [*encoder.document(record.completions[0]), tokenizer.eos_token_id]
-            return [Text([first], [rest])] if rest else Problem("empty text", "the text has no token. Remove the row")
-        learned = record.completion
-        if loss_on == "assistant" and not isinstance(learned, str) and tokenizer.chat_template and template != "never":
-            turns = encoder.turns((*record.prompt, *learned), start=len(record.prompt))
-            return turns if isinstance(turns, Problem) else [Text(t.prompt, [t.completion], [t.mask]) for t in turns]
-        if not isinstance(learned, str):  # all tokens count, so the messages before the last answer may be its prompt
-            record = dataclasses.replace(record, prompt=(*record.prompt, *learned[:-1]))
-        ids = _encode(record, record.completions, encoder, template)
-        return ids if isinstance(ids, Problem) else [Text(*ids)]
+    def encode(record: Record) -> list[Text]:
+        if not isinstance(record, Demonstration):
+            return [_encode(record, record.completions, encoder, template)]
+        return _encode_demonstration(record, encoder, template, loss_on == "all")
 
-    trees, report = _trees(records, encode, encoder, max_length, max_completion_length, on_error)
-    if loss_on == "all":
+    encoded, skipped = _encode_all(records, encode, on_error)
+    trees: list[Tree] = []
+    prompts_truncated = completions_truncated = 0
+    for record, texts in encoded:
+        for text in texts:
+            prompt, completions = truncate(
+                text.prompt,
+                text.completions,
+                max_length=max_length,
+                max_completion_length=max_completion_length,
+                opening=encoder.bos,
+            )
+            prompts_truncated += prompt != text.prompt
+            completions_truncated += sum(a != b for a, b in zip(completions, text.completions, strict=True))
+            masks = text.masks and [m[: len(c)] for m, c in zip(text.masks, completions, strict=True)]
+            tree = Tree.of(prompt, completions, masks, **record.extras)
+            if prompt != text.prompt:
+                tree = dataclasses.replace(tree, cut_from=np.asarray(text.prompt, np.int32))
+            trees.append(tree)
+    sizes = [len(tree) for tree in trees]
+    report = TokenizeReport(len(trees), sum(sizes), max(sizes), prompts_truncated, completions_truncated, skipped)
+    if loss_on == "all" and isinstance(records[0], Demonstration):
         trees = [Tree.of([], [[*tree.prompt, *tree.completions[0]]]) for tree in trees]
     return trees, report
 
@@ -185,12 +161,12 @@ def tokenize_prompts(
     encoded, skipped = _encode_all(records, lambda record: _encode(record, (), encoder, template), on_error)
     prompts: list[tuple[Ids, dict[str, Any]]] = []
     cut = 0
-    for record, (prompt, _) in encoded:
+    for record, (prompt, *_) in encoded:
         short = prompt if max_length is None else _end(prompt, max_length, encoder.bos)
         cut += short != prompt
         prompts.append((short, dict(record.fields)))
     sizes = [len(prompt) for prompt, _ in prompts]
-    return prompts, TokenizeReport(len(prompts), sum(sizes), max(sizes), cut, 0, tuple(skipped))
+    return prompts, TokenizeReport(len(prompts), sum(sizes), max(sizes), cut, 0, skipped)
 
 
 def _encoder(tokenizer: Any, max_length: int | None, max_completion_length: int | None, template: Template) -> Encoder:
@@ -211,57 +187,20 @@ def _encoder(tokenizer: Any, max_length: int | None, max_completion_length: int 
 
 
 def _encode_all(
-    records: Sequence[R], encode: Callable[[R], E | Problem], on_error: OnError
-) -> tuple[list[tuple[R, E]], list[BadRow]]:
+    records: Sequence[R], encode: Callable[[R], E], on_error: OnError
+) -> tuple[list[tuple[R, E]], tuple[BadRow, ...]]:
     """Returns every record with its ids, and the records that could not be encoded."""
     encoded: list[tuple[R, E]] = []
     skipped: list[BadRow] = []
     for record in records:
-        ids = encode(record)
-        if not isinstance(ids, Problem):
-            encoded.append((record, ids))
-        elif on_error == "stop":
-            raise UserError(f"{record.place}: {ids.text}.")
-        else:
-            skipped.append(BadRow(record.file, record.row, *ids))
+        try:
+            encoded.append((record, encode(record)))
+        except Problem as problem:
+            skipped.append(BadRow.of(problem, record.file, record.row, on_error))
     if not encoded:
         first = f" {skipped[0].file}, row {skipped[0].row}: {skipped[0].text}." if skipped else " Check the data."
         raise UserError(f"Every record was skipped, so none is left to train on.{first}")
-    return encoded, skipped
-
-
-def _trees(
-    records: Sequence[R],
-    encode: Callable[[R], list[Text] | Problem],
-    encoder: Encoder,
-    max_length: int | None,
-    max_completion_length: int | None,
-    on_error: OnError,
-) -> tuple[list[Tree], TokenizeReport]:
-    encoded, skipped = _encode_all(records, encode, on_error)
-    trees: list[Tree] = []
-    prompts_truncated = completions_truncated = 0
-    for record, texts in encoded:
-        for text in texts:
-            prompt, completions = truncate(
-                text.prompt,
-                text.completions,
-                max_length=max_length,
-                max_completion_length=max_completion_length,
-                opening=encoder.bos,
-            )
-            prompts_truncated += prompt != text.prompt
-            completions_truncated += sum(a != b for a, b in zip(completions, text.completions, strict=True))
-            masks = text.masks and [m[: len(c)] for m, c in zip(text.masks, completions, strict=True)]
-            tree = Tree.of(prompt, completions, masks, **record.extras)
-            if prompt != text.prompt:
-                tree = dataclasses.replace(tree, cut_from=np.asarray(text.prompt, np.int32))
-            trees.append(tree)
-    sizes = [len(tree) for tree in trees]
-    report = TokenizeReport(
-        len(trees), sum(sizes), max(sizes), prompts_truncated, completions_truncated, tuple(skipped)
-    )
-    return trees, report
+    return encoded, tuple(skipped)
 
 
 def truncate(
@@ -306,26 +245,38 @@ def _end(prompt: Ids, room: int, opening: Sequence[int]) -> Ids:
     return start + prompt[len(prompt) - room + len(start) :]
 
 
-def _encode(
-    record: Record, replies: Sequence[str], encoder: Encoder, template: Template
-) -> tuple[Ids, list[Ids]] | Problem:
+def _encode_demonstration(record: Demonstration, encoder: Encoder, template: Template, whole: bool) -> list[Text]:
+    """Encodes a demonstration, of which the ``whole`` text counts, or the completion."""
+    tokenizer, learned = encoder.tokenizer, record.completion
+    if record.prompt == "":
+        first, *rest = [*encoder.document(record.completions[0]), tokenizer.eos_token_id]
+        if not rest:
+            raise Problem("empty text", "the text has no token. Remove the row")
+        return [Text([first], [rest])]
+    if not isinstance(learned, str) and not whole and tokenizer.chat_template and template != "never":
+        turns = encoder.turns((*record.prompt, *learned), start=len(record.prompt))
+        return [Text(prompt, [completion], [mask]) for prompt, completion, mask in turns]
+    if not isinstance(learned, str):  # all tokens count, so the messages before the last answer may be its prompt
+        record = dataclasses.replace(record, prompt=(*record.prompt, *learned[:-1]))
+    return [_encode(record, record.completions, encoder, template)]
+
+
+def _encode(record: Record, replies: Sequence[str], encoder: Encoder, template: Template) -> Text:
     messages = _messages(record, template if encoder.tokenizer.chat_template else "never")
     if messages is not None:
         if record.format == "transcript":  # the space after "Assistant:" is part of the transcript, not of the message
             replies = [reply.strip() for reply in replies]
-        return encoder.conversation(messages, replies)
+        return Text(*encoder.conversation(messages, replies))
     if not isinstance(record.prompt, str):
-        return Problem(
+        raise Problem(
             "no chat template",
             "the data are chat messages and the tokenizer has no chat template (or template='never' forbids it). "
             "Use a chat model's tokenizer, or data with plain prompts",
         )
     prompt = encoder.document(INSTRUCTION.format(record.prompt) if record.format == "instruction" else record.prompt)
     if not prompt:
-        return Problem(
-            "empty prompt", "field 'prompt' is empty and the tokenizer puts no BOS before it. Write a prompt"
-        )
-    return prompt, [[*encoder.continuation(reply), encoder.tokenizer.eos_token_id] for reply in replies]
+        raise Problem("empty prompt", "field 'prompt' is empty and the tokenizer puts no BOS before it. Write a prompt")
+    return Text(prompt, [[*encoder.continuation(reply), encoder.tokenizer.eos_token_id] for reply in replies])
 
 
 def _messages(record: Record, template: Template) -> Sequence[Message] | None:

@@ -12,7 +12,7 @@ from jaxalign.data.files import Problem, Row, read_rows
 from jaxalign.data.formats import prompt_only
 from jaxalign.data.kinds import Demonstration
 from jaxalign.data.records import read_records
-from jaxalign.data.tokenize import tokenize_sft
+from jaxalign.data.tokenize import tokenize_completions
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.evals.choices import Choice, parse_choice
@@ -54,10 +54,10 @@ def read_prompt(row: Row) -> str:
     value: dict[str, Any] = row.value  # type: ignore[assignment]
     prompt = value.get("prompt", value.get("question"))
     if prompt is None and isinstance(value.get("chosen"), str):
-        parts = prompt_only(value, None)
-        if isinstance(parts, Problem):
-            raise _error(row, parts.text)
-        prompt = parts[0]
+        try:
+            prompt, _ = prompt_only(value, None)
+        except Problem as problem:
+            raise _error(row, problem.text) from None
     if not isinstance(prompt, str) or not prompt.strip():
         raise _error(row, "field 'prompt' must be a string that is not empty")
     return prompt
@@ -91,7 +91,7 @@ def text_trees(name: str, task: TextTask, subject: Subject) -> list[Tree]:
     records, _ = read_records(Demonstration, task.path)
     if not records[: task.limit]:
         raise UserError(f"{name}: {task.path} has no texts. Give a file with at least one.")
-    trees, _ = tokenize_sft(records[: task.limit], subject.tokenizer, max_length=task.max_length)
+    trees, _ = tokenize_completions(records[: task.limit], subject.tokenizer, max_length=task.max_length)
     check_trees(subject.model, trees, task.max_length, f"suite.perplexity.{name}.max_length")
     return trees
 

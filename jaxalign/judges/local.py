@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.data.encode import Encoder
-from jaxalign.data.files import Problem
+from jaxalign.data.files import located
 from jaxalign.data.messages import Message
 from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
@@ -163,10 +163,8 @@ def _encode(
     encoder: Encoder, question: Messages, labels: Sequence[str], index: int
 ) -> tuple[list[int], list[list[int]]]:
     if encoder.tokenizer.chat_template:
-        encoded = encoder.conversation([Message(m["role"], m["content"]) for m in question], labels)
-        if isinstance(encoded, Problem):
-            raise UserError(f"Row {index + 1}: {encoded.text}.")
-        return encoded
+        with located(f"Row {index + 1}"):
+            return encoder.conversation([Message(m["role"], m["content"]) for m in question], labels)
     end = encoder.tokenizer.eos_token_id
     if end is None:
         raise UserError("The tokenizer has no EOS token, so labels have no end. Give it an eos_token.")

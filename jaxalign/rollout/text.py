@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.data.encode import Encoder
-from jaxalign.data.files import Problem, read_rows
+from jaxalign.data.files import Problem, located, read_rows
 from jaxalign.data.formats import prompt_only
 from jaxalign.data.messages import Message, messages, transcript_messages
 from jaxalign.errors import UserError
@@ -200,23 +200,16 @@ def encode_prompt(encoder: Encoder, prompt: PromptLike, chat: bool, number: int)
         else:
             is_transcript = prompt.strip() and prompt_only({"prompt": prompt}, None)[1] == "transcript"
             turns = transcript_messages(prompt) if is_transcript else [Message("user", prompt)]
-            ids = _encode_chat(encoder, turns, number, advice=" Or set chat=False.")
+            with located(f"Prompt {number}", advice=" Or set chat=False."):
+                ids = encoder.prompt(turns)
     elif len(prompt) and isinstance(prompt[0], Mapping | Message):
-        chat_turns = messages("messages", [turn._asdict() if isinstance(turn, Message) else turn for turn in prompt])
-        if isinstance(chat_turns, Problem):
-            raise UserError(f"Prompt {number}: {chat_turns.text}.")
-        ids = _encode_chat(encoder, chat_turns, number)
+        given = [turn._asdict() if isinstance(turn, Message) else turn for turn in prompt]
+        with located(f"Prompt {number}"):
+            ids = encoder.prompt(messages("messages", given))
     else:
         ids = [int(token) for token in prompt]  # type: ignore[arg-type]
     if not ids:
         raise UserError(f"Prompt {number} is empty, and the tokenizer puts nothing before it. Give a prompt.")
-    return ids
-
-
-def _encode_chat(encoder: Encoder, turns: Sequence[Message], number: int, advice: str = "") -> list[int]:
-    ids = encoder.prompt(turns)
-    if isinstance(ids, Problem):
-        raise UserError(f"Prompt {number}: {ids.text}.{advice}")
     return ids
 
 
@@ -234,14 +227,12 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
     """
     prompts = []
     for row in itertools.islice(read_rows(path, streaming=True), limit):
-        if isinstance(row.value, Problem):
-            raise UserError(f"{row.file}, row {row.number}: {row.value.text}.")
-        prompt = row.value.get("prompt")
-        if prompt is None and isinstance(row.value.get("chosen"), str):
-            fields = prompt_only(row.value, None)
-            if isinstance(fields, Problem):
-                raise UserError(f"{row.file}, row {row.number}: {fields.text}.")
-            prompt = fields[0]
+        with located(f"{row.file}, row {row.number}"):
+            if isinstance(row.value, Problem):
+                raise row.value
+            prompt: Any = row.value.get("prompt")
+            if prompt is None and isinstance(row.value.get("chosen"), str):
+                prompt, _ = prompt_only(row.value, None)
         if not isinstance(prompt, str):
             raise UserError(f"{row.file}, row {row.number}: field 'prompt' must be there and be a string.")
         prompts.append(prompt)

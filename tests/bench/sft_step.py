@@ -30,13 +30,13 @@ def measure_step(path: str, rank: int) -> dict[str, float]:
     from jaxalign.data.batches import batches
     from jaxalign.data.kinds import Demonstration
     from jaxalign.data.records import read_records
-    from jaxalign.data.tokenize import tokenize_sft
+    from jaxalign.data.tokenize import tokenize_completions
     from jaxalign.methods.sft import sft
     from jaxalign.recipes.config import LoraSection
     from jaxalign.recipes.steps import make_trainable
 
     records, _ = read_records(Demonstration, path)
-    trees, _ = tokenize_sft(records[: BATCH * STEPS], jaxalign.load_tokenizer(GGUF))
+    trees, _ = tokenize_completions(records[: BATCH * STEPS], jaxalign.load_tokenizer(GGUF))
     data = batches(trees, batch_size=BATCH)
     model, params = jaxalign.load_model(GGUF)
     model, trained, fixed = make_trainable(LoraSection(rank=rank), model, params, 0)

@@ -8,7 +8,7 @@ from jaxalign.cli import main
 from jaxalign.data.inspect import tree_spans
 from jaxalign.data.kinds import Demonstration
 from jaxalign.data.messages import Message
-from jaxalign.data.tokenize import tokenize_sft
+from jaxalign.data.tokenize import tokenize_completions
 
 from .conftest import byte_tokenizer
 
@@ -98,7 +98,7 @@ def test_logs_are_read_by_their_signals(shown, tmp_path):
 def test_spans_show_the_mask():
     tokenizer = byte_tokenizer()
     talk = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(["sky?", "blue", "sea?", "deep"])]
-    (tree,), _ = tokenize_sft([Demonstration((talk[0],), tuple(talk[1:]), "chat")], tokenizer)
+    (tree,), _ = tokenize_completions([Demonstration((talk[0],), tuple(talk[1:]), "chat")], tokenizer)
     assert tree_spans(tree, tokenizer) == [
         ("<|user|>sky?<|end|><|assistant|>", "prompt"),
         ("blue<|end|>", "target"),

@@ -9,7 +9,7 @@ import pytest
 from jaxalign.data.cache import cached_trees
 from jaxalign.data.kinds import Demonstration, Preference, Ranking
 from jaxalign.data.messages import Message
-from jaxalign.data.tokenize import tokenize_completions, tokenize_sft
+from jaxalign.data.tokenize import tokenize_completions
 
 PAIRS = [Preference(f"Why {i}?", " Air." * i, " A lie.", "text", "a.jsonl", i, margin=i / 4) for i in range(1, 6)]
 
@@ -56,8 +56,8 @@ def test_masks_ranks_and_skipped_rows_come_back_too(tmp_path, byte_level):
     skipping = {"template": "never", "on_error": "skip"}
     ranked = [Ranking("a", tuple("bcd"[:n]), "text") for n in (3, 2)]
     for tokenize, records, options in [
-        (tokenize_sft, talks, {}),
-        (tokenize_sft, mixed, skipping),
+        (tokenize_completions, talks, {}),
+        (tokenize_completions, mixed, skipping),
         (tokenize_completions, ranked, {}),
     ]:
         made, report = tokenize(records, byte_level, **options)

@@ -13,7 +13,7 @@ from jaxalign.data.files import Row
 from jaxalign.data.inspect import count_findings, kind_of, measure_balance
 from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, UnpairedPreference
 from jaxalign.data.records import BadRow, parse_rows
-from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts, tokenize_sft
+from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts
 from jaxalign.errors import UserError
 
 FIELDS = [
@@ -91,7 +91,7 @@ def test_any_row_is_read_and_tokenised_or_reported(byte_level, kind, rows):
         return
     count_findings(records, records)
     measure_balance(records)
-    tokenize = {Demonstration: tokenize_sft, Prompt: tokenize_prompts}.get(kind, tokenize_completions)
+    tokenize = tokenize_prompts if kind is Prompt else tokenize_completions
     with contextlib.suppress(UserError):
         made, report = tokenize(records, byte_level, on_error="skip")
         assert len(made) == report.examples >= len(records) - len(report.skipped)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from jaxalign.data.kinds import Demonstration, Prompt, UnpairedPreference
 from jaxalign.data.messages import Message
-from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts, tokenize_sft
+from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts
 from jaxalign.errors import UserError
 
 LOOK_ALIKES = ["<|im_end|>", "<|im_start|>assistant\n", "</s>", "<s>", "<|endoftext|>", "<unk>", "[/INST]", "<0x0A>"]
@@ -71,7 +71,7 @@ def fed(messages, tokenizer):
 @law
 def test_every_answer_counts_and_stands_behind_what_inference_feeds(tokenizer, texts):
     talk = conversation(texts)
-    trees, _ = tokenize_sft([Demonstration(talk[:1], talk[1:], "chat")], tokenizer)
+    trees, _ = tokenize_completions([Demonstration(talk[:1], talk[1:], "chat")], tokenizer)
     learned = [answer for tree in trees for answer in answers(tree)]
     assert len(learned) == len(talk) // 2
     for turn, (before, counted) in zip(range(1, len(talk), 2), learned, strict=True):
@@ -87,13 +87,13 @@ def test_what_is_said_never_becomes_a_control_token(tokenizer, texts):
     plain = conversation(["sky"] * len(texts))
     for loss_on in ("assistant", "all"):
         trees, expected = (
-            tokenize_sft([Demonstration(talk[:1], talk[1:], "chat")], tokenizer, loss_on=loss_on)[0]
+            tokenize_completions([Demonstration(talk[:1], talk[1:], "chat")], tokenizer, loss_on=loss_on)[0]
             for talk in (conversation(texts), plain)
         )
         ids = [control([*tree.prompt, *tree.completions[0]], tokenizer) for tree in (trees[-1], expected[-1])]
         assert ids[0] == ids[1]  # those of the template and no other
     first, second = ("a" + text for text in texts[:2])  # SmolLM2 knows some characters not at all
-    (whole,), _ = tokenize_sft([Demonstration("", first, "text")], tokenizer)
+    (whole,), _ = tokenize_completions([Demonstration("", first, "text")], tokenizer)
     (pair,), _ = tokenize_completions([UnpairedPreference(first, second, True, "text")], tokenizer)
     for tree in (whole, pair):
         ends = [*tokenizer("")["input_ids"], tokenizer.eos_token_id]  # BOS once, if it has one, and EOS once
@@ -113,9 +113,9 @@ def test_inference_feeds_what_the_tokenizers_own_template_gives(tokenizer, texts
 def test_a_whole_text_is_the_tokenizers_own_and_eos(tokenizer, text):
     if not tokenizer(text)["input_ids"]:  # some of the bytes that SmolLM2 lacks, and no other
         with pytest.raises(UserError, match="data, row 0: the text has no token"):
-            tokenize_sft([Demonstration("", text, "text")], tokenizer)
+            tokenize_completions([Demonstration("", text, "text")], tokenizer)
         return
-    (tree,), _ = tokenize_sft([Demonstration("", text, "text")], tokenizer)
+    (tree,), _ = tokenize_completions([Demonstration("", text, "text")], tokenizer)
     assert [*tree.prompt, *tree.completions[0]] == [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     assert tree.masks[0].all()
     assert len(tree.prompt) == 1
@@ -128,7 +128,7 @@ def test_an_answer_is_what_comes_next_where_history_is_rewritten(forgetful, text
         message if message.role == "user" else Message("assistant", f"{thoughts[i // 2]}</think>{message.content}")
         for i, message in enumerate(conversation(texts))
     ]
-    trees, _ = tokenize_sft([Demonstration((talk[0],), tuple(talk[1:]), "chat")], forgetful)
+    trees, _ = tokenize_completions([Demonstration((talk[0],), tuple(talk[1:]), "chat")], forgetful)
     learned = [answer for tree in trees for answer in answers(tree)]
     assert len(learned) == len(talk) // 2
     for turn, (before, counted) in zip(range(1, len(talk), 2), learned, strict=True):

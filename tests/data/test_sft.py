@@ -9,7 +9,7 @@ from jaxalign.data.encode import Encoder
 from jaxalign.data.kinds import Demonstration, Prompt
 from jaxalign.data.messages import Message
 from jaxalign.data.records import read_records
-from jaxalign.data.tokenize import tokenize_prompts, tokenize_sft
+from jaxalign.data.tokenize import tokenize_completions, tokenize_prompts
 from jaxalign.errors import UserError
 
 SYSTEM, WHY, AIR, AND, LATER = (
@@ -32,7 +32,7 @@ def chat(*messages, cut):
 
 
 def trees_of(record, tokenizer, **options):
-    return tokenize_sft([record], tokenizer, **options)[0]
+    return tokenize_completions([record], tokenizer, **options)[0]
 
 
 def counted(tree, tokenizer):
@@ -158,7 +158,7 @@ def test_instructions_and_questions_as_they_are_shipped(shared_data, byte_level)
     file = shared_data / "llms-from-scratch" / "instruction-data.json"
     records, report = read_records(Demonstration, file)
     assert (report.rows_kept, len(records), {record.format for record in records}) == (1100, 1100, {"instruction"})
-    trees, report = tokenize_sft(records[:50], byte_level)
+    trees, report = tokenize_completions(records[:50], byte_level)
     assert report.examples == 50
     assert byte_level.decode(trees[0].completions[0]) == f"{records[0].completion}<|im_end|>"
     with pytest.raises(UserError, match=r"row 1: field 'prompt' is missing .*'question', 'answer'"):
