@@ -73,6 +73,18 @@ class Row(NamedTuple):
     number: int
     value: dict[str, Any] | Problem
 
+    @property
+    def place(self) -> str:
+        """File and number, for error messages."""
+        return f"{self.file}, row {self.number}"
+
+    @property
+    def checked(self) -> dict[str, Any]:
+        """The row. Raises its :class:`Problem` if it cannot be read."""
+        if isinstance(self.value, Problem):
+            raise self.value
+        return self.value
+
 
 def read_rows(
     source: Source,

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
+from jaxalign.data.feedback import Signals
 from jaxalign.data.files import Source, read_rows, source_name
 from jaxalign.data.formats import CONVERSATIONS, PromptText
 from jaxalign.data.kinds import Demonstration, Preference, Prompt, Ranking, Record, UnpairedPreference
@@ -203,7 +204,7 @@ def kind_of(value: Mapping[str, Any]) -> type[Record]:
 
 
 def _read(
-    kind: type[Record], source: Source, *, signals: Signals | None = None, **options: Any
+    kind: type[Record], source: Source, signals: Signals | None = None, **options: Any
 ) -> tuple[Sequence[Record], ReadReport]:
     return read_source(kind, source, signals=signals if kind is UnpairedPreference else None, **options)
 
@@ -235,10 +236,8 @@ def count_findings(records: Sequence[Record], other: Sequence[Record] = ()) -> F
     Findings(prompts=1, repeated=1, contradicted=3, undecided=0, leaked=3)
     """
     prompts = [_normalise(record.prompt or record.completions) for record in records]
-    claims = [
-        (prompt, record.completions, record.extras.get("label"))
-        for prompt, record in zip(prompts, records, strict=True)
-    ]
+    labels = [record.extras.get("label") for record in records]
+    claims = list(zip(prompts, (record.completions for record in records), labels, strict=True))
     counts = Counter(claims)
     contradicted = sum(
         any((prompt, *opposite) in counts for opposite in _opposites(answers, label))
@@ -276,10 +275,9 @@ def measure_balance(records: Sequence[Record]) -> dict[str, float]:
 
 def _normalise(prompt: PromptText | tuple[str, ...]) -> str:
     """Returns a key that is equal for prompts that differ in case and white space only."""
-    parts = (
-        [prompt] if isinstance(prompt, str) else [part if isinstance(part, str) else "\0".join(part) for part in prompt]
-    )
-    return " ".join("\0".join(parts).casefold().split())
+    if not isinstance(prompt, str):
+        prompt = "\0".join(part if isinstance(part, str) else "\0".join(part) for part in prompt)
+    return " ".join(prompt.casefold().split())
 
 
 def _opposites(answers: tuple[str, ...], label: bool | None) -> list[tuple[tuple[str, ...], bool | None]]:

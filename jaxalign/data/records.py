@@ -230,9 +230,7 @@ def collect(name: str, parsed: Iterable[list[R] | BadRow]) -> tuple[list[R], Rea
 
 
 def _parse(kind: type[R], row: Row, columns: Mapping[str, str], expected: str | None) -> list[R]:
-    value = row.value
-    if isinstance(value, Problem):
-        raise value
+    value = row.checked
     for field, column in columns.items():
         if value.get(column) is None:
             raise missing(column, value, f"the option columns names it as the {field}")

@@ -25,7 +25,7 @@ class Choice(NamedTuple):
     label: int
 
 
-def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | Problem:
+def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice:
     """Returns the item of a row, whose format follows from its fields.
 
     ======================================================  ====================
@@ -43,7 +43,10 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
         label: index of the right choice, for a data set with a separate file of labels.
 
     Returns:
-        The item, or the problem with the row.
+        The item.
+
+    Raises:
+        Problem: If the row has none of these formats, or a wrong label.
 
     >>> parse_choice({"sentence_good": "She runs.", "sentence_bad": "She run."})
     Choice(prompt='', choices=('She runs.', 'She run.'), label=0)
@@ -61,7 +64,7 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
         choices = list(targets["choices"] if listed else targets)
         marks = list(targets["labels"] if listed else targets.values())
         if marks.count(1) != 1 or len(marks) != len(choices):
-            return Problem("labels", "mc1_targets must mark exactly one choice with 1")
+            raise Problem("labels", "mc1_targets must mark exactly one choice with 1")
         prompt, right = row.get("question", ""), marks.index(1)
     elif "choices" in row:
         prompt, choices = row.get("prompt", row.get("question", "")), row["choices"]
@@ -69,21 +72,21 @@ def parse_choice(row: Mapping[str, Any], label: int | None = None) -> Choice | P
         choices = choices.get("text", []) if isinstance(choices, Mapping) else choices
         if right is None and isinstance(letters, list) and "answerKey" in row:
             if row["answerKey"] not in letters:
-                return Problem("label", "answerKey must be one of the choices' labels")
+                raise Problem("label", "answerKey must be one of the choices' labels")
             right = letters.index(row["answerKey"])
     else:
-        return Problem("fields", "it has no choices. Give goal, sol1 and sol2, or sentence_good, or choices")
+        raise Problem("fields", "it has no choices. Give goal, sol1 and sol2, or sentence_good, or choices")
     if right is None:
         right = row.get("label", row.get("answer"))
     texts = [prompt, *choices] if isinstance(choices, list) else [None]
     if not all(isinstance(text, str) for text in texts):
-        return Problem("types", "the prompt and every choice must be a string")
+        raise Problem("types", "the prompt and every choice must be a string")
     if isinstance(right, str) and right.strip().isdecimal():
         right = int(right)
     if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
-        return Problem("label", f"the label must be the number of a choice, from 0 to {len(choices) - 1}")
+        raise Problem("label", f"the label must be the number of a choice, from 0 to {len(choices) - 1}")
     if len(choices) < 2 or not all(choices):
-        return Problem("choices", "it needs two choices or more, none of them empty")
+        raise Problem("choices", "it needs two choices or more, none of them empty")
     return Choice(prompt, tuple(choices), right)
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxalign.data.encode import Encoder
-from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.files import Row, located, read_rows
 from jaxalign.data.formats import prompt_only
 from jaxalign.data.kinds import Demonstration
 from jaxalign.data.records import read_records
@@ -41,9 +41,8 @@ def read_items(path: str, limit: int | None) -> list[Row]:
     for row in read_rows(path):
         if len(rows) == limit:
             break
-        if isinstance(row.value, Problem):
-            raise _error(row, row.value.text)
-        rows.append(row)
+        with located(row.place):
+            rows.append(row._replace(value=row.checked))
     if not rows:
         raise UserError(f"{path} has no rows. Give a file with at least one.")
     return rows
@@ -54,10 +53,8 @@ def read_prompt(row: Row) -> str:
     value: dict[str, Any] = row.value  # type: ignore[assignment]
     prompt = value.get("prompt", value.get("question"))
     if prompt is None and isinstance(value.get("chosen"), str):
-        try:
+        with located(row.place):
             prompt, _ = prompt_only(value, None)
-        except Problem as problem:
-            raise _error(row, problem.text) from None
     if not isinstance(prompt, str) or not prompt.strip():
         raise _error(row, "field 'prompt' must be a string that is not empty")
     return prompt
@@ -104,10 +101,8 @@ def read_choices(task: ChoiceTask) -> list[Choice]:
         raise UserError(f"{task.labels} has {len(labels)} labels for {len(rows)} rows. Give one for each row.")
     items = []
     for row, label in zip(rows, labels, strict=False):
-        parsed = parse_choice(row.value, label)  # type: ignore[arg-type]
-        if isinstance(parsed, Problem):
-            raise _error(row, parsed.text)
-        items.append(parsed)
+        with located(row.place):
+            items.append(parse_choice(row.checked, label))
     return items
 
 
@@ -120,4 +115,4 @@ def _read_labels(path: str) -> list[int]:
 
 
 def _error(row: Row, problem: str) -> UserError:
-    return UserError(f"{row.file}, row {row.number}: {problem.removesuffix('.')}.")
+    return UserError(f"{row.place}: {problem.removesuffix('.')}.")

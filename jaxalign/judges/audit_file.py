@@ -6,10 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from jaxalign.checkpoint import check_writable
-from jaxalign.data.files import Problem, Row, read_rows
+from jaxalign.data.files import located, read_rows
 from jaxalign.data.formats import missing, number
 from jaxalign.data.messages import shown
 from jaxalign.errors import UserError
@@ -26,7 +26,6 @@ from jaxalign.reporting import Report, silent
 from jaxalign.settings import check_ranges
 from jaxalign.stats import Bootstrap
 
-T = TypeVar("T")
 REPORT, PICTURE = "audit.json", "audit.png"
 FIELDS = {"first_order", "second_order", "judge", "key", "principle", "weight", "probability", "orders", "answers"}
 FIELDS |= {"winner"} | ITEM_FIELDS - {"instruction", "input", "completions", "answer", "completion"}
@@ -128,7 +127,8 @@ def read_verdicts(path: str | Path, config: AuditConfig) -> dict[str, Verdicts]:
     judges: dict[str, dict[Any, list[dict[str, Any]]]] = {}
     others = 0
     for place, row in enumerate(read_rows(path)):
-        line = _parse(row, config)
+        with located(row.place):
+            line = _parse(row.checked, config, row.place)
         if line is None:
             others += 1
             continue
@@ -154,17 +154,16 @@ def read_verdicts(path: str | Path, config: AuditConfig) -> dict[str, Verdicts]:
     return columns
 
 
-def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
+def _parse(row: Mapping[str, Any], config: AuditConfig, where: str) -> dict[str, Any] | None:
     """Returns a row's verdicts on a pair under our names; None for a row of more or fewer than two answers."""
-    where = f"{row.file}, row {row.number}"
-    value = _rename(where, _usable(where, row.value), config)
+    value = _rename(row, config)
     answers = value["answers"] if isinstance(value.get("answers"), list) else None
     if answers is not None and len(answers) != 2:
         return None
-    twice = _number(where, "orders", value, 2) == 2
+    twice = _number("orders", value, 2) == 2
     for field in ("first_order", *(["second_order"] if twice else [])):
         if field not in value:
-            _usable(where, missing(field, value, "an audit needs the verdict in both orders"))
+            raise missing(field, value, "an audit needs the verdict in both orders")
     names = ("first_order", "second_order", "human")
     verdicts = {name: _verdict(where, name, value.get(name)) for name in names}
     if config.second_names == "response":
@@ -174,7 +173,7 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     texts = answers or [value.get(side) for side in SIDES]
     if labelled and value["winner"] in ("first", "second"):
         texts = [value["chosen"], value.get("rejected")][:: -1 if flipped else 1]
-    p = _number(where, "probability", value, None)
+    p = _number("probability", value, None)
     if not 0 <= (p or 0) <= 1:
         raise UserError(f"{where}: field 'probability' is {p:g}. Give a number from 0 to 1.")
     for field in ("key", "judge", "principle"):
@@ -188,7 +187,7 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     return verdicts | {
         "judge": judge,
         "principle": value.get("principle"),
-        "weight": _usable(where, number("weight", value.get("weight", 1.0))),
+        "weight": number("weight", value.get("weight", 1.0)),
         "keys": value.get("key") if value.get("key") is not None else content,
         "twice": twice,
         "combined": both if twice else verdicts["first_order"],
@@ -203,26 +202,20 @@ def _parse(row: Row, config: AuditConfig) -> dict[str, Any] | None:
     }
 
 
-def _rename(where: str, value: Mapping[str, Any], config: AuditConfig) -> dict[str, Any]:
+def _rename(value: Mapping[str, Any], config: AuditConfig) -> dict[str, Any]:
     renamed = dict(value)
     for field, column in config.columns.items():
         if column not in value:
-            _usable(where, missing(column, value, f"columns say that it contains the {field}"))
+            raise missing(column, value, f"columns say that it contains the {field}")
         renamed[field] = value[column]
     for field in (*config.annotators, *([config.group] if config.group else [])):
         if field not in renamed:
-            _usable(where, missing(field, renamed, "the settings name it"))
+            raise missing(field, renamed, "the settings name it")
     return renamed
 
 
-def _usable(where: str, value: T | Problem) -> T:
-    if isinstance(value, Problem):
-        raise UserError(f"{where}: {value.text}.")
-    return value
-
-
-def _number(where: str, field: str, value: Mapping[str, Any], default: float | None) -> float | None:
-    return default if value.get(field) in (None, "") else _usable(where, number(field, value[field]))
+def _number(field: str, value: Mapping[str, Any], default: float | None) -> float | None:
+    return default if value.get(field) in (None, "") else number(field, value[field])
 
 
 def _verdict(where: str, name: str, value: Any) -> Verdict | None:

@@ -126,11 +126,10 @@ def read_items(data: JudgeDataSection, how: How, seed: int, *, pairs: bool = Tru
     used = count = equal = 0
     for row, value, size in itertools.islice(_group_rows(rows, data.columns), data.limit):
         count += size
-        item = value if isinstance(value, Problem) else _parse_item(value, row, 1 if how == "pointwise" else 2)
-        if isinstance(item, Problem):
-            if data.on_error == "stop":
-                raise UserError(f"{row.file}, row {row.number}: {item.text}, or set on_error='skip'.")
-            skipped.append(BadRow(row.file, row.number, *item))
+        try:
+            item = _parse_item(row._replace(value=value), 1 if how == "pointwise" else 2)
+        except Problem as problem:
+            skipped.append(BadRow.of(problem, row.file, row.number, data.on_error))
             continue
         used += size
         parts = [item]
@@ -191,7 +190,7 @@ def _single_answer(value: Mapping[str, Any] | Problem) -> dict[str, Any] | None:
     return None if answer is None else {"prompt": value["prompt"], "completions": [answer], "by": [value.get("by")]}
 
 
-def _answers(value: Mapping[str, Any]) -> tuple[list[Any], list[Any], Verdict | None] | Problem:
+def _answers(value: Mapping[str, Any]) -> tuple[list[Any], list[Any], Verdict | None]:
     """Returns a row's answers, who wrote them, and the human label."""
     by = value["by"] if isinstance(value.get("by"), list) else []
     if all(value.get(field) is not None for field in PAIR):
@@ -199,40 +198,37 @@ def _answers(value: Mapping[str, Any]) -> tuple[list[Any], list[Any], Verdict | 
     if any(value.get(field) is not None for field in SIDES):
         for field in SIDES:
             if value.get(field) is None:
-                return missing(field, value, "these rows need answer_a and answer_b")
+                raise missing(field, value, "these rows need answer_a and answer_b")
         human = None if value.get("human") is None else VERDICTS_BY_NAME.get(str(value["human"]).strip().lower())
         if human is None and value.get("human") is not None:
-            return Problem("not a label", f"field 'human' is {shown(value['human'])} where a, b or tie is needed")
+            raise Problem("not a label", f"field 'human' is {shown(value['human'])} where a, b or tie is needed")
         return [value[field] for field in SIDES], [value.get(f"{field}_by") or field for field in SIDES], human
     if isinstance(value.get("completions"), list):
         return value["completions"], by, None
-    return missing("answer", value, "rows need answer_a and answer_b, chosen and rejected, completions, or answer")
+    raise missing("answer", value, "rows need answer_a and answer_b, chosen and rejected, completions, or answer")
 
 
-def _parse_item(value: dict[str, Any], row: Row, minimum: int) -> Item | Problem:
-    parts = _answers(value)
-    if isinstance(parts, Problem):
-        return parts
-    answers, by, human = parts
+def _parse_item(row: Row, minimum: int) -> Item:
+    value = row.checked
+    answers, by, human = _answers(value)
     if len(answers) < minimum:
         text = f"this prompt has one answer where {minimum} are needed: sample more, or ask with how=pointwise"
-        return Problem("too few answers", text)
+        raise Problem("too few answers", text)
     prompt = value.get("prompt")
     if isinstance(prompt, str):
-        opening = prompt_only({"prompt": prompt}, None)
-        if isinstance(opening, Problem):
-            return opening
-        if opening[1] == "transcript" and all(isinstance(answer, str) for answer in answers):
+        if prompt_only({"prompt": prompt}, None)[1] == "transcript" and all(
+            isinstance(answer, str) for answer in answers
+        ):
             value = {k: v for k, v in value.items() if k != "prompt"}
             answers = [f"{prompt.rstrip()} {answer.strip()}" for answer in answers]
     fields = {key: part for key, part in value.items() if key in ("prompt", "instruction", "input")}
     doubled = answers * (2 if len(answers) == 1 else 1)  # a ranking has two answers or more
-    record = Ranking.parse({**fields, "completions": doubled}, None, row.file, row.number)
-    if isinstance(record, Problem):
+    try:
+        (ranking,) = Ranking.parse({**fields, "completions": doubled}, None, row.file, row.number)
+    except Problem as problem:
         # Rankings speak of completions; these rows may have called them something else.
-        text = record.text.replace("field 'completions[0]'", "the first answer")
-        return Problem(record.kind, text.replace("field 'completions[1]'", "the second answer"))
-    (ranking,) = record
+        text = problem.text.replace("field 'completions[0]'", "the first answer")
+        raise Problem(problem.kind, text.replace("field 'completions[1]'", "the second answer")) from None
     ranking = dataclasses.replace(ranking, ranked=ranking.ranked[: len(answers)])
     texts = tuple(text.strip() for text in ranking.ranked)
     known = tuple(str(name) for name in by) if len(by) == len(texts) and all(name is not None for name in by) else ()

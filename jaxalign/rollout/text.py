@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxalign.data.encode import Encoder
-from jaxalign.data.files import Problem, located, read_rows
+from jaxalign.data.files import located, read_rows
 from jaxalign.data.formats import prompt_only
 from jaxalign.data.messages import Message, messages, transcript_messages
 from jaxalign.errors import UserError
@@ -227,14 +227,12 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
     """
     prompts = []
     for row in itertools.islice(read_rows(path, streaming=True), limit):
-        with located(f"{row.file}, row {row.number}"):
-            if isinstance(row.value, Problem):
-                raise row.value
-            prompt: Any = row.value.get("prompt")
-            if prompt is None and isinstance(row.value.get("chosen"), str):
-                prompt, _ = prompt_only(row.value, None)
+        with located(row.place):
+            prompt: Any = row.checked.get("prompt")
+            if prompt is None and isinstance(row.checked.get("chosen"), str):
+                prompt, _ = prompt_only(row.checked, None)
         if not isinstance(prompt, str):
-            raise UserError(f"{row.file}, row {row.number}: field 'prompt' must be there and be a string.")
+            raise UserError(f"{row.place}: field 'prompt' must be there and be a string.")
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path} has no rows. Give a file with at least one.")
