@@ -215,12 +215,10 @@ def _parse_item(row: Row, minimum: int) -> Item:
         text = f"this prompt has one answer where {minimum} are needed: sample more, or ask with how=pointwise"
         raise Problem("too few answers", text)
     prompt = value.get("prompt")
-    if isinstance(prompt, str):
-        if prompt_only({"prompt": prompt}, None)[1] == "transcript" and all(
-            isinstance(answer, str) for answer in answers
-        ):
-            value = {k: v for k, v in value.items() if k != "prompt"}
-            answers = [f"{prompt.rstrip()} {answer.strip()}" for answer in answers]
+    is_transcript = isinstance(prompt, str) and prompt_only({"prompt": prompt}, None)[1] == "transcript"
+    if is_transcript and all(isinstance(answer, str) for answer in answers):
+        value = {k: v for k, v in value.items() if k != "prompt"}
+        answers = [f"{prompt.rstrip()} {answer.strip()}" for answer in answers]
     fields = {key: part for key, part in value.items() if key in ("prompt", "instruction", "input")}
     doubled = answers * (2 if len(answers) == 1 else 1)  # a ranking has two answers or more
     try:

@@ -282,8 +282,8 @@ FILES = {  # files that are broken as a whole: skipping rows does not help
     "cut.json": (b'[{"text": "a"}', r"not JSON \(.*, line 1\)"),
     "latin.json": ('[{"text": "naïf"}]'.encode("latin-1"), r"not UTF-8 \(byte"),
     "deep.json": (b"[" * 10**5, "not JSON"),
-    "odd.parquet": (GOOD_LINE, "not a Parquet file"),
-    "cut.parquet": (b"PAR1 and no more", "a damaged Parquet file"),
+    "odd.parquet": (GOOD_LINE, "not a sound Parquet file"),
+    "cut.parquet": (b"PAR1 and no more", "not a sound Parquet file"),
     "table.xlsx": (b"PK", "unknown kind of file"),
 }
 

@@ -236,8 +236,8 @@ def test_broken_files(tmp_path):
         "narrow.csv": "row 2: the row has 2 cells and the header has 3",
         "quote.csv": "row 2: the row is not CSV",
         "latin.csv": "row 2: the row is not UTF-8",
-        "a.parquet": "not a Parquet file",
-        "damaged.parquet": "a damaged Parquet file",
+        "a.parquet": "not a sound Parquet file",
+        "damaged.parquet": "not a sound Parquet file",
         "a.xlsx": r"must end in \.jsonl",
         "folder": "without readable data files",
     }
