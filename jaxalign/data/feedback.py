@@ -212,13 +212,15 @@ def _is_transcript(value: Mapping[str, Any], columns: Mapping[str, str], answer:
 
 
 def _with_answer(value: Mapping[str, Any], columns: Mapping[str, str], answer: str) -> dict[str, Any]:
-    """Returns the row with another answer in it. A bad row stays bad, and is reported later."""
+    """Returns the row with another answer in it."""
     field, given = _given(value, columns)
+    if field is None:  # a bad row stays bad, and is reported later
+        return dict(value)
     if isinstance(given, list):
         return {**value, field: [*given[:-1], {"role": "assistant", "content": answer}]}
     if isinstance(given, str) and _is_transcript(value, columns, given):
         answer = f"{given[: given.rfind(ASSISTANT) + len(ASSISTANT)]} {answer.strip()}"
-    return {**value, field: answer} if field else dict(value)
+    return {**value, field: answer}
 
 
 def _cell(field: str | None, value: Mapping[str, Any]) -> Any:

@@ -214,7 +214,7 @@ def _parse_item(row: Row, minimum: int) -> Item:
     if len(answers) < minimum:
         text = f"this prompt has one answer where {minimum} are needed: sample more, or ask with how=pointwise"
         raise Problem("too few answers", text)
-    prompt = value.get("prompt")
+    prompt: Any = value.get("prompt")
     is_transcript = isinstance(prompt, str) and prompt_only({"prompt": prompt}, None)[1] == "transcript"
     if is_transcript and all(isinstance(answer, str) for answer in answers):
         value = {k: v for k, v in value.items() if k != "prompt"}
