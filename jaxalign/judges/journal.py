@@ -91,7 +91,7 @@ class Journal:
         write_whole(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         return file
 
-    def is_done(self, key: str, judge: str, principle: str | None) -> bool:
+    def is_done(self, judge: str, key: str, principle: str | None) -> bool:
         """Returns whether there is a verdict or a failed one; a question without a reply is not done."""
         line = self.lines.get((key, judge, principle))
         return line is not None and line["error"] is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -145,9 +146,7 @@ def collect_verdicts(
     rater: Rater, items: Sequence[Item], task: JudgingTask, journal: Journal, every: int, report: Report
 ) -> None:
     """Asks a judge about everything that it has not judged, and stores each verdict."""
-
-    def is_done(key: str, principle: str | None) -> bool:
-        return journal.is_done(key, rater.name, principle)
+    is_done = functools.partial(journal.is_done, rater.name)
 
     def is_complete(item: Item) -> bool:
         principles = [None] if rater.score is not None else task.principles_for(item)
@@ -181,11 +180,9 @@ def combine_journal(
     if errors:
         reason = errors.most_common(1)[0][0]
         report(f"{errors.total()} questions had no answer (most often: {reason}). Rerun to ask them again.")
-    prompt_tokens, completion_tokens = (
-        sum(line[name] for line in used) for name in ("prompt_tokens", "completion_tokens")
-    )
-    if prompt_tokens or completion_tokens:
-        report(f"{prompt_tokens} prompt and {completion_tokens} completion tokens in all")
+    tokens = [sum(line[name] for line in used) for name in ("prompt_tokens", "completion_tokens")]
+    if any(tokens):
+        report(f"{tokens[0]} prompt and {tokens[1]} completion tokens in all")
     if not rows:
         raise UserError(f"{journal.path}: the judge left nothing to train on ({outcome}). Audit the verdicts.")
     return rows, counts

@@ -200,13 +200,11 @@ def _function_judge(name: str) -> Ask:
         except Exception as error:  # the user's code may raise anything
             what = f"{type(error).__name__} ({first_line(error)})"
             raise UserError(f"Judge {name}: it raised {what}. Fix the function.") from error
-        replies = []
-        for i, result in enumerate(results):
-            reply = result if isinstance(result, Reply) else Reply(result, None if result is not None else "no answer")
+        replies = [r if isinstance(r, Reply) else Reply(r, "no answer" if r is None else None) for r in results]
+        for number, reply in enumerate(replies, start=1):
             if not (reply.text is None or isinstance(reply.text, str)):
-                kind = f"{'Reply of a ' if isinstance(result, Reply) else ''}{type(reply.text).__name__}"
-                raise UserError(f"Judge {name}, question {i + 1}: it returned a {kind}. Return a text.")
-            replies.append(reply)
+                kind = type(reply.text).__name__
+                raise UserError(f"Judge {name}, question {number}: the answer is a {kind}. Return a string.")
         return replies
 
     return judge

@@ -159,14 +159,8 @@ def judge_items(
 
 def _judge_pairs(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.pairs is not None
-    items = [item for item, _ in cases]
-    judged = judge_pairs(
-        rater.pairs,
-        [item.prompt for item in items],
-        [item.answers[0] for item in items],
-        [item.answers[1] for item in items],
-        **task.options(cases),
-    )
+    prompts, first, second = zip(*((item.prompt, *item.answers[:2]) for item, _ in cases), strict=True)
+    judged = judge_pairs(rater.pairs, prompts, first, second, **task.options(cases))
     lines = []
     for (item, principle), pair in zip(cases, judged, strict=True):
         verdicts: dict[str, Any] = {name: getattr(pair, name) for name in ("first_order", "second_order", "winner")}

@@ -79,18 +79,13 @@ def revise_answers(config: RevisionConfig, report: Report = silent) -> RunResult
     journal = open_journal(config, files)
     read = read_items(config.data, "pointwise", config.seed)
     report(f"{config.data.path}: {read.report}")
-    writer = open_writer(
-        config.judge,
-        cache=str(journal.output / CACHE),
-        max_new_tokens=config.max_new_tokens,
-        seed=config.seed,
-        report=report,
-    )
+    cache, tokens = str(journal.output / CACHE), config.max_new_tokens
+    writer = open_writer(config.judge, cache=cache, max_new_tokens=tokens, seed=config.seed, report=report)
     journal.write_settings()
     name = name_of(config.judge)
     # A draft is an item with one answer.
     drafts = {f"{item.key}/{k}": select_answers(item, [k]) for item in read.items for k in range(len(item.answers))}
-    todo = [key for key in drafts if not journal.is_done(key, name, None)]
+    todo = [key for key in drafts if not journal.is_done(name, key, None)]
     report(f"{name}: {len(drafts) - len(todo)} of {len(drafts)} drafts rewritten before")
 
     def judge(keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -204,14 +199,9 @@ def rewrite(
     rounds: dict[str, list[Revision]] = {key: [] for key in drafts}
     for turn in range(config.rounds):
         prompts = [drafts[key].prompt for key in texts]
-        revisions = critique_and_revise(
-            writer,
-            prompts,
-            list(texts.values()),
-            [draw_principle(principles, prompt, seed=config.seed + turn) for prompt in prompts],
-            critique=config.critique,
-            revise=config.revise,
-        )
+        rules = [draw_principle(principles, prompt, seed=config.seed + turn) for prompt in prompts]
+        templates = {"critique": config.critique, "revise": config.revise}
+        revisions = critique_and_revise(writer, prompts, list(texts.values()), rules, **templates)
         for key, revision in zip(texts, revisions, strict=True):
             rounds[key].append(revision)
         # A draft whose revision failed takes no part in further rounds.
