@@ -223,10 +223,8 @@ def panel_vote(
     if unmatched := sorted(set(verdicts) ^ set(weights)):
         lacks = "weight" if unmatched[0] in verdicts else "verdicts"
         raise UserError(f"panel: judge {unmatched[0]!r} has no {lacks}. Give both for each judge.")
-    if bad := [name for name, weight in weights.items() if not 0 <= weight < math.inf]:
-        raise UserError(f"The weight of judge {bad[0]!r} is {weights[bad[0]]}. Give a finite number, 0 or more.")
-    if not sum(weights.values()):
-        raise UserError("The weights of all judges are 0. Give one judge a weight above 0.")
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise UserError(f"panel: the weights are {dict(weights)}. Give finite numbers, 0 or more, and one above 0.")
     codes = {name: parse_labels(f"judge {name}", column) for name, column in verdicts.items()}
     same_length(codes)
     votes = np.array([[weights[name] * (column == v) for v in range(3)] for name, column in codes.items()]).sum(0)

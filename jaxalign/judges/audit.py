@@ -61,9 +61,8 @@ class Verdicts:
         if not len(self.first_order):
             return []
         both = combine_orders(self.first_order, self.second_order)
-        if self.twice is None:
-            return both
-        rows = zip(self.first_order, both, self.twice, strict=True)
+        shown_twice = [True] * len(both) if self.twice is None else self.twice
+        rows = zip(self.first_order, both, shown_twice, strict=True)
         return [combined if twice else one for one, combined, twice in rows]
 
     @property
@@ -225,10 +224,10 @@ def _agreement_between(columns: Mapping[str, Verdicts], bootstrap: Bootstrap) ->
 
 
 def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: _plain(part) for name, part in value._asdict().items()}
+    if dataclasses.is_dataclass(value):
+        value = vars(value)
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         if any(isinstance(key, tuple) for key in value):
             return [[*key, _plain(part)] for key, part in value.items()]

@@ -221,9 +221,7 @@ def _number(field: str, value: Mapping[str, Any], default: float | None) -> floa
 def _verdict(where: str, name: str, value: Any) -> Verdict | None:
     word = "" if value is None else str(value).strip().lower()
     if word not in LABELS:
-        raise UserError(
-            f"{where}: field {name!r} is {shown(value)}. Give first, second, tie, or nothing for a failure."
-        )
+        raise UserError(f"{where}: field {name!r} is {shown(value)}. Give first, second, tie, or leave it empty.")
     return LABELS[word]
 
 

@@ -82,8 +82,7 @@ def verbosity_bias(
         raise UserError("length_difference is not a list of numbers. Give one difference for each pair.") from None
     if difference.ndim != 1 or not np.isfinite(difference).all():
         raise UserError("length_difference contains a value that is not finite. Give one number for each pair.")
-    favoured = np.sign(difference).astype(int)
-    return _favour(winners, favoured, difference, human, "length_difference is 0 in every pair", bootstrap)
+    return _favour(winners, difference, human, "length_difference is 0 in every pair", bootstrap)
 
 
 def self_preference(
@@ -110,29 +109,24 @@ def self_preference(
     >>> round(result.bias, 3), round(result.excess, 3)
     (0.667, 0.667)
     """
-    favoured = _signs(parse_labels("own", own))
-    return _favour(winners, favoured, favoured, human, "own: no pair has exactly one response of the family", bootstrap)
+    difference = _signs(parse_labels("own", own)).astype(np.float64)
+    return _favour(winners, difference, human, "own: no pair has exactly one response of the family", bootstrap)
 
 
 def _favour(
-    winners: VerdictColumn,
-    favoured: Codes,
-    difference: Any,
-    human: VerdictColumn | None,
-    problem: str,
-    bootstrap: Bootstrap,
+    winners: VerdictColumn, difference: Floats, human: VerdictColumn | None, problem: str, bootstrap: Bootstrap
 ) -> Favour:
     """Computes the preference for one kind of response.
 
     Args:
         winners: The verdicts.
-        favoured: 1 if the first response is of the kind, -1 if the second is, 0 to omit the pair.
-        difference: How much more the first response is of the kind than the second.
+        difference: How much more the first response is of the kind than the second. Pairs with 0 are omitted.
         human: The human labels.
         problem: The message if all pairs are omitted.
         bootstrap: Settings of the intervals.
     """
     verdicts = parse_labels("winners", winners)
+    favoured = np.sign(difference).astype(int)
     truth = np.full(len(verdicts), FAILURE) if human is None else parse_labels("human", human)
     same_length({"winners": verdicts, "the other argument": favoured, "human": truth})
     if not favoured.any():
@@ -150,7 +144,7 @@ def _favour(
     excess: tuple[Any, Any] = (None, None)
     if known.any():
         excess = estimate_mean((judge_side - human_side)[known], counts[known], bootstrap, (-2, 2))
-    slope = _slope(verdicts, np.asarray(difference, np.float64), None if human is None else truth, bootstrap)
+    slope = _slope(verdicts, difference, None if human is None else truth, bootstrap)
     return Favour(*favour, *excess, *slope)
 
 

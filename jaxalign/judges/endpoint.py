@@ -132,13 +132,10 @@ def ask(endpoint: Endpoint, questions: Sequence[Messages]) -> list[Reply]:
     secret = _read_key(endpoint)
     if not questions:
         return []
-    bodies = {}
-    keys = []
-    for messages in questions:
-        body = _request_body(endpoint, messages)
-        request = {"base_url": endpoint.base_url.rstrip("/"), **body}
-        keys.append(text_hash(json.dumps(request, sort_keys=True, separators=(",", ":"))))
-        bodies[keys[-1]] = body
+    address = {"base_url": endpoint.base_url.rstrip("/")}
+    requests = [_request_body(endpoint, messages) for messages in questions]
+    keys = [text_hash(json.dumps(address | body, sort_keys=True, separators=(",", ":"))) for body in requests]
+    bodies = dict(zip(keys, requests, strict=True))
     with Cache(endpoint.cache) as cache:
         stored = {key: cache.get(key, Reply._fields) for key in bodies}
         replies = {key: Reply(**{**reply, "cached": True}) for key, reply in stored.items() if reply is not None}
@@ -238,14 +235,14 @@ def _parse_reply(completion: Any) -> Reply:
 def _describe_status(endpoint: Endpoint, status: Any) -> str:
     """Describes a refusal. Raises _Stop if all other requests would be refused for the same reason."""
     code = status.status_code
-    if code == 401 and endpoint.key_env:
-        raise _Stop(f"the key in {endpoint.key_env} was refused (401). Set a valid one")
-    if code == 401:
-        raise _Stop("the server needs a key (401). Name its environment variable as key_env")
-    if code == 403:
-        raise _Stop("access was denied (403). Check what the key may do")
-    if code == 404:
-        raise _Stop(f"the address or the model {endpoint.model!r} does not exist (404). Check base_url and model")
+    no_key = "the server needs a key (401). Name its environment variable as key_env"
+    reasons = {
+        401: f"the key in {endpoint.key_env} was refused (401). Set a valid one" if endpoint.key_env else no_key,
+        403: "access was denied (403). Check what the key may do",
+        404: f"the address or the model {endpoint.model!r} does not exist (404). Check base_url and model",
+    }
+    if code in reasons:
+        raise _Stop(reasons[code])
     if getattr(status, "code", None) == "insufficient_quota":
         raise _Stop("the quota is exhausted (429). Raise it, then run again")
     message = status.body.get("message") if isinstance(status.body, dict) else None
@@ -312,9 +309,7 @@ def check_endpoint(endpoint: Endpoint) -> None:
     if not is_address:
         raise UserError("base_url is not an address. Give one such as http://127.0.0.1:8000/v1.")
     if url.username or url.password or url.query:
-        raise UserError(
-            "base_url contains a user, password or query. Put the key into the environment variable key_env instead."
-        )
+        raise UserError("base_url contains a user, password or query. Put the key into the variable of key_env.")
     at_least = {"concurrency": 1, "max_tokens": 1, "retries": 0, "backoff": 0, "top_logprobs": 0}
     check_ranges(endpoint, {name: (low, math.inf) for name, low in at_least.items()})
     for name in ("timeout", "requests_per_minute"):

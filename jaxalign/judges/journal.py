@@ -113,18 +113,13 @@ class Journal:
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
-            raise UserError(
-                f"{self.path}: it cannot be written ({error.strerror}). Free some space, or give another output."
-            ) from None
+            what = f"{self.path}: it cannot be written ({error.strerror})"
+            raise UserError(f"{what}. Free some space, or give another output.") from None
         for line in new:
             self.lines[line["key"], line["judge"], line["principle"]] = line
 
     def extend(
-        self,
-        todo: Sequence[T],
-        judge: Callable[[Sequence[T]], Iterable[Mapping[str, Any]]],
-        every: int,
-        report: Report,
+        self, todo: Sequence[T], judge: Callable[[Sequence[T]], Iterable[Mapping[str, Any]]], every: int, report: Report
     ) -> None:
         """Judges ``every`` items at a time and stores their lines.
 
@@ -166,9 +161,7 @@ def open_journal(config: Any, files: Mapping[str, str]) -> Journal:
         except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{output}: it has verdicts and no readable {SETTINGS}. Give another output.") from error
         if changes := describe_changes(before, settings, _is_free):
-            raise UserError(
-                f"{output}: its verdicts have other settings: {changes}. Give another output, or these settings."
-            )
+            raise UserError(f"{output}: its verdicts have other settings: {changes}. Give another output, or these.")
     return Journal(output / VERDICTS, settings)
 
 

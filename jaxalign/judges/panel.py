@@ -18,7 +18,7 @@ from jaxalign.judges.prompts import PAIRWISE, POINTWISE, RANKING, Principle, dra
 
 Grade: TypeAlias = Callable[[Sequence[Messages]], list[tuple[float | None, Reply]]]
 Score: TypeAlias = Callable[[Sequence[Item]], Sequence[Sequence[float]]]
-Cases: TypeAlias = Sequence[tuple[Item, Principle | None]]
+Case: TypeAlias = tuple[Item, Principle | None]
 TEMPLATES: dict[How, str] = {"pairwise": PAIRWISE, "pointwise": POINTWISE, "ranking": RANKING}
 
 
@@ -91,15 +91,12 @@ class JudgingTask:
             return list(self.principles)
         return [draw_principle(self.principles, item.prompt, seed=self.seed)]
 
-    def in_both_orders(self, item: Item) -> bool:
-        """Returns whether an item is shown in both orders: the same for the same item and seed."""
-        return uniform_hash(self.seed, "orders", item.key) < self.both_orders
-
-    def options(self, cases: Cases) -> dict[str, Any]:
+    def options(self, cases: Sequence[Case]) -> dict[str, Any]:
         """Returns the arguments that the functions asking about pairs and rankings have in common."""
         return {
             "principles": [principle for _, principle in cases],
-            "both_orders": [self.in_both_orders(item) for item, _ in cases],
+            # The same for the same item and seed.
+            "both_orders": [uniform_hash(self.seed, "orders", item.key) < self.both_orders for item, _ in cases],
             "template": self.template or TEMPLATES[self.how],
             "think": self.think,
         }
@@ -144,7 +141,7 @@ def judge_items(
         items = [item for item in items if not is_done(item.key, None)]
         scores = rater.score(items) if items else []
         return [
-            _line(rater, item, None, "score", **_scored(rater, [float(score) for score in row]))
+            _line(rater, (item, None), "score", **_scored(rater, [float(score) for score in row]))
             for item, row in zip(items, scores, strict=True)
         ]
     cases = [
@@ -157,19 +154,19 @@ def judge_items(
     return judge(rater, cases, task) if cases else []
 
 
-def _judge_pairs(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
+def _judge_pairs(rater: Rater, cases: Sequence[Case], task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.pairs is not None
     prompts, first, second = zip(*((item.prompt, *item.answers[:2]) for item, _ in cases), strict=True)
     judged = judge_pairs(rater.pairs, prompts, first, second, **task.options(cases))
     lines = []
-    for (item, principle), pair in zip(cases, judged, strict=True):
+    for case, pair in zip(cases, judged, strict=True):
         verdicts: dict[str, Any] = {name: getattr(pair, name) for name in ("first_order", "second_order", "winner")}
         verdicts |= {"probability": pair.first_is_better, "probabilities": list(pair.probabilities)}
-        lines.append(_line(rater, item, principle, task.how, pair.replies, pair.prompt_hash, **verdicts))
+        lines.append(_line(rater, case, task.how, pair.replies, pair.prompt_hash, **verdicts))
     return lines
 
 
-def _judge_answers(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
+def _judge_answers(rater: Rater, cases: Sequence[Case], task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.grade is not None
     template = task.template or POINTWISE
     questions = [
@@ -179,15 +176,15 @@ def _judge_answers(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[s
     ]
     graded = iter(zip(questions, rater.grade(questions), strict=True))
     lines = []
-    for item, principle in cases:
-        asked, grades = zip(*islice(graded, len(item.answers)), strict=True)
+    for case in cases:
+        asked, grades = zip(*islice(graded, len(case[0].answers)), strict=True)
         scores, replies = zip(*grades, strict=True)
         scored = _scored(rater, scores)
-        lines.append(_line(rater, item, principle, task.how, replies, prompt_hash(asked[0]), **scored))
+        lines.append(_line(rater, case, task.how, replies, prompt_hash(asked[0]), **scored))
     return lines
 
 
-def _judge_rankings(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[str, Any]]:
+def _judge_rankings(rater: Rater, cases: Sequence[Case], task: JudgingTask) -> list[dict[str, Any]]:
     assert rater.rank is not None
     lines: dict[int, dict[str, Any]] = {}
     # A local judge has one set of labels for each number of answers, so items of one size are judged together.
@@ -196,25 +193,20 @@ def _judge_rankings(rater: Rater, cases: Cases, task: JudgingTask) -> list[dict[
         part = [cases[i] for i in indices]
         prompts, answers = [item.prompt for item, _ in part], [item.answers for item, _ in part]
         judged = judge_rankings(rater.rank(size), prompts, answers, **task.options(part))
-        for i, (item, principle), ranked in zip(indices, part, judged, strict=True):
+        for i, case, ranked in zip(indices, part, judged, strict=True):
             scored = _scored(rater, ranked.scores or [None] * size)
             scored["rankings"] = [None if ranking is None else list(ranking) for ranking in ranked.rankings]
             if size == 2:  # the audit reads it as a pair
                 sides = [None if ranking is None else NAMES[ranking[0]] for ranking in ranked.rankings]
                 scored |= {"first_order": sides[0], "second_order": OPPOSITE[sides[1]] if len(sides) > 1 else None}
-            lines[i] = _line(rater, item, principle, task.how, ranked.replies, ranked.prompt_hash, **scored)
+            lines[i] = _line(rater, case, task.how, ranked.replies, ranked.prompt_hash, **scored)
     return [lines[i] for i in range(len(cases))]
 
 
 def _line(
-    rater: Rater,
-    item: Item,
-    principle: Principle | None,
-    how: str,
-    replies: Sequence[Reply] = (),
-    question_hash: str | None = None,
-    **verdicts: Any,
+    rater: Rater, case: Case, how: str, replies: Sequence[Reply] = (), question_hash: str | None = None, **verdicts: Any
 ) -> dict[str, Any]:
+    item, principle = case
     return {
         "key": item.key,
         "judge": rater.name,

@@ -240,10 +240,9 @@ def tabulate(raters: Mapping[str, Labels]) -> tuple[list[Codes], list[tuple[Hash
     same_length(columns)
     table = Counter(zip(*columns.values(), strict=True))
     outcomes = list(table)
-    known = {label: i for i, label in enumerate(dict.fromkeys(x for row in outcomes for x in row if x is not None))}
-    codes = [
-        np.array([FAILURE if label is None else known[label] for label in row]) for row in zip(*outcomes, strict=True)
-    ]
+    known = dict.fromkeys(label for row in outcomes for label in row if label is not None)
+    code_of = {None: FAILURE, **{label: i for i, label in enumerate(known)}}
+    codes = [np.array([code_of[label] for label in column]) for column in zip(*outcomes, strict=True)]
     return codes, outcomes, list(table.values())
 
 
@@ -292,10 +291,8 @@ def _couples(coded: Mapping[str, Codes], mask_of: Mask) -> dict[tuple[str, str],
     """Returns the codes of every two raters with a common item, and the outcomes that count."""
     if len(coded) < 2:
         raise UserError(f"Agreement needs two raters, not {len(coded)}. Give the labels of at least two.")
-    couples = {
-        (one, two): (coded[one], coded[two], mask_of(coded[one], coded[two])) for one, two in combinations(coded, 2)
-    }
-    couples = {names: couple for names, couple in couples.items() if np.any(couple[2])}
+    masks = {(one, two): mask_of(coded[one], coded[two]) for one, two in combinations(coded, 2)}
+    couples = {(a, b): (coded[a], coded[b], mask) for (a, b), mask in masks.items() if np.any(mask)}
     if not couples:
         raise UserError("annotators: no item was labelled by two of them. Omit this measurement.")
     return couples

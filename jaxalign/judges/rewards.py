@@ -13,6 +13,7 @@ from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.judges.judge import Ask, judge_pairs, judge_scores
 from jaxalign.judges.prompts import POINTWISE, Principle
+from jaxalign.rewards.call import Reward, Rows, Texts
 
 
 def judge_reward(
@@ -22,7 +23,7 @@ def judge_reward(
     template: str | Path = POINTWISE,
     think: bool = False,
     on_failure: float | None = None,
-) -> Callable[[Sequence[str], Sequence[str], Sequence[Mapping[str, Any]]], NDArray[np.float64]]:
+) -> Reward:
     """Returns a reward function for online methods: r = score / 10, from 0.1 to 1.
 
     Args:
@@ -41,9 +42,7 @@ def judge_reward(
     array([0.7])
     """
 
-    def judge_reward(
-        prompts: Sequence[str], completions: Sequence[str], rows: Sequence[Mapping[str, Any]]
-    ) -> NDArray[np.float64]:
+    def judge_reward(prompts: Texts, completions: Texts, rows: Rows) -> NDArray[np.float64]:
         del rows
         scores = judge_scores(judge, prompts, completions, principle=principle, template=template, think=think)
         failed = [i for i, score in enumerate(scores) if score is None]

@@ -210,7 +210,7 @@ def test_votes():
     assert panel_vote({"a": ["first"], "b": [None]}) == ["first"]  # half of the weight is enough
     for weights, words in (
         ({"a": 1}, "'b' has no weight"),
-        ({"a": -1, "b": 1, "c": 1}, "judge 'a' is -1"),
+        ({"a": -1, "b": 1, "c": 1}, "the weights are {'a': -1"),
     ):
         with pytest.raises(UserError, match=words):
             panel_vote(panel, weights)
