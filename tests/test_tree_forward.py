@@ -1,4 +1,4 @@
-"""The tree forward equals running every (prompt + completion) row separately and unpadded."""
+"""The tree forward equals running every (prompt + completion) in a row of its own."""
 
 import dataclasses
 
@@ -11,6 +11,7 @@ from jaxalign.data.trees import Tree, pack
 from jaxalign.loop import Batch, gradients, microbatch, place_batch
 from jaxalign.methods import dpo
 from jaxalign.models.model import Model
+from tests.plain import text_logits
 
 
 def random_trees(count, seed=0, vocab=96, completions=2, longest=12):
@@ -23,15 +24,15 @@ def random_trees(count, seed=0, vocab=96, completions=2, longest=12):
     return trees
 
 
-def separate_logps(model, params, tree):
-    """Per-token log-probs of each completion from plain unpadded rows."""
+def separate_logps(model, params, trees):
+    """Per-token log-probs of each completion of each tree, from a row of its own."""
+    parts = [(tree.prompt, completion) for tree in trees for completion in tree.completions]
+    texts = [np.concatenate(part) for part in parts]
     out = []
-    for completion in tree.completions:
-        row = np.concatenate([tree.prompt, completion])
-        logps = jax.nn.log_softmax(model.logits(params, jnp.asarray(row[None, :])))[0]
-        at = np.arange(max(len(tree.prompt), 1), len(row))
-        out.append(logps[at - 1, row[at]])
-    return out
+    for (prompt, completion), logits in zip(parts, text_logits(model, params, texts), strict=True):
+        logps = jax.nn.log_softmax(logits)
+        out.append(logps[len(prompt) - 1 + np.arange(len(completion)), completion])
+    return [out[i : i + len(trees[0].completions)] for i in range(0, len(out), len(trees[0].completions))]
 
 
 @pytest.mark.parametrize("variant", ["tied", "untied", "window"])
@@ -59,10 +60,11 @@ def test_logps_and_gradient_equal_separate_rows(tiny_config, variant):
         def apart(params):
             """The same weighted sum, read off separate rows; slots of a completion stand in the order of its tokens."""
             total, rows = 0.0, packed.rows
+            logps_of = separate_logps(model, params, trees)
             for m, r, example in zip(*np.nonzero(rows.example_mask), strict=True):
                 prompt = rows.tokens[m, r][(rows.example[m, r] == example) & (rows.branch[m, r] == 0)]
-                tree = next(t for t in trees if np.array_equal(t.prompt, prompt))
-                for branch, logps in enumerate(separate_logps(model, params, tree)):
+                number = next(i for i, t in enumerate(trees) if np.array_equal(t.prompt, prompt))
+                for branch, logps in enumerate(logps_of[number]):
                     total += logps @ weights[m, r][rows.owner[m, r] == example * 2 + branch]
             return total
 

@@ -19,6 +19,7 @@ from jaxalign.models.model import Model
 from jaxalign.models.sharding import make_mesh
 from tests.losses.registry import PUBLIC
 from tests.methods.bigrams import Bigrams, tables
+from tests.plain import text_logits
 
 BETA, MESH = 0.5, make_mesh()
 HYPER = {"beta": BETA, "label_smoothing": 0.1, "gamma": 0.3, "tau": 0.2, "alpha": 0.25}
@@ -156,9 +157,9 @@ def test_wpo_weighs_each_pair(tiny_config):
 
     def weights(params, k):
         values = []
-        for tree in trees:
-            text = np.concatenate([tree.prompt, tree.completions[k]])
-            table = jax.nn.log_softmax(model.logits(params, jnp.asarray(text)[None])[0], -1)[len(tree.prompt) - 1 : -1]
+        texts = [np.concatenate([tree.prompt, tree.completions[k]]) for tree in trees]
+        for tree, logits in zip(trees, text_logits(model, params, texts), strict=True):
+            table = jax.nn.log_softmax(logits, -1)[len(tree.prompt) - 1 : -1]
             answer = tree.completions[k]
             mask = jnp.ones(len(answer), bool)
             squares = jax.nn.logsumexp(2 * table, axis=-1)

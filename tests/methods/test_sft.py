@@ -14,6 +14,7 @@ from jaxalign.data.trees import Tree, pack
 from jaxalign.loop import gradients, make_eval, place_batch
 from jaxalign.methods.sft import sft
 from jaxalign.models.model import Model
+from tests.plain import text_logits
 
 
 def demonstrations(count, vocab=96, seed=0):
@@ -41,9 +42,9 @@ def params(model):
 def transcription(model, params, trees):
     """-log p of every token that counts, row by row through the plain forward, float64."""
     nlls = []
-    for tree in trees:
-        text = np.concatenate([tree.prompt, tree.completions[0]])
-        logits = np.asarray(model.logits(params, jnp.asarray(text)[None])[0], np.float64)
+    texts = [np.concatenate([tree.prompt, tree.completions[0]]) for tree in trees]
+    for tree, text, logits in zip(trees, texts, text_logits(model, params, texts), strict=True):
+        logits = np.asarray(logits, np.float64)
         logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
         first = len(tree.prompt)
         nlls += [-logps[i - 1, text[i]] for i in range(first, len(text)) if tree.masks[0][i - first]]
