@@ -161,10 +161,7 @@ def _slope(verdicts: Codes, difference: Floats, truth: Codes | None, bootstrap: 
     design = design / np.where(scale > 0, scale, 1)
     wins = (_signs(verdicts)[used] + 1) / 2
 
-    def statistic(weight: Floats) -> Floats:
-        return logistic(design, wins, weight)[:, 1] / scale[1]
-
-    return estimate(statistic, np.ones(used.sum()), bootstrap)
+    return estimate(lambda weight: logistic(design, wins, weight)[:, 1] / scale[1], np.ones(used.sum()), bootstrap)
 
 
 def logistic(design: Floats, outcome: Floats, weight: Floats, *, ridge: float = 1e-3, steps: int = 50) -> Floats:

@@ -64,13 +64,11 @@ class JudgedRanking:
         rankings: A ranking for each order shown, best first, by places in the given order; None for a failure.
         replies: A reply for each order shown.
         prompt_hash: Hash of the question in the first order.
-        principle: The principle that the responses were judged by.
     """
 
     rankings: tuple[tuple[int, ...] | None, ...]
     replies: tuple[Reply, ...]
     prompt_hash: str
-    principle: str | None = None
 
     @property
     def scores(self) -> list[float] | None:
@@ -134,24 +132,19 @@ def judge_pairs(
     principles = [None] * len(prompts) if principles is None else principles
     twice = [True] * len(prompts) if both_orders is None else both_orders
     check_same_number(prompts, responses_first, responses_second, principles, twice)
+    columns = zip(prompts, responses_first, responses_second, principles, twice, strict=True)
+    cases = [(prompt, rule, ((a, b), (b, a))[: 1 + both]) for prompt, a, b, rule, both in columns]
     questions = [
-        [
-            make_question(template, principle, prompt=prompt, response_a=a, response_b=b, think=think)
-            for a, b in ((one, two), (two, one))[: 1 + both]
-        ]
-        for prompt, one, two, principle, both in zip(
-            prompts, responses_first, responses_second, principles, twice, strict=True
-        )
+        [make_question(template, rule, prompt=prompt, response_a=a, response_b=b, think=think) for a, b in orders]
+        for prompt, rule, orders in cases
     ]
     judged = []
     for asked, replies, principle in zip(questions, ask_in_orders(judge, questions), principles, strict=True):
-        verdicts = [parse_verdict(reply.text) for reply in replies] + [None]
-        p = [
-            verdict_probability(reply.logprobs, verdict) if verdict is not None and reply.logprobs else None
-            for reply, verdict in zip(replies, verdicts, strict=False)
-        ] + [None]
+        verdicts = [parse_verdict(reply.text) for reply in replies]
+        p = [None if v is None else verdict_probability(r.logprobs, v) for r, v in zip(replies, verdicts, strict=True)]
+        second, second_p = (verdicts[1], p[1]) if len(replies) == 2 else (None, None)
         name = None if principle is None else principle.id
-        judged.append(JudgedPair(verdicts[0], verdicts[1], replies, (p[0], p[1]), prompt_hash(asked[0]), name))
+        judged.append(JudgedPair(verdicts[0], second, replies, (p[0], second_p), prompt_hash(asked[0]), name))
     return judged
 
 
@@ -200,12 +193,11 @@ def judge_rankings(
         )
     judged = []
     replied = ask_in_orders(judge, questions)
-    for texts, principle, asked, replies in zip(responses, principles, questions, replied, strict=True):
+    for texts, asked, replies in zip(responses, questions, replied, strict=True):
         rankings = [parse_ranking(reply.text, len(texts)) for reply in replies]
         if len(rankings) == 2 and rankings[1] is not None:
             rankings[1] = tuple(len(texts) - 1 - k for k in rankings[1])
-        name = None if principle is None else principle.id
-        judged.append(JudgedRanking(tuple(rankings), replies, prompt_hash(asked[0]), name))
+        judged.append(JudgedRanking(tuple(rankings), replies, prompt_hash(asked[0])))
     return judged
 
 

@@ -106,8 +106,7 @@ def label_answers(config: LabellingConfig, report: Report = silent) -> RunResult
     journal.write_settings()
     for rater in raters:
         collect_verdicts(rater, read.items, task, journal, config.save_every, report)
-    margin = max(rater.margin for rater in raters)
-    rows, counts = combine_journal(config, read.items, journal, margin, report)
+    rows, counts = combine_journal(config, read.items, journal, max(rater.margin for rater in raters), report)
     return RunResult(rows, counts, journal.write_rows(f"{FILES[config.write]}.jsonl", rows))
 
 

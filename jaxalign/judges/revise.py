@@ -207,8 +207,7 @@ def rewrite(
         # A draft whose revision failed takes no part in further rounds.
         results = zip(texts, (revision.revision for revision in revisions), strict=True)
         texts = {key: text for key, text in results if text is not None}
-    name = name_of(config.judge)
-    return [_line(key, name, revisions) for key, revisions in rounds.items()]
+    return [_line(key, name_of(config.judge), revisions) for key, revisions in rounds.items()]
 
 
 def _line(key: str, judge: str, rounds: Sequence[Revision]) -> dict[str, Any]:
