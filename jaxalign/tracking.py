@@ -7,20 +7,20 @@ uninterrupted run to the byte.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
 from jaxalign.errors import UserError
+from jaxalign.paths import write_whole
 from jaxalign.reporting import Report, format_duration, silent
 
 METRICS_FILE = "metrics.jsonl"
@@ -88,10 +88,7 @@ class Jsonl:
         self.lines = []
         if resume_step is not None and path.exists():
             self.lines = [line for line in read_jsonl(path) if line["step"] <= resume_step]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(line) + "\n" for line in self.lines), encoding="utf-8")
-        os.replace(draft, path)  # a crash here leaves the old file or the new one
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -162,8 +159,10 @@ class Wandb:
         self._run.finish()
 
 
-class Tracker:
+class Tracker(contextlib.ExitStack):
     """Records the metrics of a run in memory, in its files, on dashboards and in its report.
+
+    It is a context manager. Leaving it, or ``close``, closes all files and dashboards.
 
     Args:
         directory: The run's output directory; None records in memory only.
@@ -191,6 +190,7 @@ class Tracker:
         shown: Mapping[str, str] = SHOWN,
         report: Report = silent,
     ):
+        super().__init__()
         config = config or LogConfig()
         if config.every < 1:
             raise UserError(f"log.every is {config.every}. Give 1 or more steps.")
@@ -216,6 +216,8 @@ class Tracker:
         self.lines = list(metrics.lines)
         self._sinks.append(metrics)
         self._timings = Jsonl(directory / TIMINGS_FILE, resume_step=resume_step)
+        for sink in (*self._sinks, self._timings):
+            self.callback(sink.close)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records a training step.
@@ -261,23 +263,8 @@ class Tracker:
         for sink in self._sinks:
             sink.log(step, values)
 
-    def close(self) -> None:
-        """Closes all files and dashboards."""
-        for sink in (*self._sinks, self._timings):
-            if sink is not None:
-                sink.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
+class Timing(NamedTuple):
     """Pace since the last logged step, in seconds per step and tokens per second, and the seconds left."""
 
     seconds: float

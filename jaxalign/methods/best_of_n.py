@@ -37,27 +37,6 @@ def expected_best(scores: Float[np.ndarray, "B N"], n: int) -> Float[np.ndarray,
     return np.sort(scores, axis=1) @ _rank_weights(scores.shape[1], n)
 
 
-def measured_kl(scores: Float[np.ndarray, "B N"], n: int) -> float:
-    """Estimates KL(best of n ‖ policy) in nats from N >> n samples of the policy for each prompt.
-
-    Best-of-n samples a completion of score s with the log-ratio log [(F(s)ⁿ - F(s⁻)ⁿ) / (F(s) - F(s⁻))]. F is the
-    policy's distribution of scores, and F(s⁻) its value just below s. Tied completions share their probability.
-    F comes from the samples, so the estimate is low by about (n - 1)/N. Without ties it converges to
-    ``losses.best_of_n_kl``. Source: Beirami et al. 2024, arXiv:2401.01879.
-
-    >>> round(measured_kl(np.arange(4000.0)[None], 4), 3), round(measured_kl(np.zeros((1, 100)), 4), 3)
-    (0.636, 0.0)
-    """
-    kls = []
-    for row in np.asarray(scores, np.float64):
-        _, counts = np.unique(row, return_counts=True)
-        upper = np.cumsum(counts) / len(row)
-        lower = upper - counts / len(row)
-        mass = upper**n - lower**n
-        kls.append(np.sum(mass * np.log(mass / (upper - lower))))
-    return float(np.mean(kls))
-
-
 def _rank_weights(count: int, n: int) -> Float[np.ndarray, " N"]:
     """Returns C(i - 1, n - 1) / C(N, n) for ranks i = 1..N."""
     weights = np.zeros(count)

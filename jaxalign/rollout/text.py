@@ -232,7 +232,7 @@ def read_prompts(path: str, limit: int | None = None) -> list[str]:
             if prompt is None and isinstance(row.checked.get("chosen"), str):
                 prompt, _ = prompt_only(row.checked, None)
         if not isinstance(prompt, str):
-            raise UserError(f"{row.place}: field 'prompt' must be there and be a string.")
+            raise UserError(f"{row.place}: field 'prompt' is not a string. Give one.")
         prompts.append(prompt)
     if not prompts:
         raise UserError(f"{path} has no rows. Give a file with at least one.")

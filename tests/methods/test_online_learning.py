@@ -56,9 +56,7 @@ def test_best_of_n_costs_the_kl_of_its_formula():
     won = upper**n - lower**n
     exact = np.sum(won * (np.log(won) - logps[order]))  # with atoms
     formula = float(losses.best_of_n_kl(n))
-    estimate = best_of_n.measured_kl(scores.reshape(1, -1), n)
-    print(f"counted {counted:.4f}, exact {exact:.4f}, by ranks {estimate:.4f}, formula {formula:.4f}")
+    print(f"counted {counted:.4f}, exact {exact:.4f}, formula {formula:.4f}")
     assert abs(counted - exact) < 0.03
-    assert abs(estimate - exact) < 0.01
     assert exact <= formula
     assert formula - exact < 0.08  # what the atoms take
