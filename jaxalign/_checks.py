@@ -66,10 +66,11 @@ def to_array(name: str, value: ArrayLike) -> Array:
         raise TypeError(f"{name} must be an array, got {type(value).__name__}.") from error
 
 
-def same_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
-    """Raises unless an array has the given shape, that of argument ``like``."""
-    if array.shape != tuple(shape):
-        raise ValueError(f"{name} must have the shape of {like}, {list(shape)}, got {list(array.shape)}.")
+def same_shape(name: str, array: Array, shape: tuple[int, ...], like: str, *, or_scalar: bool = False) -> None:
+    """Raises unless an array has the given shape, that of argument ``like``, or is a scalar where one is allowed."""
+    if array.shape != tuple(shape) and not (or_scalar and array.ndim == 0):
+        kind = "be a scalar or have" if or_scalar else "have"
+        raise ValueError(f"{name} must {kind} the shape of {like}, {list(shape)}, got {list(array.shape)}.")
 
 
 def at_least_axes(name: str, array: Array, count: int, wanted: str) -> None:
@@ -78,12 +79,19 @@ def at_least_axes(name: str, array: Array, count: int, wanted: str) -> None:
         raise ValueError(f"{name} must have shape {wanted}, got {list(array.shape)}.")
 
 
-def scalar_or_shape(name: str, array: Array, shape: tuple[int, ...], like: str) -> None:
-    """Raises unless an array is a scalar or has the given shape, that of argument ``like``."""
-    if array.shape not in ((), tuple(shape)):
-        raise ValueError(
-            f"{name} must be a scalar or have the shape of {like}, {list(shape)}, got {list(array.shape)}."
-        )
+def to_constant(name: str, value: ArrayLike, like: Array, like_name: str, *, or_scalar: bool = False) -> Array:
+    """Returns numbers without gradient and in the type of another array, which they must not widen.
+
+    Args:
+        name: name of the argument.
+        value: integers or floats.
+        like: an array of the required shape.
+        like_name: name of that array.
+        or_scalar: whether one number for all is allowed too.
+    """
+    array = to_number(name, value)
+    same_shape(name, array, like.shape, like_name, or_scalar=or_scalar)
+    return jax.lax.stop_gradient(array).astype(like.dtype)
 
 
 def in_interval(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:

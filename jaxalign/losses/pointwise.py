@@ -86,7 +86,7 @@ def bco_pair(
     Source: Jung et al. 2024, arXiv:2404.04656.
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    delta = _constant("delta", delta, h_c, "policy_chosen_logps")
+    delta = check.to_constant("delta", delta, h_c, "policy_chosen_logps", or_scalar=True)
     return -log_sigmoid(beta * h_c - delta) - log_sigmoid(-(beta * h_r - delta))
 
 
@@ -236,7 +236,7 @@ def kto(
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7.
     """
     h, desirable = _labelled(policy_logps, reference_logps, desirable)
-    kl = _constant("kl", kl, h)
+    kl = check.to_constant("kl", kl, h, "policy_logps", or_scalar=True)
     return jnp.where(
         desirable, desirable_weight * sigmoid(-beta * (h - kl)), undesirable_weight * sigmoid(beta * (h - kl))
     )
@@ -343,7 +343,7 @@ def bco(
     Source: Jung et al. 2024, arXiv:2404.04656.
     """
     h, desirable = _labelled(policy_logps, reference_logps, desirable)
-    logits = beta * h - _constant("delta", delta, h)
+    logits = beta * h - check.to_constant("delta", delta, h, "policy_logps", or_scalar=True)
     return -log_sigmoid(jnp.where(desirable, logits, -logits))
 
 
@@ -352,10 +352,3 @@ def _labelled(policy_logps: Logps, reference_logps: Logps, desirable: Array) -> 
     policy, reference = check.to_floats(policy_logps=policy_logps, reference_logps=reference_logps)
     desirable = check.to_mask("desirable", desirable, policy.shape, "policy_logps")
     return policy - jax.lax.stop_gradient(reference), desirable
-
-
-def _constant(name: str, value: ArrayLike, h: Logps, like: str = "policy_logps") -> Array:
-    """Returns a scalar or one value per completion, without gradient and in h's type, which it must not widen."""
-    array = check.to_number(name, value)
-    check.scalar_or_shape(name, array, h.shape, like)
-    return jax.lax.stop_gradient(array).astype(h.dtype)

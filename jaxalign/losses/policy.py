@@ -42,7 +42,7 @@ def reinforce(logps: Tokens, advantages: Tokens) -> Tokens:
     Source: Williams 1992, https://doi.org/10.1007/BF00992696.
     """
     logps = check.to_float("logps", logps)
-    return -_constant("advantages", advantages, logps) * logps
+    return -check.to_constant("advantages", advantages, logps, "logps") * logps
 
 
 def ppo_clip(
@@ -138,8 +138,8 @@ def value_clip(values: Tokens, old_values: Tokens, returns: Tokens, *, clip: flo
     Source: https://github.com/openai/baselines, ppo2/model.py; analysed in Andrychowicz et al. 2020, arXiv:2006.05990.
     """
     values = check.to_float("values", values)
-    old_values = _constant("old_values", old_values, values, "values")
-    returns = _constant("returns", returns, values, "values")
+    old_values = check.to_constant("old_values", old_values, values, "values")
+    returns = check.to_constant("returns", returns, values, "values")
     clipped = jnp.clip(values, old_values - clip, old_values + clip)
     return jnp.maximum((values - returns) ** 2, (clipped - returns) ** 2) / 2
 
@@ -232,15 +232,6 @@ def cap(x: Array, bound: ArrayLike) -> Array:
 
 def _log_ratio(logps: Tokens, old_logps: Tokens, advantages: Tokens) -> tuple[Tokens, Tokens]:
     """Checks the arguments and returns (log ρ, A), with old log-probabilities and advantages held constant."""
-    logps = check.to_float("logps", logps)
-    old_logps = check.to_float("old_logps", old_logps)
-    check.same_shape("old_logps", old_logps, logps.shape, "logps")
+    logps, old_logps = check.to_floats(logps=logps, old_logps=old_logps)
     log_ratio = logps - jax.lax.stop_gradient(old_logps)
-    return log_ratio, _constant("advantages", advantages, log_ratio)
-
-
-def _constant(name: str, value: Array, like: Array, like_name: str = "logps") -> Array:
-    """Returns ``value``, which may be integer, in the type of ``like`` and without gradient; the shapes must agree."""
-    value = check.to_number(name, value)
-    check.same_shape(name, value, like.shape, like_name)
-    return jax.lax.stop_gradient(value).astype(like.dtype)
+    return log_ratio, check.to_constant("advantages", advantages, log_ratio, "logps")

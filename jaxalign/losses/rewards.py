@@ -37,9 +37,8 @@ def bradley_terry(chosen_rewards: Rewards, rejected_rewards: Rewards, *, margin:
     eq. 2.
     """
     r_c, r_r = check.to_floats(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
-    margin = check.to_number("margin", margin)
-    check.scalar_or_shape("margin", margin, r_c.shape, "chosen_rewards")
-    return -log_sigmoid(r_c - r_r - jax.lax.stop_gradient(margin).astype(r_c.dtype))
+    margin = check.to_constant("margin", margin, r_c, "chosen_rewards", or_scalar=True)
+    return -log_sigmoid(r_c - r_r - margin)
 
 
 def reward_centering(chosen_rewards: Rewards, rejected_rewards: Rewards) -> Rewards:

@@ -174,12 +174,9 @@ def a_star_po(
     Source: Brantley et al. 2025, arXiv:2505.20686.
     """
     logps, ref_logps = check.to_floats(logps=logps, ref_logps=ref_logps)
-    targets = []
-    for name, value in (("rewards", rewards), ("optimal_values", optimal_values)):
-        value = check.to_number(name, value)
-        check.same_shape(name, value, logps.shape, "logps")
-        targets.append(jax.lax.stop_gradient(value).astype(logps.dtype))
-    return (beta * (logps - jax.lax.stop_gradient(ref_logps)) - (targets[0] - targets[1])) ** 2
+    rewards = check.to_constant("rewards", rewards, logps, "logps")
+    optimal_values = check.to_constant("optimal_values", optimal_values, logps, "logps")
+    return (beta * (logps - jax.lax.stop_gradient(ref_logps)) - (rewards - optimal_values)) ** 2
 
 
 def optimal_value(rewards: Float[Array, "*B K"], *, beta: float) -> Float[Array, "*B"]:
