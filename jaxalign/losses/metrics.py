@@ -206,8 +206,7 @@ def policy_metrics(
     (Array(1., dtype=float32), Array(2., dtype=float32))
     """
     logps, old_logps = check.to_floats(logps=logps, old_logps=old_logps)
-    advantages = check.to_number("advantages", advantages)
-    check.same_shape("advantages", advantages, logps.shape, "logps")
+    advantages = check.to_constant("advantages", advantages, logps, "logps")
     ratio = jnp.exp(logps - old_logps)
     low = (ratio < 1 - clip_low) & (advantages < 0)
     high = (ratio > 1 + clip_high) & (advantages > 0)

@@ -146,13 +146,9 @@ def stream_text(
     check_positions(model, longest + max_new_tokens, "The longest prompt plus max_new_tokens")
     # The last batch is filled up to this size, so that one program serves all batches of a width.
     size = min(batch_size, len(prompts))
-    settings: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "key": key,
-        "sampling": sampling,
-        "num_completions": num_completions,
-    }
-    settings |= {"eos_id": end_ids(model, tokenizer), "stop": stop_strings(tokenizer, stop), "segment": segment}
+    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "key": key, "sampling": sampling}
+    settings |= {"eos_id": end_ids(model, tokenizer), "stop": stop_strings(tokenizer, stop)}
+    settings |= {"num_completions": num_completions, "segment": segment}
     for start in range(0, len(prompts), batch_size):
         chunk = prompts[start : start + batch_size]
         width = -(-max(map(len, chunk)) // WIDTH) * WIDTH

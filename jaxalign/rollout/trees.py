@@ -30,22 +30,18 @@ def rollout_trees(
         ValueError: if the rollout or an extra does not have K completions of every prompt.
     """
     tokens, mask, logps = (np.asarray(x) for x in rollout)
-    sizes = {"rollout": len(tokens), **{name: len(value) for name, value in extras.items()}}
-    for name, size in sizes.items():
-        if size != len(prompts) * num_completions:
-            raise ValueError(
-                f"{name} has {size} completions. Give {num_completions} for each of the {len(prompts)} prompts."
-            )
     values: dict[str, Any] = {name: np.asarray(value) for name, value in extras.items()}
-    trees = []
-    for number, prompt in enumerate(prompts):
-        rows = np.arange(number * num_completions, (number + 1) * num_completions)
-        trees.append(
-            Tree.of(
-                prompt,
-                [tokens[row][mask[row]] for row in rows],
-                token_extras={"old_logps": [logps[row][mask[row]] for row in rows]},
-                **{name: value[rows] for name, value in values.items()},
+    for name, value in {"rollout": tokens, **values}.items():
+        if len(value) != len(prompts) * num_completions:
+            raise ValueError(
+                f"{name} has {len(value)} completions. Give {num_completions} for each of the {len(prompts)} prompts."
             )
+    return [
+        Tree.of(
+            prompt,
+            [tokens[row][mask[row]] for row in rows],
+            token_extras={"old_logps": [logps[row][mask[row]] for row in rows]},
+            **{name: value[rows] for name, value in values.items()},
         )
-    return trees
+        for prompt, rows in zip(prompts, np.arange(len(tokens)).reshape(-1, num_completions), strict=True)
+    ]
