@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 
@@ -51,26 +51,13 @@ def check_installed(config: LogConfig) -> None:
     Raises:
         UserError: If one is missing; the message has the command that installs it.
     """
-    for name, wanted, package in (
-        ("tensorboard", config.tensorboard, "tensorboardX"),
-        ("wandb", config.wandb is not None, "wandb"),
-    ):
-        if not wanted:
-            continue
+    packages = {"tensorboard": "tensorboardX"} if config.tensorboard else {}
+    packages |= {"wandb": "wandb"} if config.wandb is not None else {}
+    for name, package in packages.items():
         try:
             importlib.import_module(package)
         except ImportError as error:
             raise UserError(f"log.{name} needs the package {package}. Run: pip install 'jaxalign[{name}]'.") from error
-
-
-class Sink(Protocol):
-    """A destination of metrics: a file or a dashboard."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of a step."""
-
-    def close(self) -> None:
-        """Finishes writing."""
 
 
 class Jsonl:
@@ -196,7 +183,7 @@ class Tracker(contextlib.ExitStack):
             raise UserError(f"log.every is {config.every}. Give 1 or more steps.")
         self._every, self._total_steps = config.every, total_steps
         self._shown, self._report = shown, report
-        self._sinks: list[Sink] = []
+        self._sinks: list[Jsonl | TensorBoard | Wandb] = []
         self._timings: Jsonl | None = None
         self._clock = Clock(resume_step or 0, total_steps)
         self.lines: list[dict[str, Any]] = []

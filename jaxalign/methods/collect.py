@@ -19,7 +19,6 @@ from jaxalign.data.trees import Tree
 from jaxalign.errors import UserError
 from jaxalign.loop import Batch, per_example
 from jaxalign.models.model import Model
-from jaxalign.models.params import union
 from jaxalign.rewards import ensemble
 from jaxalign.rollout import Sampling, generate, rollout_trees
 from jaxalign.rollout.generate import Stop, pad_left
@@ -43,7 +42,6 @@ class Sampler:
         sampling: temperature and filters. Log-probs are those of the untempered, unfiltered policy. Policy gradients
             are unbiased only if completions are sampled from that policy too.
         stop: ends completions by their text.
-        fixed: the part of the policy's parameters that is not trained.
     """
 
     model: Model
@@ -53,7 +51,6 @@ class Sampler:
     width: int | None = None
     sampling: Sampling = Sampling()  # noqa: RUF009  # frozen
     stop: Stop | None = None
-    fixed: Any = None
 
     def __call__(self, params: Any, prompts: Sequence[np.ndarray], key: Array, ids: np.ndarray) -> list[Tree]:
         """Returns a tree for each prompt; ``ids`` number the prompts in the random keys."""
@@ -61,7 +58,7 @@ class Sampler:
         rollout = jax.device_get(
             generate(
                 self.model,
-                union(params, self.fixed),
+                params,
                 tokens,
                 prompt_mask=mask,
                 max_new_tokens=self.max_new_tokens,

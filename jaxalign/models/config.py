@@ -12,7 +12,6 @@ from jaxalign.errors import UserError
 
 MODEL_TYPES = ("llama", "mistral")
 ROPE_TYPES = ("default", "linear", "llama3")
-_PREFIXES = {"llama": "Llama", "mistral": "Mistral"}
 _LANGUAGE, _SCORES = "ForCausalLM", "ForSequenceClassification"
 
 # Defaults of `transformers` for fields that a file omits.
@@ -152,7 +151,7 @@ def from_hf_config(fields: Mapping[str, Any], *, where: str = "config.json") -> 
 def to_hf_config(config: ModelConfig) -> dict[str, Any]:
     """Returns the contents of a ``config.json`` that ``transformers`` 4 and 5 both read."""
     kind = _SCORES if config.num_scores else _LANGUAGE
-    fields: dict[str, Any] = {"architectures": [_PREFIXES[config.model_type] + kind]}
+    fields: dict[str, Any] = {"architectures": [config.model_type.capitalize() + kind]}
     fields |= dataclasses.asdict(config)
     if scores := fields.pop("num_scores"):  # transformers counts labels by their names
         fields["id2label"] = {str(head): f"score_{head}" for head in range(scores)}
@@ -201,8 +200,8 @@ def _num_scores(fields: Mapping[str, Any], model_type: str, where: str) -> int:
 
     A reward model is a sequence classifier in ``transformers``.
     """
-    named = fields.get("architectures") or [_PREFIXES[model_type] + _LANGUAGE]
-    known = {_PREFIXES[model_type] + kind: kind for kind in (_LANGUAGE, _SCORES)}
+    named = fields.get("architectures") or [model_type.capitalize() + _LANGUAGE]
+    known = {model_type.capitalize() + kind: kind for kind in (_LANGUAGE, _SCORES)}
     if not isinstance(named, list) or named[0] not in known:
         raise UserError(f"{where}: architectures is {named!r}; supported are {', '.join(known)}.")
     if known[named[0]] == _LANGUAGE:
