@@ -177,6 +177,7 @@ def test_area_under_the_curve_is_that_of_all_pairs():
     assert np.isnan(separation([1.0, 2.0], [True, True], [0, 1]).auc)
 
 
+@pytest.mark.thorough
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     """Liked N(1, 1) against N(0, 1): Φ(1/√2) = 0.760. 200 data sets; 95% of them ± 3 standard errors."""
     random = np.random.default_rng(1)

@@ -23,6 +23,7 @@ def test_a_figure_is_the_ratio_of_sums_under_its_link():
     assert estimate.ci[0] <= estimate.value <= estimate.ci[1]
 
 
+@pytest.mark.thorough
 def test_intervals_cover_as_often_as_they_say():
     """Of 400 simulated evaluations of 120 items each, means and paired differences; 0.95 ± three standard errors."""
     random = np.random.default_rng(0)

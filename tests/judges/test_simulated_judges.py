@@ -95,6 +95,7 @@ def test_the_audit_finds_what_was_planted(name):
     assert min(hits.values()) >= 16, hits
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["position", "all at once"])
 def test_intervals_cover_as_often_as_they_say(name):
     """600 audits of 250 pairs: 95 % intervals hold the truth in 92 to 98 % of them (3.4 standard errors)."""

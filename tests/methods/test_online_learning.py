@@ -26,6 +26,7 @@ def test_the_true_reward_rises_and_the_policy_stays_near(method):
     assert all(0 < x["kl"] < 6 for x in results)
 
 
+@pytest.mark.thorough
 def test_best_of_n_costs_the_kl_of_its_formula():
     """Completions of two tokens: the policy's 256 probabilities are known, and what best-of-4 draws is counted."""
     n, groups, prompt = 4, 10_000, task.PROMPTS[5]

@@ -143,7 +143,8 @@ def test_frozen_weights_get_no_gradient_computation(base):
     assert saved >= 0.9 * 2 * tokens_in.size * kernels / base[0].config.num_hidden_layers
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 2), pytest.param((1, 1, 8), marks=pytest.mark.thorough)], ids=str)
+@pytest.mark.thorough
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 1, 8)], ids=str)
 def test_sharded_adapters_give_the_single_device_run(base, shape):
     model, adapters = adapted(base)
     want, _, first = train(model, adapters, base[1])
