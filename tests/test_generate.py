@@ -121,7 +121,7 @@ def test_rollouts_do_not_depend_on_batch_or_segment(tiny_config, monkeypatch):
     assert not np.array_equal(whole.tokens[0], whole.tokens[1])
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", [pytest.param((8, 1, 1), marks=pytest.mark.thorough), (2, 2, 2)], ids=str)
 def test_a_mesh_draws_what_one_device_draws(tiny_config, shape):
     with jax.enable_x64(True):
         start = Model(tiny_config, dtype=jnp.float64).init(jax.random.key(0), dtype=jnp.float64)

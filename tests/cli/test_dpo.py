@@ -67,7 +67,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize(("stop", "every"), [(2, 1), (5, 3)])
+@pytest.mark.parametrize(("stop", "every"), [(2, 1), pytest.param(5, 3, marks=pytest.mark.thorough)])
 def test_a_resumed_run_is_the_uninterrupted_one(flags, finished, tmp_path, monkeypatch, capsys, stop, every):
     """Dies in step ``stop``, after its last checkpoint."""
     fold = loop.run

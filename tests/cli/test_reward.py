@@ -88,7 +88,7 @@ def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_
     jax.tree.map(np.testing.assert_array_equal, merged_params, params)
 
 
-@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("heads", [pytest.param(1, marks=pytest.mark.thorough), 3])
 def test_resumed_is_bitwise(reward, tmp_path, monkeypatch, heads):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = {"method.heads": heads, "train__checkpoint_every": 1}

@@ -174,7 +174,7 @@ def assert_tokens(examples, name, want, rtol=1e-6):
             np.testing.assert_allclose(row[: len(mask)][mask], np.asarray(values)[mask], rtol=rtol, atol=1e-9)
 
 
-@pytest.mark.parametrize("trunk", ["shared", "own"])
+@pytest.mark.parametrize("trunk", [pytest.param("shared", marks=pytest.mark.thorough), "own"])
 def test_ppo(setting, trunk):
     model, policy, reference, trees = setting
     gamma, lam, low, high, value_clip, coefficient = 0.97, 0.9, 0.15, 0.25, 0.1, 0.3
