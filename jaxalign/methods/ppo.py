@@ -38,13 +38,13 @@ from jaxalign.methods.experience import (
 )
 from jaxalign.models.model import Model
 from jaxalign.models.params import Params
+from jaxalign.models.sharding import replicated
 
 
 def value_head(model: Model) -> Params:
     """Returns a head on the policy's states that predicts 0 everywhere: ``params["value"]`` before training."""
     kernel = jnp.zeros((model.config.hidden_size, 1), jnp.float32)
-    replicated = jax.sharding.NamedSharding(model.mesh, jax.sharding.PartitionSpec())
-    return {"score": {"kernel": jax.device_put(kernel, replicated)}}
+    return {"score": {"kernel": jax.device_put(kernel, replicated(model.mesh))}}
 
 
 def ppo(

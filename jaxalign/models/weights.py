@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import huggingface_hub
 import jax
@@ -35,17 +35,6 @@ from jaxalign.models.paths import resolve
 SHARD_BYTES = 5 * 10**9
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
-
-
-class Checkpoint(Protocol):
-    """Named tensors on disk, under Hugging Face's names."""
-
-    path: Path
-    config: ModelConfig
-    shapes: dict[str, tuple[int, ...]]
-
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """Returns a slice of one tensor."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +125,10 @@ class SafetensorsCheckpoint:
         if part.get_dtype() not in _FLOATS:
             raise UserError(f"{self.path}: tensor {name} is {part.get_dtype()}. Supported are {', '.join(_FLOATS)}.")
         return part[index]
+
+
+# Named tensors on disk, under Hugging Face's names.
+Checkpoint: TypeAlias = SafetensorsCheckpoint | GGUFCheckpoint
 
 
 def param_leaves(model: Model) -> Any:
