@@ -29,18 +29,16 @@ _HOME = {
     "make_mesh": "jaxalign.models.sharding",
     "save_model": "jaxalign.models.weights",
 }
+_MODULES = {module.name for module in pkgutil.iter_modules(__path__)}
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    try:
+    if name in _MODULES:
         return importlib.import_module(f"jaxalign.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"jaxalign.{name}":
-            raise
-        raise AttributeError(f"module 'jaxalign' has no attribute {name!r}") from None
+    raise AttributeError(f"module 'jaxalign' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOME, *(module.name for module in pkgutil.iter_modules(__path__))])
+    return sorted([*globals(), *_HOME, *_MODULES])

@@ -24,20 +24,27 @@ def to_floats(**arrays: ArrayLike) -> list[Array]:
     return out
 
 
-def to_float(name: str, value: ArrayLike) -> Array:
-    """Converts a value to a jax.Array, which must be of a real float type."""
+def to_float(name: str, value: ArrayLike, axes: str = "") -> Array:
+    """Converts a value to a jax.Array, which must be of a real float type.
+
+    Args:
+        name: name of the argument.
+        value: the value.
+        axes: the wanted shape, such as ``[..., T]``, of an array with one axis or more.
+    """
     array = to_array(name, value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(f"{name} must be real floating point, got {_describe(array)}.")
+    has_axis(name, array, axes)
     return array
 
 
-def to_number(name: str, value: ArrayLike) -> Array:
+def to_number(name: str, value: ArrayLike, axes: str = "") -> Array:
     """Converts a value, which may be integer (such as rewards of 0 and 1), to an array of real floats."""
     array = to_array(name, value)
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(jnp.result_type(float))
-    return to_float(name, array)
+    return to_float(name, array, axes)
 
 
 def to_mask(name: str, value: ArrayLike, shape: tuple[int, ...], like: str) -> Array:
@@ -73,19 +80,19 @@ def same_shape(name: str, array: Array, shape: tuple[int, ...], like: str, *, or
         raise ValueError(f"{name} must {kind} the shape of {like}, {list(shape)}, got {list(array.shape)}.")
 
 
-def at_least_axes(name: str, array: Array, count: int, wanted: str) -> None:
-    """Raises if an array has fewer than ``count`` axes."""
-    if array.ndim < count:
+def has_axis(name: str, array: Array, wanted: str) -> None:
+    """Raises if an array is a scalar and not of the wanted shape, such as ``[..., T]``."""
+    if wanted and array.ndim == 0:
         raise ValueError(f"{name} must have shape {wanted}, got {list(array.shape)}.")
 
 
-def to_constant(name: str, value: ArrayLike, like: Array, like_name: str, *, or_scalar: bool = False) -> Array:
+def to_constant(name: str, value: ArrayLike, like: Any, like_name: str, *, or_scalar: bool = False) -> Array:
     """Returns numbers without gradient and in the type of another array, which they must not widen.
 
     Args:
         name: name of the argument.
         value: integers or floats.
-        like: an array of the required shape.
+        like: an array of the required shape, or its shape and type.
         like_name: name of that array.
         or_scalar: whether one number for all is allowed too.
     """
@@ -101,8 +108,7 @@ def in_interval(name: str, value: Any, low: float, high: float, *, open_low: boo
     # Compares a jax.Array that a jitted function closes over now, instead of tracing the comparison.
     with jax.ensure_compile_time_eval():
         number = to_number(name, value)
-        inside = (low < number if open_low else low <= number) & (number < high)
-        valid = bool(jnp.all(inside))
+        valid = bool(jnp.all((low < number if open_low else low <= number) & (number < high)))
     if not valid:
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}), got {value}.")
 

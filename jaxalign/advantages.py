@@ -47,8 +47,7 @@ def gae(
 
     Source: Schulman et al. 2015, arXiv:1506.02438, eqs. 11 and 16.
     """
-    values = check.to_float("values", values)
-    check.at_least_axes("values", values, 1, "[..., T]")
+    values = check.to_float("values", values, "[..., T]")
     rewards = check.to_number("rewards", rewards)
     check.same_shape("rewards", rewards, values.shape, "values")
     mask = check.to_mask("mask", mask, values.shape, "values")
@@ -94,8 +93,7 @@ def group_relative(rewards: Float[Array, "*B K"], *, scale: bool = True, eps: fl
 
     Source: Shao et al. 2024 (DeepSeekMath), arXiv:2402.03300, sec. 4.1.2; Dr. GRPO: Liu et al. 2025, arXiv:2503.20783.
     """
-    rewards = check.to_number("rewards", rewards)
-    check.at_least_axes("rewards", rewards, 1, "[..., K]")
+    rewards = check.to_number("rewards", rewards, "[..., K]")
     if rewards.shape[-1] == 1:
         return jnp.zeros_like(rewards)
     centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
@@ -125,12 +123,9 @@ def leave_one_out(rewards: Float[Array, "*B K"]) -> Float[Array, "*B K"]:
     Source: Kool et al. 2019, https://openreview.net/forum?id=r1lgTGL5DE; for language models Ahmadian et al. 2024,
     arXiv:2402.14740.
     """
-    rewards = check.to_number("rewards", rewards)
-    check.at_least_axes("rewards", rewards, 1, "[..., K]")
-    num_samples = rewards.shape[-1]
-    if num_samples == 1:
-        return jnp.zeros_like(rewards)
-    return (rewards - jnp.mean(rewards, axis=-1, keepdims=True)) * (num_samples / (num_samples - 1))
+    centred = group_relative(rewards, scale=False)
+    num_samples = centred.shape[-1]
+    return centred * (num_samples / max(num_samples - 1, 1))
 
 
 def per_sequence(
@@ -238,7 +233,7 @@ def kl_shaped_rewards(
     Source: Ziegler et al. 2019, arXiv:1909.08593, eq. 2, spread over tokens as in Ouyang et al. 2022, arXiv:2203.02155.
     """
     logps, ref_logps = check.to_floats(logps=logps, ref_logps=ref_logps)
-    check.at_least_axes("logps", logps, 1, "[..., T]")
+    check.has_axis("logps", logps, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
     scores = check.to_number("scores", scores)
     check.same_shape("scores", scores, logps.shape[:-1], "logps without its last axis")

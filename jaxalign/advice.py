@@ -165,10 +165,8 @@ def memory_bytes(cost: MethodCost, parameters: int, adapters: int | None = None)
     >>> memory_bytes(kto, 100), memory_bytes(kto, 100, 2)
     (2000, 432)
     """
-    if adapters is None:
-        return TRAINED_BYTES * cost.trained * parameters + 4 * cost.frozen * parameters
-    others = max(0, cost.frozen - 1)
-    return 4 * parameters + TRAINED_BYTES * cost.trained * adapters + 4 * others * parameters
+    trained, frozen = (parameters, cost.frozen) if adapters is None else (adapters, max(1, cost.frozen))
+    return TRAINED_BYTES * cost.trained * trained + 4 * frozen * parameters
 
 
 def write_advice(inspection: Inspection, *, verifiable: bool, judge: bool, ppo_fits: bool) -> list[str]:
@@ -206,28 +204,27 @@ def write_advice(inspection: Inspection, *, verifiable: bool, judge: bool, ppo_f
 
 
 def _first_step(kind: str, verifiable: bool, judge: bool, fit: str) -> list[str]:
-    if kind == "preference":
-        return [
+    steps = {
+        "preference": [
             "Start with jaxalign dpo: pairs are all it needs, and it holds one model.",
             f"If good answers lie outside the pairs, so that exploration matters: jaxalign reward, then ppo ({fit}).",
-        ]
-    if kind == "unpaired":
-        return ["Start with jaxalign kto: it learns from single answers that were liked or not."]
-    if kind == "ranking":
-        return [
+        ],
+        "unpaired": ["Start with jaxalign kto: it learns from single answers that were liked or not."],
+        "ranking": [
             "Start with jaxalign reward: it learns from rankings; its model then serves ppo, online_dpo or best-of-n.",
             f"For ppo, {fit}.",
-        ]
-    if verifiable:
-        return ["Start with jaxalign grpo and the reward number_match: rows contain answers to check."]
-    if kind == "sft":
-        return ["Start with jaxalign sft: these are demonstrations, which do not say which of two answers is better."]
-    if judge:
-        return ["Start with jaxalign judge on sampled answers, then dpo: there are prompts, and a stronger judge."]
-    return [
-        "These are prompts only: no method can know a good answer from a bad one yet. Collect pairs or thumbs, "
-        "write a reward function (jaxalign grpo), or find a clearly stronger judge (jaxalign judge)."
-    ]
+        ],
+        "checked": ["Start with jaxalign grpo and the reward number_match: rows contain answers to check."],
+        "sft": ["Start with jaxalign sft: these are demonstrations, which do not say which of two answers is better."],
+        "judged": ["Start with jaxalign judge on sampled answers, then dpo: there are prompts, and a stronger judge."],
+        "prompt": [
+            "These are prompts only: no method can know a good answer from a bad one yet. Collect pairs or thumbs, "
+            "write a reward function (jaxalign grpo), or find a clearly stronger judge (jaxalign judge)."
+        ],
+    }
+    if kind in ("sft", "prompt") and verifiable:
+        return steps["checked"]
+    return steps["judged" if kind == "prompt" and judge else kind]
 
 
 def machine_memory() -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -16,7 +16,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from jaxalign.errors import UserError
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The latest checkpoints of a run and the best one, in a directory.
 
     The directory contains a folder per saved step, with the arrays of the state under their paths in the tree and the
@@ -53,13 +53,12 @@ class Checkpoints:
             raise UserError(f"{self.directory} does not exist. Give the directory of a run that saved checkpoints.")
         self.best = best
         self._sign = 1.0 if mode == "max" else -1.0
-        latest: policies.PreservationPolicy = policies.LatestN(max(keep, 1))
-        if best is not None:
-            latest = policies.AnyPreservationPolicy([latest, policies.BestN(get_metric_fn=self._quality, n=1)])
+        preserved = [policies.LatestN(max(keep, 1))]
+        preserved += [] if best is None else [policies.BestN(get_metric_fn=self._quality, n=1)]
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=latest,
+                preservation_policy=policies.AnyPreservationPolicy(preserved),
                 best_fn=self._quality,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
@@ -139,12 +138,7 @@ class Checkpoints:
         """Waits until everything is written."""
         self._manager.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _quality(self, metrics: Mapping[str, float]) -> float:
@@ -206,8 +200,7 @@ def check_writable(directory: str | Path) -> None:
     Raises:
         UserError: if it cannot be written; the message names the directory and the reason.
     """
-    directory = Path(directory).absolute()
-    existing = directory
+    existing = directory = Path(directory).absolute()
     try:
         while not _exists(existing):
             existing = existing.parent

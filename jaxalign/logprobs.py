@@ -39,8 +39,7 @@ def token_logps(logits: Float[Array, "*B V"], targets: Int[Array, "*B"]) -> Floa
     >>> token_logps(jnp.zeros([3, 4]), jnp.array([0, 1, 2]))
     Array([-1.3862..., -1.3862..., -1.3862...], dtype=float32)
     """
-    logits = check.to_float("logits", logits)
-    check.at_least_axes("logits", logits, 1, "[..., V]")
+    logits = check.to_float("logits", logits, "[..., V]")
     targets = check.to_indices("targets", targets, logits.shape[:-1], "logits without its last axis")
     logits = logits.astype(_wide(logits.dtype))
     targets = _in_vocabulary(targets, logits.shape[-1])
@@ -66,8 +65,7 @@ def token_entropy(logits: Float[Array, "*B V"]) -> Float[Array, "*B"]:
     >>> token_entropy(jnp.zeros([1, 4]))
     Array([1.3862...], dtype=float32)
     """
-    logits = check.to_float("logits", logits)
-    check.at_least_axes("logits", logits, 1, "[..., V]")
+    logits = check.to_float("logits", logits, "[..., V]")
     log_probs = jax.nn.log_softmax(logits.astype(_wide(logits.dtype)), axis=-1)
     # A logit of -inf excludes an entry, whose term 0 · -∞ would be NaN.
     return -jnp.sum(jnp.exp(log_probs) * jnp.where(log_probs > -jnp.inf, log_probs, 0), axis=-1)
@@ -261,8 +259,7 @@ def _fused_arguments(
     hidden: Array, head: Array, targets: Array, chunk_size: int, vocab_axis: int
 ) -> tuple[Array, Array, Array, _Chunking]:
     """Checks the arguments and returns them, with states and head in one type, and the chunks."""
-    hidden, head = check.to_float("hidden", hidden), check.to_float("head", head)
-    check.at_least_axes("hidden", hidden, 1, "[..., D]")
+    hidden, head = check.to_float("hidden", hidden, "[..., D]"), check.to_float("head", head)
     check.one_of("vocab_axis", vocab_axis, (0, 1))
     if head.ndim != 2 or head.shape[1 - vocab_axis] != hidden.shape[-1]:
         wanted = "[D, V]" if vocab_axis else "[V, D]"
@@ -360,8 +357,4 @@ def _logps_forward(hidden: Array, head: Array, targets: Array, chunks: _Chunking
     return statistics.logps, (*residuals[:-1], None)
 
 
-def _logps_backward(chunks: _Chunking, residuals: tuple, cotangent: Array) -> tuple:
-    return _fused_backward(chunks, residuals, cotangent, None)
-
-
-_fused_logps.defvjp(_logps_forward, _logps_backward)
+_fused_logps.defvjp(_logps_forward, functools.partial(_fused_backward, to_entropy=None))

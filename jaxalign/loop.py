@@ -131,9 +131,7 @@ def sum_microbatches(fn: Callable[[Rows], Any], batch: Batch, zeros: Any = None)
     the shapes that ``fn`` returns.
     """
     if zeros is None:
-        zeros = jax.tree.map(
-            lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(lambda: fn(microbatch(batch.rows, 0)))
-        )
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(lambda: fn(microbatch(batch.rows, 0))))
 
     def body(index: Int[Array, ""], total: Any) -> Any:
         return add(total, fn(microbatch(batch.rows, index)))
@@ -234,15 +232,13 @@ def gradients(
     def loss(params: Any, rows: Rows) -> tuple[Array, Metrics]:
         return method.loss(union(params, fixed), rows)
 
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
-
     def microbatch_gradient(rows: Rows) -> Any:
-        value, grads = value_and_grad(params, rows)
+        value, grads = jax.value_and_grad(loss, has_aux=True)(params, rows)
         return value, pin(grads)
 
-    value_shape = jax.eval_shape(loss, params, microbatch(batch.rows, 0))
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), value_shape)
-    value, grads = sum_microbatches(microbatch_gradient, batch, (zeros, pin(jax.tree.map(jnp.zeros_like, params))))
+    shapes = (jax.eval_shape(loss, params, microbatch(batch.rows, 0)), params)
+    value_zeros, gradient_zeros = jax.tree.map(jnp.zeros_like, shapes)
+    value, grads = sum_microbatches(microbatch_gradient, batch, (value_zeros, pin(gradient_zeros)))
     return value, grads, method_state
 
 
@@ -278,9 +274,7 @@ def init_state(
 def _replicated_like(params: Any) -> Any:
     """Returns the sharding of an array that every device of the parameters' mesh holds in full."""
     sharding = jax.tree.leaves(params)[0].sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return sharding
+    return replicated(sharding.mesh) if isinstance(sharding, jax.sharding.NamedSharding) else sharding
 
 
 def make_step(
@@ -319,11 +313,11 @@ def make_step(
             report["learning_rate"] = jnp.asarray(learning_rate(state.step))
         return TrainState(state.step + 1, params, opt_state, method_state, state.key), report
 
-    frozen_shardings, fixed_shardings = jax.tree.map(lambda x: x.sharding, (frozen, fixed))
+    others = jax.tree.map(lambda x: x.sharding, (frozen, fixed))
     jitted = jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(shardings, frozen_shardings, fixed_shardings, None),  # None: as ``place_batch`` sharded the batch
+        in_shardings=(shardings, *others, None),  # None: as ``place_batch`` sharded the batch
         out_shardings=(shardings, _replicated_like(state.params)),
     )
     return StepFn(jitted, frozen, fixed)

@@ -71,23 +71,16 @@ def visible(
     return allowed | jnp.eye(branch.shape[-1], dtype=bool)
 
 
-def sum_by_owner(
-    values: Float[Array, "R S"], owner: Int[Array, "R S"], num_examples: int, num_completions: int
-) -> Float[Array, "R E K"]:
-    """Sums values over each completion's slots; slots with owner -1 are ignored.
+def completion_sums(values: Float[Array, "R S"], rows: Rows) -> Float[Array, "R E K"]:
+    """Returns each completion's sum over its target slots; of token log-probs, log π(completion | prompt) in nats.
 
     out[r, e, k] = Σ_{s: owner[r, s] = e·K + k} values[r, s]
     """
-    segments = num_examples * num_completions
+    num_examples, num_completions = rows.last.shape[-2:]
     # A one-hot sum instead of a scatter: rows stay independent under sharding, and NaN in unused slots has no effect.
-    hit = owner[..., None] == jnp.arange(segments)
+    hit = rows.owner[..., None] == jnp.arange(num_examples * num_completions)
     sums = jnp.sum(jnp.where(hit, values[..., None], 0), axis=-2)
     return sums.reshape(*values.shape[:-1], num_examples, num_completions)
-
-
-def completion_sums(values: Float[Array, "R S"], rows: Rows) -> Float[Array, "R E K"]:
-    """Returns each completion's sum over its target slots; of token log-probs, log π(completion | prompt) in nats."""
-    return sum_by_owner(values, rows.owner, *rows.last.shape[-2:])
 
 
 def completion_lengths(rows: Rows) -> Float[Array, "R E K"]:

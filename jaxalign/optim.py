@@ -89,11 +89,8 @@ def decay_mask(params: Any) -> Any:
     >>> decay_mask({"norm": {"scale": 1.0}, "q": {"kernel": 1.0, "bias": 1.0}})
     {'norm': {'scale': False}, 'q': {'bias': False, 'kernel': True}}
     """
-
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return jax.tree_util.keystr(path[-1:], simple=True) not in ("scale", "bias")
-
-    return jax.tree_util.tree_map_with_path(decays, params)
+    without = ("scale", "bias")
+    return jax.tree.map_with_path(lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) not in without, params)
 
 
 def make_optimizer(config: OptimConfig, num_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
@@ -134,15 +131,9 @@ def make_optimizer(config: OptimConfig, num_steps: int) -> tuple[optax.GradientT
 
 def _check_config(config: OptimConfig) -> None:
     """Raises for a number out of its range."""
-    ranges = {
-        "learning_rate": (0.0, math.inf),
-        "warmup_ratio": (0.0, 1.0),
-        "final_fraction": (0.0, 1.0),
-        "weight_decay": (0.0, math.inf),
-        "eps": (0.0, math.inf),
-        "warmup_steps": (0, math.inf),
-    }
-    check_ranges(config, ranges, prefix="optim.")
+    positive = dict.fromkeys(("learning_rate", "weight_decay", "eps", "warmup_steps"), (0.0, math.inf))
+    shares = dict.fromkeys(("warmup_ratio", "final_fraction"), (0.0, 1.0))
+    check_ranges(config, positive | shares, prefix="optim.")
     for name in ("b1", "b2"):
         if not 0 <= getattr(config, name) < 1:
             raise UserError(f"optim.{name} is {getattr(config, name)}. Give a number from 0 to below 1.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -90,9 +91,7 @@ def check_ranges(config: Any, ranges: Mapping[str, tuple[float, float]], prefix:
         UserError: if a number is out of range; the message names the key, its value and the range.
     """
     for key, (low, high) in ranges.items():
-        value: Any = config
-        for name in key.split("."):
-            value = getattr(value, name)
+        value = operator.attrgetter(key)(config)
         numbers = value if isinstance(value, tuple) else () if value is None else (value,)
         if value == () or not all(low <= number <= high and math.isfinite(number) for number in numbers):
             limits = f"finite numbers, {low:g} or more" if high == math.inf else f"a number from {low:g} to {high:g}"

@@ -179,15 +179,7 @@ def wilson(share: float, count: int, z: float = 1.96) -> Interval:
     return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
-class MeanInterval(NamedTuple):
-    """A mean and the ends of its interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def student(values: np.ndarray) -> MeanInterval:
+def student(values: np.ndarray) -> tuple[float, float, float]:
     """Computes the mean of independent values, such as one per seed, with Student's 95% interval.
 
         mean ± t_{0.975, n-1} s / √n
@@ -198,10 +190,10 @@ def student(values: np.ndarray) -> MeanInterval:
         values: the values, ``[n]``.
 
     Returns:
-        the mean and the ends of its interval.
+        ``(mean, low, high)``, the mean and the ends of its interval.
 
-    >>> result = student(np.array([1.0, 2.0, 3.0]))
-    >>> result.mean, round(result.low, 3), round(result.high, 3)
+    >>> mean, low, high = student(np.array([1.0, 2.0, 3.0]))
+    >>> mean, round(low, 3), round(high, 3)
     (2.0, -0.484, 4.484)
 
     Source: Student 1908, https://doi.org/10.2307/2331554.
@@ -211,9 +203,9 @@ def student(values: np.ndarray) -> MeanInterval:
 
     mean = float(values.mean())
     if len(values) < 2:
-        return MeanInterval(mean, math.nan, math.nan)
+        return mean, math.nan, math.nan
     half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return MeanInterval(mean, mean - half, mean + half)
+    return mean, mean - half, mean + half
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,11 +284,7 @@ def _resample(counts: Floats, bootstrap: Bootstrap) -> Iterator[Floats]:
 
 def _weight_by_code(weight: Floats, codes: Codes, size: int) -> Floats:
     """Sums the weights of each code, ``[R, size]``; failures are omitted."""
-    order = np.argsort(codes, kind="stable")
-    order = order[codes[order] != FAILURE]
-    out = np.zeros((len(weight), max(size, 1)))
-    if len(order):
-        # Sorted by code, each code is one run of columns, which reduceat sums without a [R, M, size] array.
-        present, starts = np.unique(codes[order], return_index=True)
-        out[:, present] = np.add.reduceat(weight[:, order], starts, axis=1)
-    return out
+    out = np.zeros((size, len(weight)))
+    labelled = codes != FAILURE
+    np.add.at(out, codes[labelled], weight[:, labelled].T)  # without a [R, M, size] array
+    return out.T

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 
 from jaxalign.errors import UserError
+from jaxalign.packages import import_package
 from jaxalign.paths import write_whole
 from jaxalign.reporting import Report, format_duration, silent
 
+# Records the metrics of a step in a file or on a dashboard.
+Log: TypeAlias = Callable[[int, Mapping[str, float]], None]
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 
@@ -51,13 +53,10 @@ def check_installed(config: LogConfig) -> None:
     Raises:
         UserError: If one is missing; the message has the command that installs it.
     """
-    packages = {"tensorboard": "tensorboardX"} if config.tensorboard else {}
-    packages |= {"wandb": "wandb"} if config.wandb is not None else {}
-    for name, package in packages.items():
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise UserError(f"log.{name} needs the package {package}. Run: pip install 'jaxalign[{name}]'.") from error
+    if config.tensorboard:
+        import_package("tensorboardX", "tensorboard", "log.tensorboard")
+    if config.wandb is not None:
+        import_package("wandb", "wandb", "log.wandb")
 
 
 class Jsonl:
@@ -76,13 +75,12 @@ class Jsonl:
         if resume_step is not None and path.exists():
             self.lines = [line for line in read_jsonl(path) if line["step"] <= resume_step]
         write_whole(path, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a", encoding="utf-8", buffering=1)  # flushes every line
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends a line."""
         line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in metrics.items()}}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
 
     def close(self) -> None:
         """Closes the file."""
@@ -105,45 +103,33 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-class TensorBoard:
-    """Events for TensorBoard. Those after ``resume_step`` are purged."""
+def _log_to_tensorboard(directory: Path, resume_step: int | None, stack: contextlib.ExitStack) -> Log:
+    """Opens TensorBoard events, without those after ``resume_step``, until the stack closes."""
+    from tensorboardX import SummaryWriter
 
-    def __init__(self, directory: Path, *, resume_step: int | None = None):
-        from tensorboardX import SummaryWriter
+    writer = SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
+    stack.callback(writer.close)
 
-        self._writer = SummaryWriter(str(directory), purge_step=None if resume_step is None else resume_step + 1)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes a scalar for each metric."""
+    def log(step: int, metrics: Mapping[str, float]) -> None:
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Closes the event file."""
-        self._writer.close()
+    return log
 
 
-class Wandb:
-    """A Weights & Biases run. Its id is stored in the output directory, so that a resumed run continues it."""
+def _log_to_wandb(
+    project: str, directory: Path, settings: Any, resume_step: int | None, stack: contextlib.ExitStack
+) -> Log:
+    """Opens a Weights & Biases run. Its id is stored in the directory, so that a resumed run continues it."""
+    import wandb
 
-    def __init__(
-        self, project: str, directory: Path, *, config: Mapping[str, Any] | None = None, resume_step: int | None = None
-    ):
-        import wandb
-
-        remembered = directory / "wandb_run_id"
-        known = remembered.read_text().strip() if resume_step is not None and remembered.exists() else None
-        settings = dict(config) if config else None
-        self._run = wandb.init(project=project, dir=str(directory), id=known, resume="allow", config=settings)
-        remembered.write_text(self._run.id)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Logs the metrics of a step."""
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        """Finishes the run."""
-        self._run.finish()
+    remembered = directory / "wandb_run_id"
+    known = remembered.read_text().strip() if resume_step is not None and remembered.exists() else None
+    config = dict(settings) if settings else None
+    run = wandb.init(project=project, dir=str(directory), id=known, resume="allow", config=config)
+    stack.callback(run.finish)
+    remembered.write_text(run.id)
+    return lambda step, metrics: run.log(dict(metrics), step=step)
 
 
 class Tracker(contextlib.ExitStack):
@@ -183,7 +169,7 @@ class Tracker(contextlib.ExitStack):
             raise UserError(f"log.every is {config.every}. Give 1 or more steps.")
         self._every, self._total_steps = config.every, total_steps
         self._shown, self._report = shown, report
-        self._sinks: list[Jsonl | TensorBoard | Wandb] = []
+        self._logs: list[Log] = []
         self._timings: Jsonl | None = None
         self._clock = Clock(resume_step or 0, total_steps)
         self.lines: list[dict[str, Any]] = []
@@ -195,16 +181,16 @@ class Tracker(contextlib.ExitStack):
             return
         directory = Path(directory)
         if config.tensorboard:
-            self._sinks.append(TensorBoard(directory / "tensorboard", resume_step=resume_step))
+            self._logs.append(_log_to_tensorboard(directory / "tensorboard", resume_step, self))
         if config.wandb is not None:
             directory.mkdir(parents=True, exist_ok=True)
-            self._sinks.append(Wandb(config.wandb, directory, config=settings, resume_step=resume_step))
-        metrics = Jsonl(directory / METRICS_FILE, resume_step=resume_step)
+            self._logs.append(_log_to_wandb(config.wandb, directory, settings, resume_step, self))
+        metrics, self._timings = (
+            self.enter_context(contextlib.closing(Jsonl(directory / name, resume_step=resume_step)))
+            for name in (METRICS_FILE, TIMINGS_FILE)
+        )
         self.lines = list(metrics.lines)
-        self._sinks.append(metrics)
-        self._timings = Jsonl(directory / TIMINGS_FILE, resume_step=resume_step)
-        for sink in (*self._sinks, self._timings):
-            self.callback(sink.close)
+        self._logs.append(metrics.log)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records a training step.
@@ -247,8 +233,8 @@ class Tracker(contextlib.ExitStack):
     def note(self, step: int, values: Mapping[str, float]) -> None:
         """Records values without a line in the report."""
         self.lines.append({"step": step, **values})
-        for sink in self._sinks:
-            sink.log(step, values)
+        for log in self._logs:
+            log(step, values)
 
 
 class Timing(NamedTuple):

@@ -9,7 +9,7 @@ import jaxalign
 
 ROOT = Path(jaxalign.__file__).parent
 LAYERS = (
-    {"errors", "paths", "keys", "settings", "reporting", "plotting", "_checks"},
+    {"errors", "paths", "keys", "settings", "reporting", "packages", "_checks"},
     {"masking"},
     {"losses", "advantages", "logprobs"},
     {"checkpoint", "tracking", "optim", "stats"},

@@ -20,7 +20,7 @@ from jaxalign.compare.methods import METHODS
 from jaxalign.compare.results import COLUMNS, COSTS, across, costs, read_results, run_seed, write_table
 from jaxalign.compare.start import Setting, make_start
 from jaxalign.errors import UserError
-from jaxalign.plotting import check_matplotlib
+from jaxalign.packages import import_package
 from jaxalign.settings import check_ranges
 
 RANGES: dict[str, tuple[float, float]] = {"seeds": (1, 1000), "first_seed": (0, 10**6), "setting.n": (2, CANDIDATES)}
@@ -58,7 +58,7 @@ def run(config: Config) -> None:
     if unknown := [name for name in config.methods if name not in METHODS]:
         raise UserError(f"methods: {unknown[0]!r} is not a method. Choose from {', '.join(METHODS)}.")
     output = Path(config.output).expanduser()
-    check_matplotlib()
+    import_package("matplotlib", "plots", "The picture")
     check_writable(output)
     console = Console(highlight=False, soft_wrap=True)
     methods = [name for name in METHODS if name == "sft" or name in config.methods]

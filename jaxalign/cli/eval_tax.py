@@ -19,7 +19,7 @@ from jaxalign.evals.plot import plot_tax
 from jaxalign.evals.suite import open_subject
 from jaxalign.evals.suite_check import check_suite
 from jaxalign.models.open import open_mesh
-from jaxalign.plotting import check_matplotlib
+from jaxalign.packages import import_package
 from jaxalign.settings import MeshSection, ModelSection, check_ranges
 from jaxalign.stats import Bootstrap
 
@@ -60,7 +60,7 @@ def run(config: Config) -> None:
     check_ranges(config, RANGES)
     check_suite(config.suite)
     if config.picture:
-        check_matplotlib("or set picture=false")
+        import_package("matplotlib", "plots", "The picture", "or set picture=false")
     output = Path(config.output).expanduser()
     check_writable(output)
     report, mesh = LiveReport(), open_mesh(config.mesh)

@@ -20,8 +20,8 @@ from jaxalign.judges.items import SIDES, check_fields
 from jaxalign.judges.journal import VERDICTS
 from jaxalign.judges.pairwise import OPPOSITE, VERDICTS_BY_NAME, Verdict, combine_orders
 from jaxalign.judges.plot import plot_audit
+from jaxalign.packages import import_package
 from jaxalign.paths import write_whole
-from jaxalign.plotting import check_matplotlib
 from jaxalign.reporting import Report, silent
 from jaxalign.settings import check_ranges
 from jaxalign.stats import Bootstrap
@@ -85,7 +85,7 @@ def audit_file(config: AuditConfig, report: Report = silent) -> TrustReport:
     """
     check_ranges(config, {"confidence": (0.5, 0.999), "resamples": (100, 10**6), "seed": (0, 2**31 - 1)})
     if config.picture:
-        check_matplotlib("or set picture=false")
+        import_package("matplotlib", "plots", "The picture", "or set picture=false")
     path, output = locate_verdicts(config.path, config.output)
     check_writable(output)
     columns = read_verdicts(path, config)

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 from jaxalign.errors import UserError
 from jaxalign.judges.cache import Cache
 from jaxalign.judges.hashing import text_hash
+from jaxalign.packages import import_package
 from jaxalign.settings import check_ranges
 
 Messages: TypeAlias = Sequence[Mapping[str, str]]
@@ -297,10 +298,7 @@ def _request_body(endpoint: Endpoint, messages: Messages) -> dict[str, Any]:
 
 def check_endpoint(endpoint: Endpoint) -> None:
     """Raises UserError for a setting that makes no sense. The message never contains what may be a secret."""
-    try:
-        import openai  # noqa: F401
-    except ImportError:
-        raise UserError("An endpoint needs openai. Install it with pip install 'jaxalign[judge]'.") from None
+    import_package("openai", "judge", "An endpoint")
     try:
         url = urlsplit(endpoint.base_url)
         is_address = url.scheme in ("http", "https") and bool(url.hostname) and (url.port or 1) > 0

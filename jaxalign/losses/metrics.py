@@ -133,16 +133,9 @@ def preference_metrics(
     (Array(1., dtype=float32), Array(1., dtype=float32))
     """
     h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
-    margins = beta * (h_c - h_r)
-    values = {
-        "rewards/chosen": beta * h_c,
-        "rewards/rejected": beta * h_r,
-        "rewards/margins": margins,
-        "rewards/accuracies": (jnp.sign(margins) + 1) / 2,
-        "logps/chosen": jnp.asarray(policy_chosen_logps),
-        "logps/rejected": jnp.asarray(policy_rejected_logps),
-    }
-    return {name: sum_count(value, mask) for name, value in values.items()}
+    logps = {"logps/chosen": policy_chosen_logps, "logps/rejected": policy_rejected_logps}
+    metrics = _pair_metrics(beta * h_c, beta * h_r, beta * (h_c - h_r), mask)
+    return metrics | {name: sum_count(value, mask) for name, value in logps.items()}
 
 
 def reward_metrics(chosen_rewards: Logps, rejected_rewards: Logps, mask: Bool[Array, "*B"] | None = None) -> Metrics:
@@ -165,11 +158,15 @@ def reward_metrics(chosen_rewards: Logps, rejected_rewards: Logps, mask: Bool[Ar
     (Array(1., dtype=float32), Array(2., dtype=float32))
     """
     r_c, r_r = check.to_floats(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
+    return _pair_metrics(r_c, r_r, r_c - r_r, mask)
+
+
+def _pair_metrics(chosen: Logps, rejected: Logps, margins: Logps, mask: Bool[Array, "*B"] | None) -> Metrics:
     values = {
-        "rewards/chosen": r_c,
-        "rewards/rejected": r_r,
-        "rewards/margins": r_c - r_r,
-        "rewards/accuracies": (jnp.sign(r_c - r_r) + 1) / 2,
+        "rewards/chosen": chosen,
+        "rewards/rejected": rejected,
+        "rewards/margins": margins,
+        "rewards/accuracies": (jnp.sign(margins) + 1) / 2,
     }
     return {name: sum_count(value, mask) for name, value in values.items()}
 

@@ -365,10 +365,14 @@ def aot(
 
     Source: Melnyk et al. 2024, arXiv:2406.05882.
     """
-    pc, pr, rc, rr = _batches(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
+    pc, pr, rc, rr = check.to_floats(
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
     )
-    quantiles = jnp.sort(pc - pr, axis=-1) - jnp.sort(rc - rr, axis=-1)
+    check.has_axis("policy_chosen_logps", pc, "[..., B]")
+    quantiles = jnp.sort(pc - pr, axis=-1) - jax.lax.stop_gradient(jnp.sort(rc - rr, axis=-1))
     return logistic_link(beta * quantiles, label_smoothing=label_smoothing)
 
 
@@ -408,17 +412,7 @@ def aot_unpaired(
 
     Source: Melnyk et al. 2024, arXiv:2406.05882.
     """
-    pc, pr, rc, rr = _batches(
-        policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps
-    )
-    quantiles = jnp.sort(pc - rc, axis=-1) - jnp.sort(pr - rr, axis=-1)
+    h_c, h_r = log_ratios(policy_chosen_logps, policy_rejected_logps, reference_chosen_logps, reference_rejected_logps)
+    check.has_axis("policy_chosen_logps", h_c, "[..., B]")
+    quantiles = jnp.sort(h_c, axis=-1) - jnp.sort(h_r, axis=-1)
     return logistic_link(beta * quantiles, label_smoothing=label_smoothing)
-
-
-def _batches(pc: Logps, pr: Logps, rc: Logps, rr: Logps) -> list[Array]:
-    """Checks that the four arguments have a batch axis and returns them, with the reference held constant."""
-    arrays = check.to_floats(
-        policy_chosen_logps=pc, policy_rejected_logps=pr, reference_chosen_logps=rc, reference_rejected_logps=rr
-    )
-    check.at_least_axes("policy_chosen_logps", arrays[0], 1, "[..., B]")
-    return arrays[:2] + [jax.lax.stop_gradient(array) for array in arrays[2:]]

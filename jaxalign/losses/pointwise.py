@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign import _checks as check
 from jaxalign.losses.pairwise import Logps, log_ratios
+from jaxalign.losses.weighting import masked_mean
 
 
 def nca_pair(
@@ -273,11 +274,10 @@ def kto_kl(
     Source: Ethayarajh et al. 2024, arXiv:2402.01306, sec. 4.1.
     """
     policy, reference = check.to_floats(policy_kl_logps=policy_kl_logps, reference_kl_logps=reference_kl_logps)
-    check.at_least_axes("policy_kl_logps", policy, 1, "[..., N]")
+    check.has_axis("policy_kl_logps", policy, "[..., N]")
     h = policy - reference
     mask = jnp.ones(h.shape, bool) if mask is None else check.to_mask("mask", mask, h.shape, "policy_kl_logps")
-    mean = jnp.sum(jnp.where(mask, h, 0), axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(h.dtype)
-    return jax.lax.stop_gradient(jnp.maximum(mean, 0))
+    return jax.lax.stop_gradient(jnp.maximum(masked_mean(jnp.where(mask, h, 0), mask), 0))
 
 
 def apo_zero_unpaired(

@@ -110,8 +110,7 @@ def dual_clip(
     Source: Ye et al. 2020, arXiv:1912.09729, eq. 5.
     """
     log_ratio, advantages = _log_ratio(logps, old_logps, advantages)
-    log_ratio = cap(log_ratio, jnp.log(max_ratio))
-    return -clipped_ratio(log_ratio, advantages, clip_low, clip_high) * advantages
+    return -clipped_ratio(cap(log_ratio, jnp.log(max_ratio)), advantages, clip_low, clip_high) * advantages
 
 
 def value_clip(values: Tokens, old_values: Tokens, returns: Tokens, *, clip: float = 0.2) -> Tokens:

@@ -14,6 +14,9 @@ microbatches. Sequences without a valid token (padding) are not counted.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -148,8 +151,7 @@ def token_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
 
     Source: Yu et al. 2025 (DAPO), arXiv:2503.14476, eq. 8.
     """
-    losses, mask = _pair(losses, mask)
-    return weighted_sum(losses, token_mean_weights(mask).astype(losses.dtype))
+    return _reduce(losses, mask, token_mean_weights)
 
 
 def sequence_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
@@ -173,8 +175,7 @@ def sequence_mean(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
 
     Source: Shao et al. 2024 (GRPO), arXiv:2402.03300, eq. 3.
     """
-    losses, mask = _pair(losses, mask)
-    return weighted_sum(losses, sequence_mean_weights(mask).astype(losses.dtype))
+    return _reduce(losses, mask, sequence_mean_weights)
 
 
 def sequence_sum(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
@@ -198,8 +199,7 @@ def sequence_sum(losses: Float[Array, "*B T"], mask: Mask) -> Float[Array, ""]:
 
     Source: Liu et al. 2026 (LUSPO), arXiv:2602.05261.
     """
-    losses, mask = _pair(losses, mask)
-    return weighted_sum(losses, sequence_sum_weights(mask).astype(losses.dtype))
+    return _reduce(losses, mask, sequence_sum_weights)
 
 
 def fixed_length_mean(losses: Float[Array, "*B T"], mask: Mask, *, length: float) -> Float[Array, ""]:
@@ -224,21 +224,21 @@ def fixed_length_mean(losses: Float[Array, "*B T"], mask: Mask, *, length: float
 
     Source: Liu et al. 2025 (Dr. GRPO), arXiv:2503.20783.
     """
-    losses, mask = _pair(losses, mask)
-    return weighted_sum(losses, fixed_length_mean_weights(mask, length=length).astype(losses.dtype))
+    return _reduce(losses, mask, functools.partial(fixed_length_mean_weights, length=length))
 
 
 def _mask(mask: Mask) -> Array:
     """Returns a checked mask."""
     mask = check.to_array("mask", mask)
-    check.at_least_axes("mask", mask, 1, "[..., T]")
+    check.has_axis("mask", mask, "[..., T]")
     return check.to_mask("mask", mask, mask.shape, "mask")
 
 
-def _pair(losses: Float[Array, "*B T"], mask: Mask) -> tuple[Array, Array]:
-    """Returns checked losses and mask of one shape."""
+def _reduce(losses: Float[Array, "*B T"], mask: Mask, weights: Callable[[Array], Array]) -> Float[Array, ""]:
+    """Sums losses with the weights of their mask."""
     losses = check.to_float("losses", losses)
-    return losses, check.to_mask("mask", mask, losses.shape, "losses")
+    mask = check.to_mask("mask", mask, losses.shape, "losses")
+    return weighted_sum(losses, weights(mask).astype(losses.dtype))
 
 
 def _share(mask: Array, axis: int | None) -> Array:

@@ -92,8 +92,7 @@ def plackett_luce(rewards: Float[Array, "*B K"], mask: Bool[Array, "*B K"] | Non
     Source: Plackett 1975, https://doi.org/10.2307/2346567; for preferences, Rafailov et al. 2023, arXiv:2305.18290, eq.
     18.
     """
-    rewards = check.to_float("rewards", rewards)
-    check.at_least_axes("rewards", rewards, 1, "[..., K]")
+    rewards = check.to_float("rewards", rewards, "[..., K]")
     mask = jnp.ones(rewards.shape, bool) if mask is None else check.to_mask("mask", mask, rewards.shape, "rewards")
     rewards = jnp.where(mask, rewards, 0)
     # Row k of this [K, K] marks the candidates left at rank k. A masked one includes itself, so that no sum is empty.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxalign import _checks as check
 from jaxalign.losses.policy import cap, clipped_ratio
+from jaxalign.losses.weighting import masked_mean
 
 
 def gspo(
@@ -52,7 +53,7 @@ def gspo(
     Source: Zheng et al. 2025, arXiv:2507.18071, eqs. 5 and 7.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
-    return -clipped_ratio(_masked_mean(log_ratio, mask), advantages, clip_low, clip_high) * advantages
+    return -clipped_ratio(masked_mean(log_ratio, mask), advantages, clip_low, clip_high) * advantages
 
 
 def gmpo(
@@ -88,9 +89,8 @@ def gmpo(
     Source: Zhao et al. 2025, arXiv:2507.20673.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
-    positive = (advantages > 0)[..., None]
-    clipped = jnp.where(positive, cap(log_ratio, clip), -cap(-log_ratio, clip))
-    return -jnp.exp(_masked_mean(clipped, mask)) * advantages
+    clipped = jnp.where((advantages > 0)[..., None], cap(log_ratio, clip), -cap(-log_ratio, clip))
+    return -jnp.exp(masked_mean(clipped, mask)) * advantages
 
 
 def vespo(
@@ -200,8 +200,7 @@ def optimal_value(rewards: Float[Array, "*B K"], *, beta: float) -> Float[Array,
 
     Source: Brantley et al. 2025, arXiv:2505.20686.
     """
-    rewards = check.to_number("rewards", rewards)
-    check.at_least_axes("rewards", rewards, 1, "[..., K]")
+    rewards = check.to_number("rewards", rewards, "[..., K]")
     return beta * (jax.nn.logsumexp(rewards / beta, axis=-1) - jnp.log(rewards.shape[-1]).astype(rewards.dtype))
 
 
@@ -238,7 +237,7 @@ def off_policy_mask(
     Source: DeepSeek-AI 2025 (DeepSeek-V3.2), arXiv:2512.02556, eq. 9.
     """
     log_ratio, advantages, mask = _sequences(logps, old_logps, advantages, mask)
-    return (advantages >= 0) | (-_masked_mean(log_ratio, mask) <= max_kl)
+    return (advantages >= 0) | (-masked_mean(log_ratio, mask) <= max_kl)
 
 
 def _sequences(
@@ -246,15 +245,9 @@ def _sequences(
 ) -> tuple[Array, Array, Array]:
     """Checks the arguments and returns (log ρ, A, mask): log ρ is 0 where masked, A is 0 where no token counts."""
     logps, old_logps = check.to_floats(logps=logps, old_logps=old_logps)
-    check.at_least_axes("logps", logps, 1, "[..., T]")
+    check.has_axis("logps", logps, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
     log_ratio = jnp.where(mask, logps - jax.lax.stop_gradient(old_logps), 0)
-    advantages = check.to_number("advantages", advantages)
-    check.same_shape("advantages", advantages, logps.shape[:-1], "logps without its last axis")
-    advantages = jax.lax.stop_gradient(advantages).astype(log_ratio.dtype)
+    sequences = jax.ShapeDtypeStruct(logps.shape[:-1], log_ratio.dtype)
+    advantages = check.to_constant("advantages", advantages, sequences, "logps without its last axis")
     return log_ratio, jnp.where(jnp.any(mask, axis=-1), advantages, 0), mask
-
-
-def _masked_mean(x: Array, mask: Array) -> Array:
-    """Averages x, which is 0 where masked, over the last axis; 0 where no token counts."""
-    return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)

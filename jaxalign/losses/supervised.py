@@ -150,7 +150,7 @@ def _kl(log_p: Logits, log_q: Logits) -> Float[Array, "*B"]:
 
 def _log_probs(student_logits: Logits, teacher_logits: Logits, temperature: float) -> tuple[Array, Array]:
     student, teacher = check.to_floats(student_logits=student_logits, teacher_logits=teacher_logits)
-    check.at_least_axes("student_logits", student, 1, "[..., V]")
+    check.has_axis("student_logits", student, "[..., V]")
     wide = jnp.promote_types(student.dtype, jnp.float32)
     student, teacher = (jax.nn.log_softmax(x.astype(wide) / temperature, axis=-1) for x in (student, teacher))
     return student, jax.lax.stop_gradient(teacher)

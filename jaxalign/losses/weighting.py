@@ -51,8 +51,7 @@ def average_logps(logps: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Flo
     >>> average_logps(jnp.array([[-1.0, -2.0, -9.0]]), jnp.array([[True, True, False]]))
     Array([-1.5], dtype=float32)
     """
-    logps, mask = _masked(logps, mask)
-    return jnp.sum(logps, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(logps.dtype)
+    return masked_mean(*_masked(logps, mask))
 
 
 def ld_logps(
@@ -123,9 +122,17 @@ def wpo_weights(
     return jnp.exp(average_logps(jax.lax.stop_gradient(logps), mask))
 
 
+def masked_mean(x: Float[Array, "*B T"], mask: Bool[Array, "*B T"]) -> Float[Array, "*B"]:
+    """Averages x, which must be 0 where masked, over the last axis; 0 where no entry counts.
+
+    >>> masked_mean(jnp.array([[2.0, 4.0, 0.0]]), jnp.array([[True, True, False]]))
+    Array([3.], dtype=float32)
+    """
+    return jnp.sum(x, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1).astype(x.dtype)
+
+
 def _masked(logps: Array, mask: Array) -> tuple[Array, Array]:
     """Checks the arguments and returns (logps, mask), with 0 in masked slots."""
-    logps = check.to_float("logps", logps)
-    check.at_least_axes("logps", logps, 1, "[..., T]")
+    logps = check.to_float("logps", logps, "[..., T]")
     mask = check.to_mask("mask", mask, logps.shape, "logps")
     return jnp.where(mask, logps, 0), mask

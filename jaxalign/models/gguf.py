@@ -12,6 +12,7 @@ import numpy as np
 from jaxalign.errors import UserError
 from jaxalign.models.config import ModelConfig, RopeScaling, from_hf_config
 from jaxalign.models.decoder import inverse_frequencies
+from jaxalign.packages import import_package
 
 # llama.cpp's names → Hugging Face's.
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -35,12 +36,9 @@ def open_gguf(path: Path) -> Any:
     Raises:
         UserError: if the ``gguf`` package is not installed, or the file is not a complete GGUF file.
     """
+    gguf = import_package("gguf", "gguf", f"The file {path}")
     try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs the gguf package: pip install 'jaxalign[gguf]'.") from error
-    try:
-        return GGUFReader(path)
+        return gguf.GGUFReader(path)
     except (OSError, ValueError, IndexError, KeyError) as error:
         raise UserError(f"{path}: not a complete GGUF file ({error}).") from error
 

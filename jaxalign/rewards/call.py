@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import math
@@ -22,6 +21,8 @@ Texts: TypeAlias = Sequence[str]
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 # (prompts, completions, rows) -> one number per completion. Rows are the records that the prompts came from.
 Reward: TypeAlias = Callable[[Texts, Texts, Rows], Any]
+# Threads shared by all calls of ``submit``. The first call starts them.
+_THREADS = ThreadPoolExecutor(thread_name_prefix="jaxalign-rewards")
 
 
 def compute_rewards(
@@ -98,7 +99,7 @@ def submit(
     >>> future.result()
     array([1.])
     """
-    return (executor or _threads()).submit(compute_rewards, reward, prompts, completions, rows, name=name)
+    return (executor or _THREADS).submit(compute_rewards, reward, prompts, completions, rows, name=name)
 
 
 def load_reward(name: str) -> Reward:
@@ -161,17 +162,7 @@ def _number(name: str, index: int, score: Any, prompt: str) -> float:
         value = math.nan
     if not math.isfinite(value):
         start = prompt if len(prompt) <= 40 else prompt[:40] + "…"
-        raise UserError(
-            f"Reward {name}, row {index + 1} (prompt {start!r}): the score is {_shown(score)}. Return a finite number."
-        )
+        shown = repr(score) if len(repr(score)) <= 40 else f"a {type(score).__name__}"
+        place = f"Reward {name}, row {index + 1} (prompt {start!r})"
+        raise UserError(f"{place}: the score is {shown}. Return a finite number.")
     return value
-
-
-def _shown(score: Any) -> str:
-    text = repr(score)
-    return text if len(text) <= 40 else f"a {type(score).__name__}"
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="jaxalign-rewards")

@@ -81,16 +81,14 @@ def number_match(field: str = "answer", *, tolerance: float = 0.0, marked: bool 
     """
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise UserError(f"tolerance is {tolerance}. Give a finite number that is not negative.")
+    limit = Fraction(tolerance)
 
     def number_match(prompts: Texts, completions: Texts, rows: Rows) -> NDArray[np.float64]:
         del prompts
         wanted = [_reference(row, i, field) for i, row in enumerate(rows)]
         numbers = [final_number(completion, marked=marked) for completion in completions]
-        matches = [
-            number is not None and abs(number - want) <= Fraction(tolerance)
-            for number, want in zip(numbers, wanted, strict=True)
-        ]
-        return np.array(matches, np.float64)
+        pairs = zip(numbers, wanted, strict=True)
+        return np.array([number is not None and abs(number - want) <= limit for number, want in pairs], np.float64)
 
     return number_match
 

@@ -55,13 +55,13 @@ def summarise(lines: list[dict]) -> None:
         runs = [line for line in lines if line["method"] == method]
         if len(runs) < SEEDS:
             continue
-        gain = student(np.array([line["after"] - line["before"] for line in runs]))
+        gain, low, high = student(np.array([line["after"] - line["before"] for line in runs]))
         kls = [line["kl"] for line in runs]
         before, after, second, seconds = (
             np.mean([line[name] for line in runs]) for name in ("before", "after", "kl_second_half", "seconds")
         )
         print(
-            f"{method:<13} reward {before:.3f} → {after:.3f}, gain {gain.mean:.3f} ± {gain.high - gain.mean:.3f}, "
+            f"{method:<13} reward {before:.3f} → {after:.3f}, gain {gain:.3f} ± {high - gain:.3f}, "
             f"KL {min(kls):.2f} to {max(kls):.2f}, in the second half {second:.3f}, {seconds:.0f} s"
         )
 
