@@ -238,9 +238,8 @@ def kto(
     """
     h, desirable = _labelled(policy_logps, reference_logps, desirable)
     kl = check.to_constant("kl", kl, h, "policy_logps", or_scalar=True)
-    return jnp.where(
-        desirable, desirable_weight * sigmoid(-beta * (h - kl)), undesirable_weight * sigmoid(beta * (h - kl))
-    )
+    x = beta * (h - kl)
+    return jnp.where(desirable, desirable_weight * sigmoid(-x), undesirable_weight * sigmoid(x))
 
 
 def kto_kl(

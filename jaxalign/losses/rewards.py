@@ -37,8 +37,7 @@ def bradley_terry(chosen_rewards: Rewards, rejected_rewards: Rewards, *, margin:
     eq. 2.
     """
     r_c, r_r = check.to_floats(chosen_rewards=chosen_rewards, rejected_rewards=rejected_rewards)
-    margin = check.to_constant("margin", margin, r_c, "chosen_rewards", or_scalar=True)
-    return -log_sigmoid(r_c - r_r - margin)
+    return -log_sigmoid(r_c - r_r - check.to_constant("margin", margin, r_c, "chosen_rewards", or_scalar=True))
 
 
 def reward_centering(chosen_rewards: Rewards, rejected_rewards: Rewards) -> Rewards:

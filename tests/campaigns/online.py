@@ -55,7 +55,7 @@ def summarise(lines: list[dict]) -> None:
         runs = [line for line in lines if line["method"] == method]
         if len(runs) < SEEDS:
             continue
-        gain, low, high = student(np.array([line["after"] - line["before"] for line in runs]))
+        gain, _, high = student(np.array([line["after"] - line["before"] for line in runs]))
         kls = [line["kl"] for line in runs]
         before, after, second, seconds = (
             np.mean([line[name] for line in runs]) for name in ("before", "after", "kl_second_half", "seconds")
