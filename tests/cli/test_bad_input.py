@@ -159,7 +159,7 @@ def test_token_ids_beyond_the_embedding_are_reported(refused, tiny_model, tmp_pa
 def test_a_missing_dashboard_is_reported_before_the_work(refused, monkeypatch, package):
     monkeypatch.setitem(sys.modules, package, None)
     changes = {"log__tensorboard": "true"} if package == "tensorboardX" else {"log__wandb": "project"}
-    assert f"needs the package {package}. Run: pip install" in refused(model__path="no.gguf", **changes)
+    assert f"needs {package}. Install it with pip install" in refused(model__path="no.gguf", **changes)
 
 
 @pytest.mark.parametrize("setting", ["data.path", "model.path", "output"])
