@@ -42,7 +42,13 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("changes", [{}, {"method__loss": "bco", "method__reference": "cached"}], ids=["kto", "bco"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="kto"),
+        pytest.param({"method__loss": "bco", "method__reference": "cached"}, id="bco", marks=pytest.mark.thorough),
+    ],
+)
 def test_a_resumed_run_is_the_uninterrupted_one(flags, finished, tmp_path, monkeypatch, changes):
     fold = loop.run
 

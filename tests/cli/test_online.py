@@ -103,6 +103,7 @@ def test_a_reward_model_and_a_function_weighted(flags, online, tmp_path):
     assert line["objective/scores"] == pytest.approx(mixed, rel=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_reward_model_on_the_policys_base(flags, online, tiny_model, tmp_path):
     """Adapters and heads on the base give the scores of the model that they were merged into, with fewer bytes."""
     scorer = tmp_path / "scorer"
@@ -142,7 +143,8 @@ def test_mistakes(online, error_of, tmp_path, tiny_model):
     assert "checkpoints" in names(tmp_path / "far")
 
 
-@pytest.mark.parametrize("command", ["ppo", pytest.param("grpo", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("command", ["ppo", "grpo"])
 def test_a_budget_of_capability_keeps_the_last_iteration_within_it(online, tmp_path, capsys, command):
     """Steps so large that a text gets unlikely in the end."""
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": "the sky is blue"}) + "\n")

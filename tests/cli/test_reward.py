@@ -68,7 +68,7 @@ def test_pairs_to_a_reward_model(reward, tmp_path, capsys):
         assert words in shown
 
 
-@pytest.mark.parametrize("learn", ["pairs", "rankings"])
+@pytest.mark.parametrize("learn", ["pairs", pytest.param("rankings", marks=pytest.mark.thorough)])
 def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_file, tiny_model, tmp_path, learn):
     run, target = tmp_path / "run", tmp_path / "exported"
     changes = {"method.learn": learn, "method.heads": 3, "lora.rank": 2}
@@ -88,7 +88,8 @@ def test_an_ensemble_with_adapters_is_exported_as_it_was_saved(reward, rankings_
     jax.tree.map(np.testing.assert_array_equal, merged_params, params)
 
 
-@pytest.mark.parametrize("heads", [pytest.param(1, marks=pytest.mark.thorough), 3])
+@pytest.mark.thorough
+@pytest.mark.parametrize("heads", [1, 3])
 def test_resumed_is_bitwise(reward, tmp_path, monkeypatch, heads):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     settings = {"method.heads": heads, "train__checkpoint_every": 1}

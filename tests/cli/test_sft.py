@@ -59,7 +59,9 @@ def test_it_learns_and_reports(sft, tmp_path, capsys):
         assert words in shown
 
 
-@pytest.mark.parametrize("settings", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "settings", [pytest.param({}, id="full", marks=pytest.mark.thorough), pytest.param(LORA, id="lora")]
+)
 def test_resumed_is_bitwise_and_exported_is_the_model(sft, tmp_path, monkeypatch, settings):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert main(sft(whole, **settings)) == 0

@@ -136,7 +136,7 @@ def test_the_mean_comes_before_the_clamp(parts):
     assert metrics["kl"][0] == 0
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.thorough) if n != "kto" else n for n in METHODS])
 def test_the_update_does_not_depend_on_the_cut(parts, name):
     """Microbatches of 1, 2, 4 and all rows, one tree a row or several, in another order."""
     model, policy, reference = parts
@@ -171,6 +171,7 @@ def test_the_baseline_has_no_gradient(parts):
     assert abs(want) > 1e-3
 
 
+@pytest.mark.thorough
 def test_a_real_model_too(tiny_config):
     """One that attends: the update is the same for one tree a row and for all of them in one."""
     model = Model(dataclasses.replace(tiny_config, num_hidden_layers=1), remat="none")

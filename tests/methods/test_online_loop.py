@@ -33,7 +33,8 @@ def refresh(reference, params, iteration):
     return moving_average(reference, policy, iteration, rate=0.1)
 
 
-@pytest.mark.parametrize("name", ["ppo", pytest.param("online_dpo", marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", ["ppo", "online_dpo"])
 def test_resume_between_iterations_is_bitwise(name, tmp_path):
     """Controller, running scores, a moving reference, keys, the order of prompts: all of it is in the state."""
     options = {"target": 1.0} if name == "ppo" else {}

@@ -148,6 +148,7 @@ def test_cached_reference_log_probs_give_the_same(parts, name):
     np.testing.assert_allclose(value(None, batch_of(cached)), value(reference, live), rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_wpo_weighs_each_pair(tiny_config):
     """The weights of losses.wpo_weights, from a real model, without gradient."""
     model = Model(tiny_config, remat="none")

@@ -65,6 +65,7 @@ def test_bradley_terry_with_margin_and_centring(trunk, rows):
     np.testing.assert_allclose(metrics["rewards/brier"][0], np.sum((1 - 1 / (1 + np.exp(-delta))) ** 2), rtol=1e-4)
 
 
+@pytest.mark.thorough
 def test_gradient_does_not_depend_on_the_cut(trunk):
     model, params = scorer(trunk, heads=3)
     trees = attach(random_trees(8), index=np.arange(8))

@@ -111,6 +111,7 @@ def test_dpo_on_adapters_starts_at_ln_2_and_leaves_the_base_bitwise(base):
     }
 
 
+@pytest.mark.thorough
 def test_the_gradient_of_the_adapters_is_that_of_the_whole_tree(base):
     model, adapters = adapted(base)
     _, _, got = train(model, adapters, base[1], steps=1)

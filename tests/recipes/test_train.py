@@ -65,7 +65,7 @@ def test_nothing_is_written_and_nothing_is_printed_without_an_output(loaded, tmp
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("reference", ["cached", "live"])
+@pytest.mark.parametrize("reference", ["cached", pytest.param("live", marks=pytest.mark.thorough)])
 def test_a_loss_and_a_metric_of_ones_own(loaded, reference):
     def loss(pc, pr, rc, rr):
         return losses.hinge(pc, pr, rc, rr, beta=0.1)
