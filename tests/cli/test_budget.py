@@ -41,6 +41,7 @@ def figures(run):
     }
 
 
+@pytest.mark.thorough
 def test_a_run_within_its_budget_is_the_run_without_one(tmp_path, flags, rejected):
     assert main(flags(tmp_path / "plain")) == 0
     assert main(flags(tmp_path / "wide", **budget(rejected, 1e9))) == 0
@@ -66,6 +67,7 @@ def test_the_last_state_within_the_budget_is_kept(tmp_path, flags, rejected, cap
     assert same_model(tmp_path / "tight" / "model", tmp_path / "two" / "model")
 
 
+@pytest.mark.thorough
 def test_what_a_killed_run_kept_is_not_the_next_ones(tmp_path, flags, rejected):
     """Killed before its first checkpoint, with another learning rate: the next run has a state of its own."""
     assert main(flags(tmp_path / "run", **budget(rejected, 1e9, 1), **{"optim.learning_rate": 3e-2})) == 0

@@ -88,16 +88,8 @@ def shrunk(config: Path, command: str, tiny_model, data_for, scorer, output) -> 
     return [command, "--config", str(config), *flags]
 
 
-def once_per_command() -> list:
-    """All configurations; those of a command that an earlier one tries are marked as thorough."""
-    commands = [command_of(config) for config in CONFIGS]
-    return [
-        pytest.param(config, id=config.stem, marks=[pytest.mark.thorough] if command in commands[:number] else [])
-        for number, (config, command) in enumerate(zip(CONFIGS, commands, strict=True))
-    ]
-
-
-@pytest.mark.parametrize("config", once_per_command())
+@pytest.mark.thorough
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_shrunk_it_runs(config, tiny_model, data_for, scorer, tmp_path):
     command = command_of(config)
     assert main(shrunk(config, command, tiny_model, data_for, scorer, tmp_path / "run")) == 0
